@@ -1,0 +1,125 @@
+"""Step folders: everything that a run needs to go on, without pickle, whole or not there at all.
+
+`step_00000123/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. Nothing random has a state and the
+learning rate is a function of the step, so that is all.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from resnet_in1k import files
+from resnet_in1k.errors import UserError
+from resnet_in1k.model import WEIGHTS_NAME, load_strictly, read_weights
+
+FORMAT_VERSION = 1
+OPTIMIZER_NAME = "optimizer.safetensors"
+STATE_NAME = "state.json"
+_STEP_FOLDER = re.compile(r"step_(\d+)")
+
+
+@dataclass
+class TrainState:
+    """The position in a run, and what is remembered of the way there."""
+
+    step: int = 0
+    """Optimizer steps done; 0 before the first."""
+    epoch_losses: list[float] = field(default_factory=list)
+    """Global mean loss of each step done of an epoch that is not over."""
+    best_step: int = 0
+    """Step of the best weights so far; 0 if none were evaluated."""
+    best_top1_accuracy: float = -1.0
+    grad_scaler: dict[str, Any] | None = None
+    """The loss scaler's state, with fp16 only."""
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Contiguous CPU tensors to safetensors, atomically; the same weights give the same bytes."""
+    files.write_atomically(path, lambda temporary: _save_tensors(state, temporary))
+
+
+def save_checkpoint(
+    checkpoints: Path, state: TrainState, weights: Mapping[str, Tensor], optimizer_tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write `checkpoints/step_<state.step>/` and return it."""
+    folder = checkpoints / f"step_{state.step:08d}"
+    with files.new_folder(folder) as temporary:
+        _save_tensors(weights, temporary / WEIGHTS_NAME)
+        _save_tensors(optimizer_tensors, temporary / OPTIMIZER_NAME)
+        sums = {name: files.sha256_of(temporary / name) for name in (WEIGHTS_NAME, OPTIMIZER_NAME)}
+        files.write_json(temporary / STATE_NAME, {"format_version": FORMAT_VERSION, **asdict(state), "sha256": sums})
+    return folder
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # Not safetensors' own save_file: its files are readable by their owner only, whatever the umask says.
+    path.write_bytes(save(dict(tensors), metadata={"format": "pt"}))
+
+
+def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of each whole checkpoint, oldest first, in numeric order."""
+    if not checkpoints.is_dir():
+        return []
+    matches = [(match, path) for path in checkpoints.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in matches)
+
+
+def prune_checkpoints(checkpoints: Path, keep: int, best_step: int) -> None:
+    """Delete all but the `keep` newest and the best."""
+    for step, folder in list_checkpoints(checkpoints)[:-keep]:
+        if step != best_step:
+            shutil.rmtree(folder)
+
+
+def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Put weights and optimizer tensors back in place.
+
+    Raises:
+        UserError: if a file is missing, damaged, or does not fit the model.
+    """
+    try:
+        values = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+        if values.pop("format_version") != FORMAT_VERSION:
+            raise UserError(f"{folder} was written by another version of resnet_in1k; resume it with that one")
+        for name, sum_ in values.pop("sha256").items():
+            if files.sha256_of(folder / name) != sum_:
+                raise UserError(f"{folder / name} is damaged (its sha256 is not the recorded one); remove {folder}")
+        state = TrainState(**values)
+        load_strictly(model, read_weights(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
+        load_optimizer_tensors(model, optimizer, load_file(folder / OPTIMIZER_NAME))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{folder} is not a whole checkpoint ({error}); remove it to resume from the one before"
+        ) from None
+    return state
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors by parameter: `layer1.0.conv1.weight.momentum_buffer`; contiguous, on the CPU."""
+    return {
+        f"{name}.{key}": torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+        for name, parameter in model.named_parameters()
+        for key, tensor in optimizer.state[parameter].items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def load_optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`; each tensor takes its parameter's device and memory layout."""
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        name, key = full_name.rsplit(".", 1)
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise ValueError(f"{full_name} in {OPTIMIZER_NAME} does not fit the model")
+        optimizer.state[parameters[name]][key] = torch.empty_like(parameters[name]).copy_(tensor)

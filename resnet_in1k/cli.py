@@ -1,0 +1,77 @@
+"""What the scripts share: from arguments to a call, from an error to one line and an exit status."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from resnet_in1k.errors import ProcessError, UserError
+
+T = TypeVar("T")
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Call `main`; a UserError becomes one line on standard error and exit status 2."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    try:
+        record(main)()  # tells a launcher of several processes the reason, for its own report
+    except UserError as error:
+        if _is_main_process() or isinstance(error, ProcessError):
+            _fail(str(error))
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def parse(cls: type[T], default: T | None = None, description: str | None = None) -> T:
+    """Command-line arguments to a dataclass; flags, types and help are those of its fields.
+
+    A wrong argument ends the program with one line that names it and, if there is one, the flag that was meant.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            options = {} if default is None else {"default": default}
+            return tyro.cli(cls, description=description, config=(tyro.conf.OmitArgPrefixes,), **options)
+    except SystemExit as exit_:
+        if exit_.code:
+            if _is_main_process():
+                _fail(_one_line(errors.getvalue()))
+            sys.exit(BAD_INPUT)
+        raise
+
+
+def choice_ahead(flag: str, default: str) -> str:
+    """The value of one flag, read before the parser can be built that depends on it."""
+    arguments = sys.argv[1:]
+    for place, argument in enumerate(arguments):
+        if argument == flag and place + 1 < len(arguments):
+            default = arguments[place + 1]
+        elif argument.startswith(flag + "="):
+            default = argument.split("=", 1)[1]
+    return default
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def _one_line(boxed: str) -> str:
+    """tyro's box without its frame and its pointer to the help."""
+    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in boxed.splitlines()[1:]]
+    kept = [line for line in lines if line and not line.startswith("For full helptext")]
+    return re.sub(r"\s+", " ", " ".join(kept)) + " (see --help)"

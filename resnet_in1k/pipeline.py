@@ -1,0 +1,249 @@
+"""From a source to uint8 batches on the device: order, decoding, cropping, workers, copying.
+
+Workers do only what must happen per file: decode and crop. What can be done for a whole batch at once is done on the
+device, by `augment`. No float tensor crosses a process border.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from resnet_in1k import randomness
+from resnet_in1k.errors import BadImageError, ProcessError
+from resnet_in1k.images import EvalTransform, TrainTransform, decode
+from resnet_in1k.randomness import Stream
+from resnet_in1k.recipes import Recipe
+from resnet_in1k.sources import Source
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` (B, 3, S, S) uint8, `labels` (B,) int64, `indices` (B,) int64: the images' places in their source."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels, self.indices)))
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of an epoch, (N,) int64, a permutation that depends on (seed, epoch) alone."""
+    return torch.randperm(num_images, generator=randomness.generator(seed, Stream.ORDER, epoch))
+
+
+class TrainOrder:
+    """For each step of the run from `first_step` to `last_step`, the samples of this process, as (epoch, index).
+
+    Global batch k of an epoch is the k-th slice of its order; process r takes the r-th slice of the global batch. The
+    images left over at an epoch's end, fewer than a global batch, get their turn in the next epoch's order.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_images: int,
+        global_batch_size: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        assert global_batch_size % world_size == 0, "checked by the plan"
+        self._num_images, self._seed = num_images, seed
+        self._global_batch_size, self._per_process = global_batch_size, global_batch_size // world_size
+        self._steps, self._rank = range(first_step, last_step + 1), rank
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps_per_epoch = self._num_images // self._global_batch_size
+        order, order_epoch = torch.empty(0), 0
+        for step in self._steps:
+            epoch, step_in_epoch = (step - 1) // steps_per_epoch + 1, (step - 1) % steps_per_epoch
+            if epoch != order_epoch:
+                order, order_epoch = epoch_order(self._num_images, self._seed, epoch), epoch
+            start = step_in_epoch * self._global_batch_size + self._rank * self._per_process
+            yield [(epoch, index) for index in order[start : start + self._per_process].tolist()]
+
+
+class EvalOrder:
+    """The samples of this process, each image of the split on exactly one process, without padding."""
+
+    def __init__(self, *, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self._mine, self._batch_size = range(rank, num_images, world_size), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._mine) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self._mine), self._batch_size):
+            yield [(0, index) for index in self._mine[start : start + self._batch_size]]
+
+
+Transform = Callable[[torch.Tensor, int, int], torch.Tensor]
+
+
+class Samples(Dataset):
+    """What a worker does for one sample: read, decode, transform.
+
+    A file that cannot be read comes back as an error *value*: raised in a worker it would reach the user wrapped in
+    the worker's traceback.
+    """
+
+    def __init__(self, source: Source, transform: Transform):
+        self._source, self._transform = source, transform
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, int, int] | BadImageError:
+        epoch, index = sample
+        try:
+            image = decode(self._source.read(index))
+        except (OSError, ValueError) as error:
+            return BadImageError(self._source.image_name(index), str(error))
+        return self._transform(image, epoch, index), int(self._source.labels[index]), index
+
+
+def _collate(samples: list[Any]) -> list[torch.Tensor] | BadImageError:
+    for sample in samples:
+        if isinstance(sample, BadImageError):
+            return sample
+    return default_collate(samples)  # in a worker it stacks straight into shared memory
+
+
+class Loader:
+    """Batches in host memory, decoded ahead by `num_workers` processes (0: in this process, for debugging)."""
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        order: Iterable[list[tuple[int, int]]],
+        *,
+        num_workers: int,
+        pin_memory: bool,
+    ):
+        self._loader = DataLoader(
+            Samples(source, transform),
+            batch_sampler=order,  # type: ignore[arg-type]
+            collate_fn=_collate,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if num_workers else None,
+            multiprocessing_context=_worker_context() if num_workers else None,
+            worker_init_fn=_be_a_modest_worker,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Raises ProcessError (BadImageError for a file no decoder could read, or the death of a worker)."""
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = str(error).splitlines()[0].rstrip(". ")
+                raise ProcessError(
+                    f"a loader worker died ({reason}); if /dev/shm is small (df -h /dev/shm) or memory short, "
+                    "use fewer --workers"
+                ) from error
+            if isinstance(batch, BadImageError):
+                raise batch
+            yield Batch(*batch)
+
+
+def _worker_context() -> str | None:
+    # fork shares the source's arrays with the workers and starts them at once; Python 3.14 no longer chooses it.
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+
+
+def _be_a_modest_worker(worker_id: int) -> None:
+    torch.set_num_threads(1)  # the workers are the parallelism
+
+
+def train_loader(
+    source: Source,
+    recipe: Recipe,
+    *,
+    first_step: int,
+    last_step: int,
+    num_workers: int,
+    pin_memory: bool,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """One loader for all steps of a run: epochs' ends do not interrupt the workers."""
+    return Loader(
+        source,
+        TrainTransform(image_size=recipe.image_size, crop_scale_min=recipe.crop_scale_min, seed=recipe.seed),
+        TrainOrder(
+            num_images=len(source),
+            global_batch_size=recipe.global_batch_size,
+            seed=recipe.seed,
+            first_step=first_step,
+            last_step=last_step,
+            rank=rank,
+            world_size=world_size,
+        ),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+    )
+
+
+def eval_loader(
+    source: Source,
+    *,
+    image_size: int,
+    resize_size: int,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    return Loader(
+        source,
+        EvalTransform(image_size=image_size, resize_size=resize_size),
+        EvalOrder(num_images=len(source), batch_size=batch_size, rank=rank, world_size=world_size),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+    )
+
+
+def on_device(
+    batches: Iterable[Batch], device: torch.device, prepare: Callable[[Batch], tuple[torch.Tensor, ...]]
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Copies each batch to the device and prepares it there.
+
+    On CUDA both go to a side stream. As the host runs ahead of the device, it asks for the next batch while the device
+    still computes the step before: the copy and the augmentation happen beside that step, not after it.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield prepare(batch.to(device))
+        return
+
+    side_stream = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(side_stream):
+            prepared = prepare(batch.to(device))
+        compute_stream = torch.cuda.current_stream(device)
+        compute_stream.wait_stream(side_stream)
+        for tensor in prepared:
+            tensor.record_stream(compute_stream)  # else its memory could be reused while the step still reads it
+        yield prepared

@@ -1,0 +1,132 @@
+"""The run folder: the one thing that passes between training, evaluation and publication."""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from resnet_in1k import files
+from resnet_in1k.errors import UserError
+from resnet_in1k.model import WEIGHTS_NAME
+from resnet_in1k.recipes import Recipe
+from resnet_in1k.sources import Source
+
+RECIPE_NAME = "recipe.json"
+FORMAT_VERSION = 1
+
+
+class RunFolder:
+    """Names and reads what lies in a run folder, and writes its records."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.recipe = path / RECIPE_NAME
+        self.log = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.weights = path / WEIGHTS_NAME
+        self.evaluation = path / "eval.json"
+        self.curves = path / "curves"
+        """Without its suffix: there is an .svg and a .png."""
+
+    def check_free(self, resume: bool) -> None:
+        """Raises UserError if there is a run already and it is not to be resumed."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output-dir {self.path} is a file, not a folder; choose another")
+        if self.recipe.exists() and not resume:
+            raise UserError(
+                f"{self.path} already holds a run; go on with it by --resume, or choose another --output-dir"
+            )
+
+    def create(self) -> None:
+        """Raises UserError if the folder cannot be made or written to."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            files.write_text(self.path / ".writable", "")
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"--output-dir {self.path} cannot be written to: {error.strerror}; choose another"
+            ) from None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one record to log.jsonl."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole records of log.jsonl; a last line cut off by a kill is not one."""
+        if not self.log.exists():
+            return []
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records of steps after `step`: a resumed run will write them again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        files.write_text(self.log, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
+
+
+def describe_data(train: Source, val: Source) -> dict[str, Any]:
+    """What recipe.json says of the data."""
+    return {
+        "source": train.name,
+        "num_train_images": len(train),
+        "num_val_images": len(val),
+        "class_names": list(train.class_names),
+        "fingerprint": {"train": train.fingerprint(), "val": val.fingerprint()},
+    }
+
+
+def write_recipe(run: RunFolder, name: str, recipe: Recipe, data: dict[str, Any], **facts: Any) -> None:
+    files.write_json(
+        run.recipe,
+        {"format_version": FORMAT_VERSION, "recipe": {"name": name, **asdict(recipe)}, "data": data, **facts},
+    )
+
+
+def read_recipe(run: RunFolder) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe, and all of recipe.json.
+
+    Raises:
+        UserError: if it is missing or not one.
+    """
+    try:
+        facts = json.loads(run.recipe.read_text(encoding="utf-8"))
+        fields = {key: value for key, value in facts["recipe"].items() if key != "name"}
+        return Recipe(**fields), facts
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run.recipe} cannot be read as a run's recipe ({error})") from None
+
+
+def provenance() -> dict[str, Any]:
+    """What made a run: versions of the libraries, and this project's commit if it runs from a checkout."""
+    packages = ("torch", "torchvision", "accelerate", "safetensors")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def find_run(checkpoint: Path) -> RunFolder | None:
+    """The run that a checkpoint folder or weights file lies in: the nearest folder upwards with a recipe.json."""
+    for folder in [checkpoint, *checkpoint.resolve().parents][:4]:
+        if (folder / RECIPE_NAME).is_file():
+            return RunFolder(folder)
+    return None

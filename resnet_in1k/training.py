@@ -1,0 +1,380 @@
+"""Where recipe, data, model and machine meet: the training loop and what it leaves in the run folder."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_in1k import files, randomness
+from resnet_in1k.augment import augment, draw
+from resnet_in1k.checkpoint import (
+    TrainState,
+    list_checkpoints,
+    load_checkpoint,
+    optimizer_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+    save_weights,
+)
+from resnet_in1k.console import Console
+from resnet_in1k.devices import (
+    Precision,
+    choose_cpu_threads,
+    choose_workers,
+    hardware_name,
+    make_accelerator,
+    share_buffers,
+)
+from resnet_in1k.errors import UserError
+from resnet_in1k.evaluation import Evaluation, evaluate_model
+from resnet_in1k.model import ResNet, weights_to_save
+from resnet_in1k.optim import build_optimizer, lr_at, set_lr
+from resnet_in1k.pipeline import Batch, on_device, train_loader
+from resnet_in1k.plan import Plan, describe
+from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
+from resnet_in1k.randomness import Stream
+from resnet_in1k.recipes import RECIPES, Recipe
+from resnet_in1k.run_folder import RunFolder, describe_data, provenance, read_recipe, write_recipe
+from resnet_in1k.sources import open_train_and_val
+from resnet_in1k.stopwatch import Lap, Stopwatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How and where to run; nothing here changes what is computed, but for rounding."""
+
+    data: str = "data/imagenet"
+    """A folder with train/<class>/* and val/<class>/*, or `digits`, or `synthetic`."""
+    output_dir: Path | None = None
+    """Run folder; by default runs/<recipe>. One that already holds a run is refused unless --resume."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder; start if there is none."""
+    workers: int | None = None
+    """Loader workers per process; by default from the number of CPU cores."""
+    log_every: int = 100
+    """Optimizer steps between two lines of the log; an epoch's last step has one too."""
+    checkpoint_every: int = 0
+    """Optimizer steps between two checkpoints, besides each epoch's end; 0 for epochs' ends only."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints to keep, besides the best."""
+    report_to: str | None = None
+    """An Accelerate tracker to report to as well, such as tensorboard or wandb."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    precision: Precision = "auto"
+    """Training precision; auto: as launched, and where the launch says nothing bf16 if the device is fast at it."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step and process, for less memory: the global batch stays as it is."""
+    cpu_threads: int | None = None
+    """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
+
+    def __post_init__(self) -> None:
+        for name, least in [("log_every", 1), ("checkpoint_every", 0), ("keep_checkpoints", 1)]:
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least {least}")
+
+
+def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
+    """Train by `recipe`, known as `recipe_name` before any overrides, and return the run folder.
+
+    Raises:
+        UserError: for anything wrong with recipe, data, machine or output folder that a person can mend.
+    """
+    trainer = Trainer(recipe_name, recipe, options)
+    trainer.announce()
+    if not options.dry_run:
+        trainer.start_or_resume()
+        trainer.run()
+    trainer.accelerator.end_training()
+    return trainer.folder.path
+
+
+class Trainer:
+    """The parts of one run, and the steps of its loop."""
+
+    def __init__(self, recipe_name: str, recipe: Recipe, options: TrainOptions):
+        self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
+        self.folder = RunFolder(options.output_dir or Path("runs", recipe_name))
+        self.folder.check_free(options.resume)
+        self.train_source, self.val_source = open_train_and_val(options.data)
+
+        self.accelerator = make_accelerator(options.precision, options.report_to)
+        self.device = self.accelerator.device
+        self.console = Console(self.accelerator.is_main_process)
+        self.cpu_threads = choose_cpu_threads(self.device, options.cpu_threads)
+        self.workers = choose_workers(self.device, options.workers)
+        self.plan = Plan(
+            recipe=recipe,
+            num_processes=self.accelerator.num_processes,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            num_train_images=len(self.train_source),
+        )
+
+        # The same initial weights on every process. A second, plain model evaluates: it is given the very weights that
+        # are saved, and knows nothing of DDP or mixed precision.
+        randomness.key_global_generator(recipe.seed, Stream.WEIGHTS)
+        self.model = self._new_model()
+        self.eval_model = self._new_model().requires_grad_(False)
+        self.optimizer = build_optimizer(self.model, recipe)
+        self.loss_function = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.prepared_model, self.prepared_optimizer = self.accelerator.prepare(self.model, self.optimizer)
+
+        self.state = TrainState()
+        self.resumed_step = 0
+        self.uncollected_losses: list[torch.Tensor] = []
+        self.stopwatch = Stopwatch(self.device)
+        self.epoch_lap = Lap()
+        self.live_figure = LiveFigure()
+
+    def _new_model(self) -> ResNet:
+        recipe = self.recipe
+        model = ResNet(recipe.model, len(self.train_source.class_names), recipe.zero_init_residual)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def announce(self) -> None:
+        self.console.say(
+            describe(
+                self.plan,
+                recipe_name=self.recipe_name,
+                named_recipe=RECIPES.get(self.recipe_name, self.recipe),
+                train=self.train_source,
+                val=self.val_source,
+                device=hardware_name(self.device),
+                mixed_precision=self.accelerator.mixed_precision,
+                workers=self.workers,
+                cpu_threads=self.cpu_threads,
+            )
+        )
+
+    def start_or_resume(self) -> None:
+        data = describe_data(self.train_source, self.val_source)
+        if self.folder.recipe.exists():
+            self._check_resumable(data)
+        self.accelerator.wait_for_everyone()  # before the main process writes what the others have just looked for
+
+        checkpoints = list_checkpoints(self.folder.checkpoints)
+        if checkpoints:
+            self.state = load_checkpoint(checkpoints[-1][1], self.model, self.optimizer)
+            if self.accelerator.scaler is not None and self.state.grad_scaler is not None:
+                self.accelerator.scaler.load_state_dict(self.state.grad_scaler)
+            self.resumed_step = self.state.step
+            self.console.say(f"resuming after step {self.state.step:,} from {checkpoints[-1][1]}")
+        if self.accelerator.is_main_process:
+            self.folder.create()
+            if not self.folder.recipe.exists():
+                write_recipe(
+                    self.folder,
+                    self.recipe_name,
+                    self.recipe,
+                    data,
+                    world_size=self.plan.num_processes,
+                    mixed_precision=self.accelerator.mixed_precision,
+                    hardware=hardware_name(self.device),
+                    **provenance(),
+                )
+            self.folder.forget_after(self.state.step)
+        if self.options.report_to:
+            self.accelerator.init_trackers(self.folder.path.name, config=dataclasses.asdict(self.recipe))
+
+    def _check_resumable(self, data: dict[str, Any]) -> None:
+        begun, facts = read_recipe(self.folder)
+        differences = begun.differences(self.recipe)
+        if facts["data"]["fingerprint"] != data["fingerprint"]:
+            differences.append(f"data {facts['data']['source']} → {data['source']} (other files)")
+        if differences:
+            raise UserError(
+                f"{self.folder.path} was begun otherwise: {'; '.join(differences)}; "
+                "resume with what it was begun with, or choose another --output-dir"
+            )
+
+    def run(self) -> None:
+        begun_seconds = time.monotonic()
+        steps_per_epoch, first_step = self.plan.steps_per_epoch, self.state.step + 1
+        batches = self._batches(first_step)
+        with self.console.bar(self.plan.total_steps, "train", done=self.state.step) as bar:
+            for step in range(first_step, self.plan.total_steps + 1):
+                with self.stopwatch.section("load"):
+                    images, labels = next(batches)
+                with self.stopwatch.section("train"):
+                    self._train_step(step, images, labels)
+                bar.update()
+
+                step_in_epoch = (step - 1) % steps_per_epoch + 1
+                if step_in_epoch % self.options.log_every == 0 or step_in_epoch == steps_per_epoch:
+                    self._log_steps(step, step_in_epoch)
+                if step_in_epoch == steps_per_epoch:
+                    self._finish_epoch(step)
+                    self._save(step)
+                elif self.options.checkpoint_every and step % self.options.checkpoint_every == 0:
+                    self._collect_losses()
+                    self._save(step)
+        self._say_goodbye(time.monotonic() - begun_seconds)
+
+    def _batches(self, first_step: int) -> Any:
+        """This process's augmented batches, (B, 3, S, S) float32 and (B,) int64, on the device."""
+        rank, size = self.accelerator.process_index, self.plan.per_process_batch_size
+        mine = slice(rank * size, (rank + 1) * size)
+        steps = iter(range(first_step, self.plan.total_steps + 1))
+
+        def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+            return augment(batch.images, draw(self.recipe, next(steps))[mine]), batch.labels
+
+        loader = train_loader(
+            self.train_source,
+            self.recipe,
+            first_step=first_step,
+            last_step=self.plan.total_steps,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            rank=rank,
+            world_size=self.plan.num_processes,
+        )
+        return on_device(loader, self.device, prepare)
+
+    def _train_step(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """One optimizer step; nothing in it makes the host wait for the device."""
+        self.prepared_model.train()
+        set_lr(self.optimizer, lr_at(step, self.recipe, self.plan.steps_per_epoch))
+        num_parts = self.plan.gradient_accumulation_steps
+        losses = []
+        for part, (images_part, labels_part) in enumerate(
+            zip(images.chunk(num_parts), labels.chunk(num_parts), strict=True), start=1
+        ):
+            with self.accelerator.no_sync(self.prepared_model) if part < num_parts else contextlib.nullcontext():
+                # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.
+                loss = self.loss_function(self.prepared_model(images_part), labels_part) / num_parts
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad(set_to_none=True)
+        self.uncollected_losses.append(sum(losses[1:], start=losses[0]))
+
+    def _collect_losses(self) -> None:
+        """Bring the losses of the last steps, averaged over all processes, to the host: a synchronisation."""
+        if self.uncollected_losses:
+            losses = self.accelerator.reduce(torch.stack(self.uncollected_losses), reduction="mean")
+            self.state.epoch_losses.extend(losses.tolist())
+            self.uncollected_losses.clear()
+
+    def _log_steps(self, step: int, step_in_epoch: int) -> None:
+        self._collect_losses()
+        lap = self.stopwatch.lap()
+        self.epoch_lap.add(lap)
+        num_steps = (
+            step_in_epoch - 1
+        ) % self.options.log_every + 1  # since the last line; the epoch's end may come early
+        measured_steps = min(num_steps, step - self.resumed_step)
+        record = {
+            "kind": "train",
+            "epoch": self._epoch_of(step),
+            "step": step,
+            "loss": mean(self.state.epoch_losses[-num_steps:]),
+            "lr": lr_at(step, self.recipe, self.plan.steps_per_epoch),
+            "images_per_second": measured_steps * self.recipe.global_batch_size / (lap["load"] + lap["train"]),
+            "load_seconds": lap["load"] / measured_steps,
+            "train_seconds": lap["train"] / measured_steps,
+        }
+        self._record(record)
+        self.console.say(
+            f"epoch {record['epoch']}/{self.recipe.epochs}  step {step:,}/{self.plan.total_steps:,}  "
+            f"loss {record['loss']:.4f}  lr {record['lr']:.3g}  {record['images_per_second']:,.0f} images/s  "
+            f"a batch: load {record['load_seconds'] * 1000:.1f} ms, train {record['train_seconds'] * 1000:.1f} ms"
+        )
+
+    def _finish_epoch(self, step: int) -> None:
+        """Evaluate, log, keep the weights if they are the best so far, draw the curves."""
+        share_buffers(self.model, self.accelerator)
+        self.eval_model.load_state_dict(self.model.state_dict())
+        with self.stopwatch.section("val"):
+            evaluation = evaluate_model(
+                self.eval_model,
+                self.val_source,
+                self.accelerator,
+                image_size=self.recipe.image_size,
+                resize_size=self.recipe.eval_resize_size,
+                num_workers=self.workers,
+            )
+        self.epoch_lap.add(self.stopwatch.lap())
+        lap, self.epoch_lap = self.epoch_lap, Lap()
+        record = {
+            "kind": "epoch",
+            "epoch": self._epoch_of(step),
+            "step": step,
+            "train_loss": mean(self.state.epoch_losses),
+            "val_loss": evaluation.loss,
+            "top1_accuracy": evaluation.top1_accuracy,
+            "top5_accuracy": evaluation.top5_accuracy,
+            "load_seconds": lap["load"],
+            "train_seconds": lap["train"],
+            "val_seconds": lap["val"],
+            "lr": lr_at(step, self.recipe, self.plan.steps_per_epoch),
+        }
+        self._record(record)
+        self.console.say(
+            f"epoch {record['epoch']}/{self.recipe.epochs} done  train loss {record['train_loss']:.4f}  "
+            f"{evaluation.summary()}\n"
+            f"  load {lap['load']:.1f} s, train {lap['train']:.1f} s, validate {lap['val']:.1f} s; "
+            f"waited for data {lap.waiting_share:.1%} of the training time"
+        )
+
+        self.state.epoch_losses.clear()
+        best_so_far = evaluation.top1_accuracy > self.state.best_top1_accuracy
+        if best_so_far:
+            self.state.best_step, self.state.best_top1_accuracy = step, evaluation.top1_accuracy
+        if self.accelerator.is_main_process:
+            if best_so_far:
+                self._publish_best(evaluation)
+            title = f"{self.recipe.model} on {self.train_source.name}, recipe {self.recipe_name}"
+            figure = draw_curves(self.folder.records(), title, evaluation.top_k)
+            save_curves(figure, self.folder.curves)
+            self.live_figure.show(figure)
+
+    def _publish_best(self, evaluation: Evaluation) -> None:
+        save_weights(weights_to_save(self.eval_model), self.folder.weights)
+        files.write_json(self.folder.evaluation, evaluation.to_json(files.sha256_of(self.folder.weights)))
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint, then delete those that are no longer needed."""
+        share_buffers(self.model, self.accelerator)
+        self.state.step = step
+        if self.accelerator.scaler is not None:
+            self.state.grad_scaler = self.accelerator.scaler.state_dict()
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.folder.checkpoints,
+                self.state,
+                weights_to_save(self.model),
+                optimizer_tensors(self.model, self.optimizer),
+            )
+            prune_checkpoints(self.folder.checkpoints, self.options.keep_checkpoints, self.state.best_step)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.append(record)
+        self.accelerator.log({key: value for key, value in record.items() if key != "kind"}, step=record["step"])
+
+    def _epoch_of(self, step: int) -> int:
+        return (step - 1) // self.plan.steps_per_epoch + 1
+
+    def _say_goodbye(self, elapsed_seconds: float) -> None:
+        path = self.folder.path
+        self.console.say(
+            f"done in {elapsed_seconds:.0f} s: best top-1 {self.state.best_top1_accuracy:.2%} "
+            f"after epoch {self._epoch_of(self.state.best_step)}\n"
+            f"  {self.folder.weights}   the best weights\n"
+            f"  {self.folder.evaluation}           how good they are\n"
+            f"  {self.folder.curves}.png          loss and accuracy, also .svg\n"
+            f"  {self.folder.log}           every number printed above\n"
+            f"evaluate them:  python scripts/evaluate.py --ckpt {path}\n"
+            f'use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained("{path}")'
+        )
+
+
+def mean(values: list[float]) -> float:
+    """Exactly rounded, so that it does not depend on how the values were collected."""
+    return math.fsum(values) / len(values)
