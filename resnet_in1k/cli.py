@@ -22,8 +22,14 @@ def run_script(main: Callable[[], Any]) -> None:
     """Call `main`; a UserError becomes one line on standard error and exit status 2."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    def main_with_short_traceback() -> None:
+        try:
+            main()
+        except UserError as error:
+            raise type(error)(str(error)) from None
+
     try:
-        record(main)()  # tells a launcher of several processes the reason, for its own report
+        record(main_with_short_traceback)()  # a launcher of several processes repeats the reason in its own report
     except UserError as error:
         if _is_main_process() or isinstance(error, ProcessError):
             _fail(str(error))

@@ -1,6 +1,7 @@
 """Which device, how many processes, which precision, how many threads: asked once, checked, and said."""
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -15,7 +16,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def make_accelerator(precision: Precision = "auto", report_to: str | None = None) -> Accelerator:
+def make_accelerator(
+    precision: Precision = "auto", report_to: str | None = None, tracker_folder: Path | None = None
+) -> Accelerator:
     """Accelerate's view of this process among the others.
 
     `precision` "auto" takes the launch configuration's mixed precision; where that says nothing, which Accelerate does
@@ -36,11 +39,14 @@ def make_accelerator(precision: Precision = "auto", report_to: str | None = None
     else:
         mixed_precision = _ACCELERATE_NAMES[precision]
 
-    # The running statistics of rank 0 are what counts, and they are shared when they are used (see `share_buffers`).
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients need not be copied to be sent
     try:
         accelerator = Accelerator(
-            cpu=use_cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp], log_with=_tracker(report_to)
+            cpu=use_cpu,
+            mixed_precision=mixed_precision,
+            kwargs_handlers=[ddp],
+            log_with=_tracker(report_to),
+            project_dir=tracker_folder,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"Accelerate cannot start here: {str(error).splitlines()[0]}") from error
@@ -137,13 +143,17 @@ def choose_workers(device: torch.device, workers: int | None) -> int:
 
 
 def share_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes rank 0's buffers: each has seen other images, so their running statistics differ."""
+    """Give all processes rank 0's buffers.
+
+    DDP does so before each training forward only: after it, each process has counted its own images in.
+    """
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
 
 def hardware_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):

@@ -16,5 +16,6 @@ class ProcessError(UserError):
 class BadImageError(ProcessError):
     """A file that no decoder could read as an image."""
 
-    def __init__(self, name: str, reason: str):
-        super().__init__(f"{name} cannot be read as an image ({reason}); replace or remove the file")
+    @classmethod
+    def about(cls, name: str, reason: str) -> "BadImageError":
+        return cls(f"{name} cannot be read as an image ({reason}); replace or remove the file")

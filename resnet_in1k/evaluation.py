@@ -52,8 +52,8 @@ class Evaluation:
 
     def summary(self) -> str:
         return (
-            f"top-1 {self.top1_accuracy:.2%}   top-{self.top_k} {self.top5_accuracy:.2%}   loss {self.loss:.4f}   "
-            f"{self.num_images:,} of {self.num_images:,} images"
+            f"top-1 {self.top1_accuracy:.2%}   top-{self.top_k} {self.top5_accuracy:.2%}   "
+            f"{self.split} loss {self.loss:.4f}   {self.num_images:,} of {self.num_images:,} images"
         )
 
     def to_json(self, weights_sha256: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def decode(encoded: bytes) -> torch.Tensor:
         image = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except (RuntimeError, ValueError):
         return _decode_with_pillow(encoded)
-    return (image >> 8).to(torch.uint8) if image.dtype == torch.uint16 else image
+    return (image.to(torch.int32) >> 8).to(torch.uint8) if image.dtype == torch.uint16 else image
 
 
 def _decode_with_pillow(encoded: bytes) -> torch.Tensor:

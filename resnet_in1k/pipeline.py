@@ -109,7 +109,7 @@ class Samples(Dataset):
         try:
             image = decode(self._source.read(index))
         except (OSError, ValueError) as error:
-            return BadImageError(self._source.image_name(index), str(error))
+            return BadImageError.about(self._source.image_name(index), str(error))
         return self._transform(image, epoch, index), int(self._source.labels[index]), index
 
 

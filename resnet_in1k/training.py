@@ -103,7 +103,7 @@ class Trainer:
         self.folder.check_free(options.resume)
         self.train_source, self.val_source = open_train_and_val(options.data)
 
-        self.accelerator = make_accelerator(options.precision, options.report_to)
+        self.accelerator = make_accelerator(options.precision, options.report_to, self.folder.path)
         self.device = self.accelerator.device
         self.console = Console(self.accelerator.is_main_process)
         self.cpu_threads = choose_cpu_threads(self.device, options.cpu_threads)
@@ -144,7 +144,7 @@ class Trainer:
                 named_recipe=RECIPES.get(self.recipe_name, self.recipe),
                 train=self.train_source,
                 val=self.val_source,
-                device=hardware_name(self.device),
+                device=hardware_name(self.device) + (" (no GPU is used)" if self.device.type == "cpu" else ""),
                 mixed_precision=self.accelerator.mixed_precision,
                 workers=self.workers,
                 cpu_threads=self.cpu_threads,

@@ -1,0 +1,97 @@
+"""What several tests share: real photographs, folders of images, and the scripts run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from resnet_in1k.recipes import DEMO, Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = replace(
+    DEMO,
+    model="resnet18",
+    epochs=2,
+    global_batch_size=8,
+    lr=0.002,  # so small a network amplifies rounding from step to step; a small step less so
+    image_size=32,
+    eval_crop_ratio=0.875,
+    hflip_probability=0.5,
+)
+"""A recipe small enough for tests, with every augmentation but hue."""
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[np.ndarray]:
+    """Two real photographs, (427, 640, 3) uint8, that come with scikit-learn."""
+    return [image.copy() for image in load_sample_images().images]
+
+
+def write_image_folder(root: Path, photographs: list[np.ndarray], classes: dict[str, int]) -> Path:
+    """`root/{train,val}/<class>/<number>.jpg`: so many images in train, a third (at least 1) in val; all differ."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name, count in classes.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count if split == "train" else max(1, count // 3)):
+                height, width = generator.integers(40, 90, 2)
+                top, left = generator.integers(0, 300, 2)
+                photograph = photographs[generator.integers(len(photographs))]
+                crop = photograph[top : top + height, left : left + width]
+                Image.fromarray(crop).save(folder / f"{number}.jpg", quality=90)
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_folder(photographs: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """37 training and 12 validation images in six classes: sizes that nothing divides."""
+    classes = {"ant": 7, "bee": 6, "cat": 6, "dog": 6, "eel": 6, "fox": 6}
+    return write_image_folder(tmp_path_factory.mktemp("images"), photographs, classes)
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    return TINY
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state() -> None:
+    """Accelerate remembers its first answers for the whole process; each test asks anew."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def run_script() -> Run:
+    """Run a script by its path as a user would, from the repository's root; `config` launches it by Accelerate."""
+
+    def run(*arguments: object, config: str | None = None, env: dict[str, str] | None = None) -> object:
+        # -m: the accelerate command of this very environment.
+        launcher = [
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            "launch",
+            "--config_file",
+            f"accelerate_configs/{config}",
+        ]
+        command = [sys.executable, *(launcher if config else []), *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}
+        )
+
+    return run

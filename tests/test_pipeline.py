@@ -1,0 +1,126 @@
+import os
+import signal
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_in1k.errors import BadImageError, ProcessError
+from resnet_in1k.pipeline import Batch, EvalOrder, Loader, TrainOrder, epoch_order, eval_loader, on_device, train_loader
+from resnet_in1k.sources import PackedBytes, Source, open_source
+
+
+def train_order(**changes: int) -> TrainOrder:
+    return TrainOrder(
+        **{"num_images": 50, "global_batch_size": 12, "seed": 1, "first_step": 1, "last_step": 8, **changes}
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_global_batches_do_not_depend_on_the_number_of_processes(world_size: int):
+    ranks = [train_order(rank=rank, world_size=world_size) for rank in range(world_size)]
+    together = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
+    assert together == list(train_order())
+    assert [len(batch) for batch in together] == [12] * 8
+
+
+def test_an_epoch_shows_each_image_at_most_once_and_the_next_in_another_order():
+    steps = list(train_order())  # four steps an epoch: 48 of 50 images
+    for epoch, batches in ((1, steps[:4]), (2, steps[4:])):
+        samples = list(chain(*batches))
+        assert {e for e, _ in samples} == {epoch}
+        assert len({i for _, i in samples}) == 48
+    assert [i for _, i in steps[0]] != [i for _, i in steps[4]]
+
+
+@pytest.mark.parametrize("first_step", [3, 5, 8])
+def test_the_order_can_be_taken_up_at_any_step(first_step: int):
+    assert list(train_order(first_step=first_step)) == list(train_order())[first_step - 1 :]
+
+
+def test_epoch_order_is_a_permutation_of_its_own():
+    order = epoch_order(1000, seed=0, epoch=1)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert not torch.equal(order, epoch_order(1000, seed=0, epoch=2))
+    assert not torch.equal(order, epoch_order(1000, seed=1, epoch=1))
+    # The first images of ImageNet's first epoch: were these to change, no run could be resumed or reproduced.
+    assert epoch_order(1_281_167, seed=0, epoch=1)[:4].tolist() == [850991, 147023, 218125, 826740]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize(("num_images", "batch_size"), [(250, 64), (7, 3), (5, 128), (24, 8)])
+def test_evaluation_sees_each_image_once_on_any_number_of_processes(num_images: int, batch_size: int, world_size: int):
+    orders = [
+        EvalOrder(num_images=num_images, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    seen = [index for order in orders for batch in order for _, index in batch]
+    assert sorted(seen) == list(range(num_images))
+    assert all(len(list(order)) == len(order) for order in orders)
+
+
+@pytest.fixture
+def source(image_folder: Path) -> Source:
+    return open_source(str(image_folder), "train")
+
+
+def load_all(source: Source, tiny, **how: int) -> list[Batch]:
+    options = {"first_step": 1, "last_step": 6, "num_workers": 0, "pin_memory": False, **how}
+    return list(train_loader(source, tiny, **options))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(source: Source, tiny, num_workers: int):
+    for ours, alone in zip(load_all(source, tiny, num_workers=num_workers), load_all(source, tiny), strict=True):
+        assert torch.equal(ours.images, alone.images)
+        assert torch.equal(ours.indices, alone.indices)
+
+
+def test_batches_are_uint8_images_with_their_labels(source: Source, tiny):
+    for batch in load_all(source, tiny):
+        assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (8, 3, 32, 32))
+        assert np.array_equal(batch.labels.numpy(), source.labels[batch.indices.numpy()])
+
+
+def test_two_processes_load_the_halves_of_one_processes_batches(source: Source, tiny):
+    halves = [load_all(source, tiny, rank=rank, world_size=2) for rank in range(2)]
+    for whole, first, second in zip(load_all(source, tiny), *halves, strict=True):
+        assert torch.equal(whole.images, torch.cat([first.images, second.images]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_image_is_named(source: Source, num_workers: int):
+    broken = Source("broken", "val", source.class_names, source.labels[:3], PackedBytes([source.read(0), b"", b"x"]))
+    loader = eval_loader(broken, image_size=32, resize_size=36, batch_size=3, num_workers=num_workers, pin_memory=False)
+    with pytest.raises(BadImageError, match=r"broken/val\[1\] cannot be read as an image \(.{8,}\); replace or remove"):
+        list(loader)
+
+
+def test_a_vanished_file_is_named(source: Source, tmp_path: Path):
+    gone = Source("gone", "val", source.class_names, source.labels[:1], PackedBytes([b"a/b.jpg"]), folder=tmp_path)
+    with pytest.raises(BadImageError, match=r"a/b.jpg cannot be read as an image \(.*No such file"):
+        list(eval_loader(gone, image_size=8, resize_size=8, batch_size=1, num_workers=0, pin_memory=False))
+
+
+class Killer:
+    """A transform that ends its worker as the kernel does when memory runs out."""
+
+    def __call__(self, image: torch.Tensor, epoch: int, index: int) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return image
+
+
+def test_a_workers_death_is_told_with_what_to_do(source: Source):
+    loader = Loader(source, Killer(), [[(1, 0)]], num_workers=1, pin_memory=False)
+    with pytest.raises(ProcessError, match=r"a loader worker died .*/dev/shm.*fewer --workers"):
+        list(loader)
+
+
+def test_on_the_cpu_batches_are_prepared_in_order(source: Source, tiny):
+    batches = load_all(source, tiny)
+    prepared = on_device(batches, torch.device("cpu"), lambda batch: (batch.images.float() + 1, batch.labels))
+    for batch, (images, labels) in zip(batches, prepared, strict=True):
+        assert torch.equal(images, batch.images.float() + 1)
+        assert torch.equal(labels, batch.labels)

@@ -1,0 +1,228 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from resnet_in1k import randomness
+from resnet_in1k.augment import augment, draw
+from resnet_in1k.errors import UserError
+from resnet_in1k.evaluation import EvalOptions, evaluate_checkpoint
+from resnet_in1k.files import sha256_of
+from resnet_in1k.optim import lr_at
+from resnet_in1k.pipeline import train_loader
+from resnet_in1k.randomness import Stream
+from resnet_in1k.recipes import DEFAULT_DATA, RECIPES, Recipe
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.sources import open_source
+from resnet_in1k.training import TrainOptions, train
+
+# TINY on digits in float32 at 64 px with a global batch of 128, on an AMD EPYC with torch 2.15, two threads. With one
+# thread they differ by up to 2.4e-4.
+GOLDEN_LOSSES = [2.34369, 2.37736, 2.34676, 2.39081, 2.36971, 2.34695]
+
+
+def run(recipe: Recipe, data: object, output: Path, **options: object) -> RunFolder:
+    how = {"workers": 0, "log_every": 1, "precision": "fp32", **options}
+    return RunFolder(train("tiny", recipe, TrainOptions(data=str(data), output_dir=output, **how)))
+
+
+def losses(folder: RunFolder) -> list[float]:
+    return [record["loss"] for record in folder.records() if record["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """TINY on 37 images: two epochs of four steps."""
+    from conftest import TINY
+
+    return run(TINY, image_folder, tmp_path_factory.mktemp("run") / "finished", checkpoint_every=3, keep_checkpoints=9)
+
+
+def test_golden_losses(tiny: Recipe, tmp_path: Path):
+    """The same computation gives the same losses; other CPUs round otherwise, so not to the bit."""
+    recipe = replace(tiny, epochs=1, global_batch_size=128, image_size=64, warmup_epochs=0)
+    assert losses(run(recipe, "digits", tmp_path / "run"))[:6] == pytest.approx(GOLDEN_LOSSES, rel=2e-3)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_losses_and_weights_of_a_plain_torch_loop(image_folder, tiny: Recipe, tmp_path: Path, accumulation: int):
+    """torchvision's model, torch's SGD and cross entropy, written out; only the batches are ours."""
+    folder = run(tiny, image_folder, tmp_path / "run", gradient_accumulation_steps=accumulation)
+
+    source = open_source(str(image_folder), "train")
+    randomness.key_global_generator(tiny.seed, Stream.WEIGHTS)
+    model = torchvision.models.resnet18(num_classes=6, zero_init_residual=True)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    expected = []
+    batches = train_loader(source, tiny, first_step=1, last_step=8, num_workers=0, pin_memory=False)
+    for step, batch in enumerate(batches, start=1):
+        sgd.param_groups[0]["lr"] = lr_at(step, tiny, 4)
+        sgd.zero_grad()
+        total = 0.0
+        images = augment(batch.images, draw(tiny, step))
+        for x, y in zip(images.chunk(accumulation), batch.labels.chunk(accumulation), strict=True):
+            loss = torch.nn.functional.cross_entropy(model(x), y, label_smoothing=0.1) / accumulation
+            loss.backward()
+            total += loss.item()
+        sgd.step()
+        expected.append(total)
+
+    assert losses(folder) == pytest.approx(expected, rel=1e-3)
+    weights = load_file(folder.checkpoints / "step_00000008/model.safetensors")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, atol=2e-3, rtol=1e-2)
+
+
+def test_the_run_folder_holds_what_the_design_says(finished: RunFolder):
+    names = {path.name for path in finished.path.iterdir()}
+    assert names == {
+        "recipe.json", "log.jsonl", "curves.svg", "curves.png", "checkpoints", "model.safetensors", "eval.json",
+    }  # fmt: skip
+    assert sorted(path.name for path in finished.checkpoints.iterdir()) == [
+        "step_00000003", "step_00000004", "step_00000006", "step_00000008",
+    ]  # fmt: skip
+    kinds = [(record["kind"], record["epoch"], record["step"]) for record in finished.records()]
+    assert kinds == [
+        *(("train", 1, step) for step in (1, 2, 3, 4)),
+        ("epoch", 1, 4),
+        *(("train", 2, step) for step in (5, 6, 7, 8)),
+        ("epoch", 2, 8),
+    ]
+    train_keys = {"kind", "epoch", "step", "loss", "lr", "images_per_second", "load_seconds", "train_seconds"}
+    epoch_keys = {"train_loss", "val_loss", "top1_accuracy", "top5_accuracy", "val_seconds"}
+    epoch_keys |= {"kind", "epoch", "step", "lr", "load_seconds", "train_seconds"}
+    assert [set(record) for record in finished.records()[3:5]] == [train_keys, epoch_keys]
+
+
+def test_an_epochs_loss_is_its_own_mean(finished: RunFolder):
+    records = finished.records()
+    for epoch in (1, 2):
+        steps = [r["loss"] for r in records if r["kind"] == "train" and r["epoch"] == epoch]
+        (summary,) = [r for r in records if r["kind"] == "epoch" and r["epoch"] == epoch]
+        assert summary["train_loss"] == pytest.approx(np.mean(steps), rel=1e-12)
+
+
+def test_log_lines_cover_every_step_once(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp_path: Path):
+    """Lines every 3 of 4 steps: the means over 3 and 1 are those of the run that logged each step."""
+    every = losses(finished)
+    coarse = losses(run(tiny, image_folder, tmp_path / "run", log_every=3))
+    expected = [np.mean(every[0:3]), every[3], np.mean(every[4:7]), every[7]]
+    assert coarse == pytest.approx(expected, rel=1e-6)
+
+
+def test_eval_json_is_of_exactly_the_best_weights(finished: RunFolder):
+    result = json.loads(finished.evaluation.read_text())
+    assert result["weights_sha256"] == sha256_of(finished.weights)
+    epochs = [record for record in finished.records() if record["kind"] == "epoch"]
+    best = max(epochs, key=lambda record: record["top1_accuracy"])
+    assert result["top1_accuracy"] == best["top1_accuracy"]
+    assert (result["num_images"], result["split"], result["num_classes"]) == (12, "val", 6)
+    step = finished.checkpoints / f"step_{best['step']:08d}"
+    assert sha256_of(step / "model.safetensors") == result["weights_sha256"]
+
+
+def test_evaluating_again_gives_what_was_logged(finished: RunFolder):
+    (last,) = [record for record in finished.records() if record["kind"] == "epoch" and record["epoch"] == 2]
+    step = finished.checkpoints / "step_00000008"
+    for checkpoint in (step, step / "model.safetensors"):
+        evaluation = evaluate_checkpoint(EvalOptions(ckpt=checkpoint, batch_size=5, workers=1))
+        assert evaluation.top1_accuracy == last["top1_accuracy"]
+        assert evaluation.top5_accuracy == last["top5_accuracy"]
+        assert evaluation.loss == pytest.approx(last["val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("last_kept", [3, 4, 6])
+def test_a_resumed_run_ends_as_if_never_interrupted(tiny, image_folder, finished, tmp_path: Path, last_kept: int):
+    """From within an epoch and from its end, with another number of workers: weights, momentum, losses, best."""
+    copy = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+    for path in copy.checkpoints.iterdir():
+        if int(path.name.removeprefix("step_")) > last_kept:
+            shutil.rmtree(path)
+    run(tiny, image_folder, copy.path, resume=True, checkpoint_every=3, keep_checkpoints=9, workers=2)
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        ours, theirs = (folder.checkpoints / "step_00000008" / name for folder in (copy, finished))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert copy.weights.read_bytes() == finished.weights.read_bytes()
+    timing = {"images_per_second", "load_seconds", "train_seconds", "val_seconds"}
+    for ours, theirs in zip(copy.records(), finished.records(), strict=True):
+        assert {k: v for k, v in ours.items() if k not in timing} == {
+            k: v for k, v in theirs.items() if k not in timing
+        }
+
+
+def test_a_finished_run_resumed_is_left_as_it_is(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp_path: Path):
+    copy = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+    run(tiny, image_folder, copy.path, resume=True)
+    assert copy.log.read_bytes() == finished.log.read_bytes()
+    assert copy.weights.read_bytes() == finished.weights.read_bytes()
+
+
+def test_resuming_otherwise_is_refused_with_the_differences(tiny, finished: RunFolder, image_folder, tmp_path: Path):
+    with pytest.raises(UserError, match=r"was begun otherwise: lr 0.002 → 0.5; data .* → digits \(other files\)"):
+        run(replace(tiny, lr=0.5), "digits", finished.path, resume=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        run(tiny, image_folder, finished.path)
+
+
+def test_resume_without_a_run_starts_one(tiny: Recipe, image_folder: Path, tmp_path: Path):
+    folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "new", resume=True)
+    assert len(losses(folder)) == 4
+
+
+def test_dry_run_plans_and_writes_nothing(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
+    run(tiny, image_folder, tmp_path / "run", dry_run=True)
+    assert "4 an epoch" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_trains_a_step(name: str, image_folder: Path, tmp_path: Path):
+    """As it is, but for the size of model, batch and image."""
+    small = replace(RECIPES[name], model="resnet18", global_batch_size=30, image_size=32, epochs=1, warmup_epochs=0)
+    assert RECIPES[name].epochs > 1
+    assert DEFAULT_DATA[name]
+    folder = run(small, image_folder, tmp_path / "run")
+    assert np.isfinite(losses(folder)).all()
+    assert len(losses(folder)) == 1
+
+
+def test_bf16_trains_close_to_float32(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp_path: Path):
+    half = losses(run(tiny, image_folder, tmp_path / "run", precision="bf16"))
+    assert half != losses(finished)
+    assert half[:3] == pytest.approx(losses(finished)[:3], rel=0.03)
+
+
+def test_what_is_said_on_the_way(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
+    run(replace(tiny, epochs=1), image_folder, tmp_path / "run", log_every=2)
+    out = capsys.readouterr().out
+    for part in ("epoch 1/1  step 2/4  loss ", "images/s  a batch: load ", "epoch 1/1 done  train loss ", "top-1 "):
+        assert part in out
+    for part in ("12 of 12 images", "waited for data", "scripts/evaluate.py --ckpt", "ResNet.from_pretrained"):
+        assert part in out
+
+
+def test_reports_to_a_tracker_too(tiny: Recipe, image_folder: Path, tmp_path: Path):
+    """Read back by TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", report_to="tensorboard")
+    (events,) = [path for path in folder.path.rglob("events.out.tfevents.*") if path.parent.name == "run"]
+    reader = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in reader.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.value for event in reader.Scalars("loss")] == pytest.approx(losses(folder), rel=1e-6)
+    assert len(reader.Scalars("top1_accuracy")) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"log_every": 0}, "--log-every 0"), ({"checkpoint_every": -1}, "-1"), ({"keep_checkpoints": 0}, "at least 1")],
+)
+def test_options_out_of_range_are_refused(options: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        TrainOptions(**options)
