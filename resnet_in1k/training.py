@@ -362,16 +362,20 @@ class Trainer:
         return (step - 1) // self.plan.steps_per_epoch + 1
 
     def _say_goodbye(self, elapsed_seconds: float) -> None:
-        path = self.folder.path
+        folder = self.folder
+        rows = [
+            (folder.weights, "the best weights"),
+            (folder.evaluation, "how good they are"),
+            (folder.curves.with_suffix(".png"), "loss and accuracy, also as .svg"),
+            (folder.log, "every number printed above"),
+        ]
+        width = max(len(str(path)) for path, _ in rows)
         self.console.say(
             f"done in {elapsed_seconds:.0f} s: best top-1 {self.state.best_top1_accuracy:.2%} "
             f"after epoch {self._epoch_of(self.state.best_step)}\n"
-            f"  {self.folder.weights}   the best weights\n"
-            f"  {self.folder.evaluation}           how good they are\n"
-            f"  {self.folder.curves}.png          loss and accuracy, also .svg\n"
-            f"  {self.folder.log}           every number printed above\n"
-            f"evaluate them:  python scripts/evaluate.py --ckpt {path}\n"
-            f'use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained("{path}")'
+            + "".join(f"  {path!s:<{width}}  {what}\n" for path, what in rows)
+            + f"evaluate them:  python scripts/evaluate.py --ckpt {folder.path}\n"
+            f'use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained("{folder.path}")'
         )
 
 
