@@ -16,7 +16,8 @@ README, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 
 
 def code_blocks(readme: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```\n", readme.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for name, text in blocks if name == language]
 
 
 def commands(readme: Path) -> list[list[str]]:
