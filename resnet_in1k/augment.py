@@ -19,6 +19,9 @@ from resnet_in1k.recipes import Recipe
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+CPU_CHUNK = 4
+"""Images augmented at a time on a CPU: what stays in its cache from one operation to the next is twice as fast."""
+
 COLOUR_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -81,13 +84,16 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
     Returns:
         (B, 3, S, S) float32, channels_last, normalised.
     """
+    if images.device.type == "cpu" and len(images) > CPU_CHUNK:
+        chunks = [slice(start, start + CPU_CHUNK) for start in range(0, len(images), CPU_CHUNK)]
+        return torch.cat([augment(images[rows], draws[rows]) for rows in chunks])
     pixels = images.to(torch.float32)
     if draws.hflip.any():
         pixels = hflip(pixels, _to(draws.hflip, pixels))
     if draws.degrees.any():
         pixels = rotate(pixels, _to(draws.degrees, pixels))
     if draws.factors:
-        pixels = _jitter(pixels, draws)
+        _jitter_(pixels, draws)
     return normalise(pixels)
 
 
@@ -176,12 +182,11 @@ ADJUST: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _jitter(pixels: Tensor, draws: Draws) -> Tensor:
-    """At each of the four turns, gather the images that have the same operation next, and do it for all of them."""
+def _jitter_(pixels: Tensor, draws: Draws) -> None:
+    """In place. At each of four turns, gather the images that have the same operation next, and do it for all of them."""
     for turn in range(len(COLOUR_OPERATIONS)):
         for operation, name in enumerate(COLOUR_OPERATIONS):
             rows = (draws.order[:, turn] == operation).nonzero().flatten()
             if name in draws.factors and len(rows):
                 factor, rows = _to(draws.factors[name][rows], pixels), _to(rows, pixels)
-                pixels = pixels.index_copy(0, rows, ADJUST[name](pixels[rows], factor))
-    return pixels
+                pixels.index_copy_(0, rows, ADJUST[name](pixels[rows], factor))

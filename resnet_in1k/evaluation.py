@@ -109,7 +109,8 @@ def evaluate_model(
         return normalise(batch.images), batch.labels, batch.indices
 
     with torch.inference_mode(), console.bar(len(loader), f"evaluate {source.split}") as bar:
-        for images, labels, indices in on_device(loader, accelerator.device, prepare):
+        for take in on_device(loader, accelerator.device, prepare):
+            images, labels, indices = take()
             logits = model(images)  # (B, C) float32
             mine.append(
                 {

@@ -4,6 +4,7 @@ Workers do only what must happen per file: decode and crop. What can be done for
 device, by `augment`. No float tensor crosses a process border.
 """
 
+import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -225,25 +226,35 @@ def eval_loader(
     )
 
 
+Take = Callable[[], tuple[torch.Tensor, ...]]
+"""Gives one batch's prepared tensors to the current stream; to be called before the next batch is asked for."""
+
+
 def on_device(
     batches: Iterable[Batch], device: torch.device, prepare: Callable[[Batch], tuple[torch.Tensor, ...]]
-) -> Iterator[tuple[torch.Tensor, ...]]:
+) -> Iterator[Take]:
     """Copies each batch to the device and prepares it there.
 
-    On CUDA both go to a side stream. As the host runs ahead of the device, it asks for the next batch while the device
-    still computes the step before: the copy and the augmentation happen beside that step, not after it.
+    Waiting for the next item is waiting for the loader; all that its call costs is work of the device.
+
+    On CUDA both happen on a side stream. As the host runs ahead of the device, it asks for the next batch while the
+    device still computes the step before: copy and augmentation run beside that step, not after it.
     """
     if device.type != "cuda":
         for batch in batches:
-            yield prepare(batch.to(device))
+            yield functools.partial(prepare, batch.to(device))
         return
 
     side_stream = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(side_stream):
             prepared = prepare(batch.to(device))
-        compute_stream = torch.cuda.current_stream(device)
-        compute_stream.wait_stream(side_stream)
-        for tensor in prepared:
-            tensor.record_stream(compute_stream)  # else its memory could be reused while the step still reads it
-        yield prepared
+        yield functools.partial(_hand_over, prepared, side_stream)
+
+
+def _hand_over(prepared: tuple[torch.Tensor, ...], side_stream: torch.cuda.Stream) -> tuple[torch.Tensor, ...]:
+    compute_stream = torch.cuda.current_stream(side_stream.device)
+    compute_stream.wait_stream(side_stream)
+    for tensor in prepared:
+        tensor.record_stream(compute_stream)  # else its memory could be reused while the step still reads it
+    return prepared

@@ -10,7 +10,8 @@ The ways to name one (`--data`):
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,7 @@ class PackedBytes:
     """
 
     def __init__(self, items: Iterable[bytes]):
-        blob, ends = bytearray(), [0]
+        blob, ends = bytearray(), array("q", [0])
         for item in items:
             blob += item
             ends.append(len(blob))
@@ -151,16 +152,18 @@ def _folder(data: str, split: Split) -> Source:
         if not classes:
             raise UserError(f"{folder}: no class folders in it; {layout}")
 
-        paths: list[bytes] = []
         counts: list[int] = []
         ignored: list[str] = []
-        for name in classes:
-            images = sorted(_images_below(folder / name, name, ignored))
-            if not images:
-                wrong = f" ({_some(ignored[-3:])} is not an image by its name)" if ignored else ""
-                raise UserError(f"{folder / name}: no images in this class{wrong}; add some or remove the folder")
-            paths += map(os.fsencode, images)
-            counts.append(len(images))
+
+        def paths() -> Iterator[bytes]:
+            for name in classes:
+                images = sorted(_images_below(folder / name, name, ignored))
+                if not images:
+                    raise UserError(f"{folder / name}: no images in this class; add some or remove the folder")
+                counts.append(len(images))
+                yield from map(os.fsencode, images)
+
+        items = PackedBytes(paths())
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; check its permissions") from None
 
@@ -169,7 +172,7 @@ def _folder(data: str, split: Split) -> Source:
         split=split,
         class_names=tuple(classes),
         labels=np.repeat(np.arange(len(classes)), counts),
-        items=PackedBytes(paths),
+        items=items,
         folder=folder,
         note=f"ignored in {folder}, not images by name: {_some(ignored)}" if ignored else "",
     )

@@ -1,16 +1,17 @@
 """Where recipe, data, model and machine meet: the training loop and what it leaves in the run folder."""
 
-import contextlib
 import dataclasses
+import itertools
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resnet_in1k import files, randomness
+from resnet_in1k import files
 from resnet_in1k.augment import augment, draw
 from resnet_in1k.checkpoint import (
     TrainState,
@@ -33,14 +34,14 @@ from resnet_in1k.devices import (
 from resnet_in1k.errors import UserError
 from resnet_in1k.evaluation import Evaluation, evaluate_model
 from resnet_in1k.model import ResNet, weights_to_save
-from resnet_in1k.optim import build_optimizer, lr_at, set_lr
-from resnet_in1k.pipeline import Batch, on_device, train_loader
+from resnet_in1k.optim import lr_at
+from resnet_in1k.pipeline import Batch, Take, on_device, train_loader
 from resnet_in1k.plan import Plan, describe
 from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
-from resnet_in1k.randomness import Stream
 from resnet_in1k.recipes import RECIPES, Recipe
 from resnet_in1k.run_folder import RunFolder, describe_data, provenance, read_recipe, write_recipe
 from resnet_in1k.sources import open_train_and_val
+from resnet_in1k.step import TrainStep
 from resnet_in1k.stopwatch import Lap, Stopwatch
 
 
@@ -70,6 +71,8 @@ class TrainOptions:
     """Training precision; auto: as launched, and where the launch says nothing bf16 if the device is fast at it."""
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step and process, for less memory: the global batch stays as it is."""
+    compile: bool = False
+    """Compile the model by torch.compile: a minute or more at the start for a faster step on GPUs."""
     cpu_threads: int | None = None
     """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
 
@@ -115,14 +118,19 @@ class Trainer:
             num_train_images=len(self.train_source),
         )
 
-        # The same initial weights on every process. A second, plain model evaluates: it is given the very weights that
-        # are saved, and knows nothing of DDP or mixed precision.
-        randomness.key_global_generator(recipe.seed, Stream.WEIGHTS)
-        self.model = self._new_model()
-        self.eval_model = self._new_model().requires_grad_(False)
-        self.optimizer = build_optimizer(self.model, recipe)
-        self.loss_function = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        self.prepared_model, self.prepared_optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        num_classes = len(self.train_source.class_names)
+        self.train_step = TrainStep(
+            recipe,
+            num_classes,
+            self.accelerator,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            compile=options.compile,
+        )
+        self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
+        # A second, plain model evaluates: it is given the very weights that are saved, and knows nothing of DDP or
+        # mixed precision.
+        eval_model = ResNet(recipe.model, num_classes).requires_grad_(False)
+        self.eval_model = eval_model.to(self.device, memory_format=torch.channels_last)
 
         self.state = TrainState()
         self.resumed_step = 0
@@ -130,11 +138,6 @@ class Trainer:
         self.stopwatch = Stopwatch(self.device)
         self.epoch_lap = Lap()
         self.live_figure = LiveFigure()
-
-    def _new_model(self) -> ResNet:
-        recipe = self.recipe
-        model = ResNet(recipe.model, len(self.train_source.class_names), recipe.zero_init_residual)
-        return model.to(self.device, memory_format=torch.channels_last)
 
     def announce(self) -> None:
         self.console.say(
@@ -199,9 +202,11 @@ class Trainer:
         with self.console.bar(self.plan.total_steps, "train", done=self.state.step) as bar:
             for step in range(first_step, self.plan.total_steps + 1):
                 with self.stopwatch.section("load"):
-                    images, labels = next(batches)
+                    take = next(batches)
                 with self.stopwatch.section("train"):
-                    self._train_step(step, images, labels)
+                    images, labels = take()
+                    loss = self.train_step(images, labels, lr_at(step, self.recipe, steps_per_epoch))
+                    self.uncollected_losses.append(loss)
                 bar.update()
 
                 step_in_epoch = (step - 1) % steps_per_epoch + 1
@@ -215,11 +220,11 @@ class Trainer:
                     self._save(step)
         self._say_goodbye(time.monotonic() - begun_seconds)
 
-    def _batches(self, first_step: int) -> Any:
+    def _batches(self, first_step: int) -> Iterator[Take]:
         """This process's augmented batches, (B, 3, S, S) float32 and (B,) int64, on the device."""
         rank, size = self.accelerator.process_index, self.plan.per_process_batch_size
         mine = slice(rank * size, (rank + 1) * size)
-        steps = iter(range(first_step, self.plan.total_steps + 1))
+        steps = itertools.count(first_step)
 
         def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
             return augment(batch.images, draw(self.recipe, next(steps))[mine]), batch.labels
@@ -235,24 +240,6 @@ class Trainer:
             world_size=self.plan.num_processes,
         )
         return on_device(loader, self.device, prepare)
-
-    def _train_step(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """One optimizer step; nothing in it makes the host wait for the device."""
-        self.prepared_model.train()
-        set_lr(self.optimizer, lr_at(step, self.recipe, self.plan.steps_per_epoch))
-        num_parts = self.plan.gradient_accumulation_steps
-        losses = []
-        for part, (images_part, labels_part) in enumerate(
-            zip(images.chunk(num_parts), labels.chunk(num_parts), strict=True), start=1
-        ):
-            with self.accelerator.no_sync(self.prepared_model) if part < num_parts else contextlib.nullcontext():
-                # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.
-                loss = self.loss_function(self.prepared_model(images_part), labels_part) / num_parts
-                self.accelerator.backward(loss)
-            losses.append(loss.detach())
-        self.prepared_optimizer.step()
-        self.prepared_optimizer.zero_grad(set_to_none=True)
-        self.uncollected_losses.append(sum(losses[1:], start=losses[0]))
 
     def _collect_losses(self) -> None:
         """Bring the losses of the last steps, averaged over all processes, to the host: a synchronisation."""

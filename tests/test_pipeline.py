@@ -121,6 +121,7 @@ def test_a_workers_death_is_told_with_what_to_do(source: Source):
 def test_on_the_cpu_batches_are_prepared_in_order(source: Source, tiny):
     batches = load_all(source, tiny)
     prepared = on_device(batches, torch.device("cpu"), lambda batch: (batch.images.float() + 1, batch.labels))
-    for batch, (images, labels) in zip(batches, prepared, strict=True):
+    for batch, take in zip(batches, prepared, strict=True):
+        images, labels = take()
         assert torch.equal(images, batch.images.float() + 1)
         assert torch.equal(labels, batch.labels)

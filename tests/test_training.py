@@ -207,6 +207,17 @@ def test_what_is_said_on_the_way(tiny: Recipe, image_folder: Path, tmp_path: Pat
         assert part in out
 
 
+def test_compiling_leaves_losses_and_keys_as_they_are(tiny, image_folder, finished, tmp_path: Path, monkeypatch):
+    """With dynamo's own graph but without a C++ compiler, which not every machine has."""
+    compiled = []
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self) or plain(self, backend="eager"))
+    folder = run(tiny, image_folder, tmp_path / "run", compile=True)
+    assert len(compiled) == 1
+    assert losses(folder)[:4] == pytest.approx(losses(finished)[:4], rel=1e-4)
+    assert load_file(folder.weights).keys() == load_file(finished.weights).keys()
+
+
 def test_reports_to_a_tracker_too(tiny: Recipe, image_folder: Path, tmp_path: Path):
     """Read back by TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,0 +1,66 @@
+"""One optimizer step: forward in mixed precision, backward, update."""
+
+import contextlib
+
+import torch
+from accelerate import Accelerator
+
+from resnet_in1k import randomness
+from resnet_in1k.model import ResNet
+from resnet_in1k.optim import build_optimizer, set_lr
+from resnet_in1k.randomness import Stream
+from resnet_in1k.recipes import Recipe
+
+
+class TrainStep:
+    """Model, loss and optimizer of a run, and one step of them.
+
+    `model` is the plain model, whose state dict has clean keys whatever Accelerate wraps around it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        accelerator: Accelerator,
+        *,
+        gradient_accumulation_steps: int = 1,
+        compile: bool = False,
+    ):
+        randomness.key_global_generator(recipe.seed, Stream.WEIGHTS)  # the same initial weights on every process
+        model = ResNet(recipe.model, num_classes, recipe.zero_init_residual)
+        self.model = model.to(accelerator.device, memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.model, recipe)
+        if compile:
+            self.model.compile()  # in place: no wrapper, no prefix
+        self._loss_function = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
+        self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
+        """Learn from this process's share of a global batch; nothing here makes the host wait for the device.
+
+        Args:
+            images: (B, 3, S, S) float32, normalised, channels_last.
+            labels: (B,) int64.
+            lr: learning rate of this step.
+
+        Returns:
+            Mean loss over the B images before the update, (), detached, on the device.
+        """
+        self._prepared_model.train()
+        set_lr(self.optimizer, lr)
+        losses = []
+        for part, (images_part, labels_part) in enumerate(
+            zip(images.chunk(self._num_parts), labels.chunk(self._num_parts), strict=True), start=1
+        ):
+            last = part == self._num_parts
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._prepared_model):
+                # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.
+                logits = self._prepared_model(images_part)  # (B / parts, C)
+                loss = self._loss_function(logits, labels_part) / self._num_parts
+                self._accelerator.backward(loss)
+            losses.append(loss.detach())
+        self._prepared_optimizer.step()
+        self._prepared_optimizer.zero_grad(set_to_none=True)
+        return sum(losses[1:], start=losses[0])
