@@ -183,7 +183,7 @@ ADJUST: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _jitter_(pixels: Tensor, draws: Draws) -> None:
-    """In place. At each of four turns, gather the images that have the same operation next, and do it for all of them."""
+    """In place. At each of four turns, gather the images that have the same operation next, and do it for all."""
     for turn in range(len(COLOUR_OPERATIONS)):
         for operation, name in enumerate(COLOUR_OPERATIONS):
             rows = (draws.order[:, turn] == operation).nonzero().flatten()

@@ -5,6 +5,7 @@ device, by `augment`. No float tensor crosses a process border.
 """
 
 import functools
+import gc
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             prefetch_factor=4 if num_workers else None,
-            multiprocessing_context=_worker_context() if num_workers else None,
+            multiprocessing_context=worker_context() if num_workers else None,
             worker_init_fn=_be_a_modest_worker,
         )
 
@@ -168,13 +169,15 @@ class Loader:
             yield Batch(*batch)
 
 
-def _worker_context() -> str | None:
+def worker_context() -> str | None:
+    """How workers are started; None for Python's own way."""
     # fork shares the source's arrays with the workers and starts them at once; Python 3.14 no longer chooses it.
     return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
 def _be_a_modest_worker(worker_id: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
+    gc.freeze()  # collecting what was inherited would touch, and so copy, the pages shared with the main process
 
 
 def train_loader(

@@ -1,6 +1,7 @@
 """Where did the time go? Measured on the device's own clock, without making the device wait."""
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -64,3 +65,31 @@ class Lap(dict[str, float]):
         """The share of training time, from 0 to 1, that the device waited for data."""
         total = self["load"] + self["train"]
         return self["load"] / total if total else 0.0
+
+
+WAITING_SHARE_WORTH_SAYING = 0.10
+
+
+def diagnose(lap: Lap, workers: int) -> str:
+    """Which binds, loading or computing; and if loading, what would mend it.
+
+    While the device waits, `workers` workers make a batch in load + train seconds; to keep up they must need no more
+    than the train seconds.
+    """
+    if lap.waiting_share <= WAITING_SHARE_WORTH_SAYING:
+        return "compute-bound"
+    more = math.ceil(max(workers, 1) * lap["load"] / lap["train"])
+    return f"input-bound: needs about {more} more worker{'s' * (more > 1)}, or images resized beforehand"
+
+
+def duration(seconds: float) -> str:
+    """To two places, as one says it: 40 s, 12 min 5 s, 3 h 20 min, 2 d 4 h."""
+    for (size, unit), (smaller_size, smaller_unit) in [
+        ((86_400, "d"), (3_600, "h")),
+        ((3_600, "h"), (60, "min")),
+        ((60, "min"), (1, "s")),
+    ]:
+        if seconds >= size:
+            whole, rest = divmod(round(seconds / smaller_size), size // smaller_size)
+            return f"{whole} {unit} {rest} {smaller_unit}"
+    return f"{seconds:.0f} s"

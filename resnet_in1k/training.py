@@ -1,6 +1,7 @@
 """Where recipe, data, model and machine meet: the training loop and what it leaves in the run folder."""
 
 import dataclasses
+import datetime
 import itertools
 import math
 import time
@@ -42,7 +43,7 @@ from resnet_in1k.recipes import RECIPES, Recipe
 from resnet_in1k.run_folder import RunFolder, describe_data, provenance, read_recipe, write_recipe
 from resnet_in1k.sources import open_train_and_val
 from resnet_in1k.step import TrainStep
-from resnet_in1k.stopwatch import Lap, Stopwatch
+from resnet_in1k.stopwatch import WAITING_SHARE_WORTH_SAYING, Lap, Stopwatch, diagnose, duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +199,7 @@ class Trainer:
     def run(self) -> None:
         begun_seconds = time.monotonic()
         steps_per_epoch, first_step = self.plan.steps_per_epoch, self.state.step + 1
-        batches = self._batches(first_step)
+        batches, pace = self._batches(first_step), Pace(self, first_step)
         with self.console.bar(self.plan.total_steps, "train", done=self.state.step) as bar:
             for step in range(first_step, self.plan.total_steps + 1):
                 with self.stopwatch.section("load"):
@@ -208,6 +209,7 @@ class Trainer:
                     loss = self.train_step(images, labels, lr_at(step, self.recipe, steps_per_epoch))
                     self.uncollected_losses.append(loss)
                 bar.update()
+                pace.step_done(step)
 
                 step_in_epoch = (step - 1) % steps_per_epoch + 1
                 if step_in_epoch % self.options.log_every == 0 or step_in_epoch == steps_per_epoch:
@@ -307,6 +309,7 @@ class Trainer:
             f"{evaluation.summary()}\n"
             f"  load {lap['load']:.1f} s, train {lap['train']:.1f} s, validate {lap['val']:.1f} s; "
             f"waited for data {lap.waiting_share:.1%} of the training time"
+            + (f": {diagnose(lap, self.workers)}" if lap.waiting_share > WAITING_SHARE_WORTH_SAYING else "")
         )
 
         self.state.epoch_losses.clear()
@@ -363,6 +366,39 @@ class Trainer:
             + "".join(f"  {path!s:<{width}}  {what}\n" for path, what in rows)
             + f"evaluate them:  python scripts/evaluate.py --ckpt {folder.path}\n"
             f'use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained("{folder.path}")'
+        )
+
+
+class Pace:
+    """Tells the speed and the end to expect, once, when the run has found its stride."""
+
+    WARMUP_STEPS = 10
+    """Not measured: workers start, kernels are chosen."""
+    TOLD_AFTER_STEPS = 50
+
+    def __init__(self, trainer: Trainer, first_step: int):
+        self._trainer, self._first_step = trainer, first_step
+        self._start_seconds = 0.0
+
+    def step_done(self, step: int) -> None:
+        steps_done = step - self._first_step + 1
+        if steps_done == self.WARMUP_STEPS:
+            self._start_seconds = self._now()
+        elif steps_done == self.TOLD_AFTER_STEPS:
+            self._tell(step, (self._now() - self._start_seconds) / (self.TOLD_AFTER_STEPS - self.WARMUP_STEPS))
+
+    def _now(self) -> float:
+        if self._trainer.device.type == "cuda":
+            torch.cuda.synchronize(self._trainer.device)  # twice in a run
+        return time.monotonic()
+
+    def _tell(self, step: int, seconds_per_step: float) -> None:
+        plan = self._trainer.plan
+        left_seconds = (plan.total_steps - step) * seconds_per_step
+        end = datetime.datetime.now() + datetime.timedelta(seconds=left_seconds)
+        self._trainer.console.say(
+            f"{plan.recipe.global_batch_size / seconds_per_step:,.0f} images/s: about {duration(left_seconds)} of "
+            f"training to go, until {end:%a %d %b %H:%M}, and the validations"
         )
 
 

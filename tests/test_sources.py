@@ -1,8 +1,11 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -105,3 +108,30 @@ def test_synthetic_looks_like_imagenet():
     assert len(source.class_names) == 1000
     assert decode(source.read(len(source) - 1)).shape == (3, 375, 500)
     assert 80_000 < len(source.read(0)) < 140_000
+
+
+def tree_of_links(root: Path, image: Path, num_classes: int, images_per_class: int) -> Path:
+    for split, count in (("train", images_per_class), ("val", 1)):
+        for label in range(num_classes):
+            folder = root / split / f"n{label:08d}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"n{label:08d}_{number}.JPEG").symlink_to(image)
+    return root
+
+
+def test_a_hundred_thousand_files_cost_little_memory(image_folder: Path, tmp_path: Path):
+    """In a process of its own: how much more is resident once they are listed."""
+    root = tree_of_links(tmp_path, image_folder / "train/ant/0.jpg", num_classes=100, images_per_class=1000)
+    code = f"""
+import psutil
+from resnet_in1k.sources import open_source
+before = psutil.Process().memory_info().rss
+source = open_source({str(root)!r}, "train")
+print(len(source), psutil.Process().memory_info().rss - before, source.items.num_bytes)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    num_images, resident_bytes, packed_bytes = map(int, result.stdout.split())
+    assert num_images == 100_000
+    assert packed_bytes < 5e6
+    assert resident_bytes < 30e6

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from resnet_in1k.stopwatch import Lap, Stopwatch
+from resnet_in1k.stopwatch import Lap, Stopwatch, diagnose, duration
 
 
 def test_on_the_cpu_the_hosts_clock_counts(monkeypatch: pytest.MonkeyPatch):
@@ -91,3 +91,31 @@ def test_laps_add_up():
     assert total == {"load": 1.5, "train": 4.5}
     assert total.waiting_share == 0.25
     assert Lap().waiting_share == 0
+
+
+@pytest.mark.parametrize(
+    ("load", "train", "workers", "advice"),
+    [
+        (1.0, 99.0, 1, "compute-bound"),
+        (10.0, 90.0, 4, "compute-bound"),
+        (37.0, 9.0, 4, "input-bound: needs about 17 more workers, or images resized beforehand"),  # 4 × 46 / 9 = 20.4
+        (1.0, 4.0, 2, "input-bound: needs about 1 more worker, or images resized beforehand"),
+    ],
+)
+def test_the_diagnosis_says_how_many_workers_would_keep_up(load: float, train: float, workers: int, advice: str):
+    assert diagnose(Lap(load=load, train=train), workers) == advice
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (12.4, "12 s"),
+        (60, "1 min 0 s"),
+        (725, "12 min 5 s"),
+        (12_000, "3 h 20 min"),
+        (3_599.9, "60 min 0 s"),
+        (187_000, "2 d 4 h"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str):
+    assert duration(seconds) == words
