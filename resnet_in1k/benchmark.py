@@ -325,7 +325,7 @@ class TutorialDataset(Dataset):
         )
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        with Image.open(io.BytesIO(self._source.read(index))) as image:
+        with Image.open(io.BytesIO(self._source.read(index).tobytes())) as image:
             return self._transform(image.convert("RGB")), int(self._source.labels[index])
 
 

@@ -156,6 +156,7 @@ def hardware_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's with its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        return str(torch.cpu.get_capabilities().get("cpu_name", "CPU")) + f", {usable_cores()} cores"
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return f"{capabilities.get('cpu_name', 'CPU')}, {usable_cores()} cores"
     return device.type

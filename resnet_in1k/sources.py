@@ -38,14 +38,18 @@ class PackedBytes:
         for item in items:
             blob += item
             ends.append(len(blob))
-        self._blob = np.frombuffer(bytes(blob), dtype=np.uint8)
-        self._ends = np.asarray(ends, dtype=np.int64)
+        self._blob = np.frombuffer(blob, dtype=np.uint8)
+        self._ends = np.frombuffer(ends, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        return self._blob[self._ends[index] : self._ends[index + 1]].tobytes()
+        return self.view(index).tobytes()
+
+    def view(self, index: int) -> np.ndarray:
+        """The bytes of an item where they lie, (n,) uint8."""
+        return self._blob[self._ends[index] : self._ends[index + 1]]
 
     @property
     def num_bytes(self) -> int:
@@ -78,10 +82,11 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int) -> bytes:
-        """The encoded image."""
-        item = self._item(index)
-        return item if self.folder is None else Path(self.folder, os.fsdecode(item)).read_bytes()
+    def read(self, index: int) -> np.ndarray:
+        """The encoded image, (n,) uint8; not to be written to."""
+        if self.folder is None:
+            return self.items.view(index % len(self.items))
+        return np.fromfile(os.path.join(os.fsencode(self.folder), self._item(index)), dtype=np.uint8)
 
     def image_name(self, index: int) -> str:
         """How to speak of the image to a person: its path, or its place in the source."""

@@ -10,10 +10,10 @@ from resnet_in1k.images import EvalTransform, TrainTransform, decode
 from resnet_in1k.randomness import Stream, key
 
 
-def encoded(image: Image.Image, **how: object) -> bytes:
+def encoded(image: Image.Image, **how: object) -> np.ndarray:
     file = io.BytesIO()
     image.save(file, **how)
-    return file.getvalue()
+    return np.frombuffer(bytearray(file.getvalue()), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_broken_files_are_a_value_error_with_a_reason(photographs, cut: int):
     with pytest.raises(ValueError, match=r"\w{4}"):
         decode(data)
     with pytest.raises(ValueError, match="no known image format"):
-        decode(b"<html>404 not found</html>")
+        decode(np.frombuffer(bytearray(b"<html>404 not found</html>"), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("image_size", [64, 224])

@@ -86,17 +86,18 @@ def test_two_processes_go_on_where_one_stopped(run_script, tiny, image_folder: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scripts/train.py", "--data", "nowhere"], "error: --data nowhere: no such folder;"),
-        (["scripts/train.py", "--epoch", "3"], "error: Unrecognized options: --epoch"),
-        (["scripts/train.py", "--lr", "0", "--hue", "2"], "error: invalid recipe: lr must be above 0"),
-        (["scripts/train.py", "--recipe", "resnet"], "error: invalid choice 'resnet'"),
-        (["scripts/evaluate.py", "--ckpt", "nowhere"], "error: nowhere: no such file or folder;"),
+        (["scripts/train.py", "--data", "nowhere"], "--data nowhere: no such folder;"),
+        (["scripts/train.py", "--epoch", "3"], "Unrecognized options: --epoch"),
+        (["scripts/train.py", "--lr", "0", "--hue", "2"], "invalid recipe: lr must be above 0"),
+        (["scripts/train.py", "--recipe", "resnet"], "invalid choice"),
+        (["scripts/evaluate.py", "--ckpt", "nowhere"], "nowhere: no such file or folder;"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run_script, arguments: list, message: str):
     result = run_script(*arguments)
     assert result.returncode == 2
-    assert result.stderr.startswith(message)
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
 

@@ -33,7 +33,7 @@ def test_folder_lists_files_by_class(image_folder: Path):
     for index in (0, 6, 7, 36):
         path = Path(train.image_name(index))
         assert path.parent.name == train.class_names[train.labels[index]]
-        assert train.read(index) == path.read_bytes()
+        assert train.read(index).tobytes() == path.read_bytes()
     assert np.bincount(train.labels).tolist() == [7, 6, 6, 6, 6, 6]
 
 
@@ -92,8 +92,8 @@ def test_digits_are_scikit_learns_split_in_two(tmp_path: Path):
     assert len(train) + len(val) == len(digits.target) == 1797
     assert np.array_equal(np.bincount(train.labels) + np.bincount(val.labels), np.bincount(digits.target))
     assert min(np.bincount(val.labels)) >= 34  # a fifth of each class
-    train_bytes = {train.read(i) for i in range(len(train))}
-    assert not train_bytes & {val.read(i) for i in range(len(val))}
+    train_bytes = {train.read(i).tobytes() for i in range(len(train))}
+    assert not train_bytes & {val.read(i).tobytes() for i in range(len(val))}
 
     # The first validation image is the fifth of its class, enlarged: shrunk again it is scikit-learn's own.
     label = int(val.labels[0])
