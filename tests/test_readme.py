@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from resnet_in1k.benchmark import BenchmarkOptions
 from resnet_in1k.evaluation import EvalOptions
 from resnet_in1k.recipes import Recipe
 from resnet_in1k.training import TrainOptions
@@ -46,8 +47,9 @@ def test_every_command_can_be_given(command: list[str], run_script, image_folder
         assert result.returncode == 0, result.stderr
         assert "\n  steps         4 an epoch" in result.stdout
     else:
-        assert command[:2] == ["python", "scripts/evaluate.py"]
-        assert {word for word in command if word.startswith("--")} <= flags_of(EvalOptions)
+        options = {"scripts/evaluate.py": EvalOptions, "scripts/benchmark.py": BenchmarkOptions}[command[1]]
+        assert command[0] == "python"
+        assert {word for word in command if word.startswith("--")} <= flags_of(options)
 
 
 def test_the_python_lines_load_a_model(tmp_path: Path):
@@ -82,7 +84,7 @@ def test_the_tree_is_the_tree():
 def test_the_chinese_readme_has_the_same_commands_tables_and_links():
     assert commands(CHINESE) == COMMANDS
     assert code_blocks(CHINESE, "python") == code_blocks(README, "python")
-    for pattern in (r"^\| (`[^|]*`) \|", r"\]\(([^)#]+)\)"):
+    for pattern in (r"^\| (`[^|`]*`)", r"\]\(([^)#]+)\)"):
         ours, theirs = (re.findall(pattern, path.read_text(encoding="utf-8"), re.M) for path in (README, CHINESE))
         assert [x for x in ours if "zh-CN" not in x] == [x for x in theirs if x != "README.md"]
 
