@@ -1,5 +1,6 @@
 """Where recipe, data, model and machine meet: the training loop and what it leaves in the run folder."""
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -215,11 +216,13 @@ class Trainer:
                 if step_in_epoch % self.options.log_every == 0 or step_in_epoch == steps_per_epoch:
                     self._log_steps(step, step_in_epoch)
                 if step_in_epoch == steps_per_epoch:
-                    self._finish_epoch(step)
-                    self._save(step)
+                    with pace.paused():
+                        self._finish_epoch(step)
+                        self._save(step)
                 elif self.options.checkpoint_every and step % self.options.checkpoint_every == 0:
-                    self._collect_losses()
-                    self._save(step)
+                    with pace.paused():
+                        self._collect_losses()
+                        self._save(step)
         self._say_goodbye(time.monotonic() - begun_seconds)
 
     def _batches(self, first_step: int) -> Iterator[Take]:
@@ -387,9 +390,16 @@ class Pace:
         elif steps_done == self.TOLD_AFTER_STEPS:
             self._tell(step, (self._now() - self._start_seconds) / (self.TOLD_AFTER_STEPS - self.WARMUP_STEPS))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is not training, which is not to be counted."""
+        paused_seconds = self._now()
+        yield
+        self._start_seconds += self._now() - paused_seconds
+
     def _now(self) -> float:
         if self._trainer.device.type == "cuda":
-            torch.cuda.synchronize(self._trainer.device)  # twice in a run
+            torch.cuda.synchronize(self._trainer.device)  # seldom: at epochs' ends, and twice besides
         return time.monotonic()
 
     def _tell(self, step: int, seconds_per_step: float) -> None:

@@ -229,7 +229,7 @@ def test_waiting_for_data_is_diagnosed(tiny, image_folder, tmp_path: Path, monke
 
 
 def test_speed_and_end_are_told_once_after_fifty_steps(tiny, monkeypatch: pytest.MonkeyPatch):
-    """A step a second, but for the first ten, which are slow and do not count."""
+    """A step a second from the 10th to the 50th; a validation of 20 s between them does not count."""
     said, clock = [], itertools.count()
     trainer = SimpleNamespace(
         device=torch.device("cpu"),
@@ -237,9 +237,12 @@ def test_speed_and_end_are_told_once_after_fifty_steps(tiny, monkeypatch: pytest
         plan=SimpleNamespace(total_steps=3770, recipe=tiny),
     )
     pace = Pace(trainer, first_step=101)
-    monkeypatch.setattr("time.monotonic", lambda: 1000.0 + 40.0 * next(clock))  # asked after steps 110 and 150
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0 + 20.0 * next(clock))  # asked at 110, 120 twice, and 150
     for step in range(101, 301):
         pace.step_done(step)
+        if step == 120:
+            with pace.paused():
+                pass
     (line,) = said
     assert line.startswith("8 images/s: about 1 h 0 min of training to go, until ")
 
