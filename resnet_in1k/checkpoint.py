@@ -7,7 +7,7 @@ learning rate is a function of the step, so that is all.
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class TrainState:
     best_step: int = 0
     """Step of the best weights so far; 0 if none were evaluated."""
     best_top1_accuracy: float = -1.0
+    """Their accuracy, as a fraction; below 0 if none were evaluated."""
     grad_scaler: dict[str, Any] | None = None
     """The loss scaler's state, with fp16 only."""
 
@@ -80,27 +81,83 @@ def prune_checkpoints(checkpoints: Path, keep: int, best_step: int) -> None:
             shutil.rmtree(folder)
 
 
-def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Put weights and optimizer tensors back in place.
+def load_newest_checkpoint(
+    checkpoints: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]
+) -> TrainState | None:
+    """Go back to the newest checkpoint that is whole; tell of each that is passed over. None if there is none at all.
 
     Raises:
-        UserError: if a file is missing, damaged, or does not fit the model.
+        UserError: if there are checkpoints, but not one that can be used: to start afresh must be the user's decision.
     """
-    try:
-        values = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
-        if values.pop("format_version") != FORMAT_VERSION:
-            raise UserError(f"{folder} was written by another version of resnet_in1k; resume it with that one")
-        for name, sum_ in values.pop("sha256").items():
-            if files.sha256_of(folder / name) != sum_:
-                raise UserError(f"{folder / name} is damaged (its sha256 is not the recorded one); remove {folder}")
-        state = TrainState(**values)
-        load_strictly(model, read_weights(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
-        load_optimizer_tensors(model, optimizer, load_file(folder / OPTIMIZER_NAME))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    folders = [folder for _, folder in reversed(list_checkpoints(checkpoints))]
+    for folder in folders:
+        try:
+            state = load_checkpoint(folder, model, optimizer)
+        except UserError as error:
+            say(f"passed over: {error}")
+            continue
+        say(f"resuming after step {state.step:,} from {folder}")
+        return state
+    if folders:
         raise UserError(
-            f"{folder} is not a whole checkpoint ({error}); remove it to resume from the one before"
-        ) from None
+            f"none of the {len(folders)} checkpoints in {checkpoints} can be used; remove them to start afresh"
+        )
+    return None
+
+
+def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Put weights and optimizer tensors back in place, after all of them were found whole and fitting.
+
+    Raises:
+        UserError: if a file is missing, damaged, or does not fit the model; nothing was changed then.
+    """
+    state, sums = _read_state(folder)
+    for name in (WEIGHTS_NAME, OPTIMIZER_NAME):
+        try:
+            actual = files.sha256_of(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read ({error.strerror})") from None
+        if actual != sums.get(name):
+            raise UserError(f"{folder / name} is damaged: its sha256 is not the recorded one")
+    weights = read_weights(folder / WEIGHTS_NAME)
+    try:
+        tensors = load_file(folder / OPTIMIZER_NAME)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder / OPTIMIZER_NAME} is not a whole safetensors file ({error})") from None
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameter = parameters.get(name.rpartition(".")[0])
+        if parameter is None or parameter.shape != tensor.shape:
+            raise UserError(f"{folder / OPTIMIZER_NAME} does not fit the model: {name}, {tuple(tensor.shape)}")
+    load_strictly(model, weights, folder / WEIGHTS_NAME)
+    load_optimizer_tensors(model, optimizer, tensors)
     return state
+
+
+def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
+    """state.json, each value of the type and range that it must have; and the sha256 of the other files."""
+    path = folder / STATE_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version, sums = values.pop("format_version"), values.pop("sha256")
+        state = TrainState(**values)
+        sound = (
+            isinstance(sums, dict)
+            and type(state.step) is type(state.best_step) is int
+            and state.step == int(folder.name.removeprefix("step_"))
+            and 0 <= state.best_step <= state.step
+            and all(isinstance(loss, float) for loss in state.epoch_losses)
+            and isinstance(state.best_top1_accuracy, float)
+            and isinstance(state.grad_scaler, dict | None)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} cannot be read ({reason})") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version!r}; this version of resnet_in1k reads {FORMAT_VERSION}")
+    if not sound:
+        raise UserError(f"{path} does not describe a training after step {folder.name.removeprefix('step_')}")
+    return state, sums
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -119,7 +176,5 @@ def load_optimizer_tensors(
     """The inverse of `optimizer_tensors`; each tensor takes its parameter's device and memory layout."""
     parameters = dict(model.named_parameters())
     for full_name, tensor in tensors.items():
-        name, key = full_name.rsplit(".", 1)
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            raise ValueError(f"{full_name} in {OPTIMIZER_NAME} does not fit the model")
+        name, _, key = full_name.rpartition(".")
         optimizer.state[parameters[name]][key] = torch.empty_like(parameters[name]).copy_(tensor)

@@ -46,9 +46,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        if path.exists():  # the same step, saved again after a resume: a folder cannot be replaced in one call
-            shutil.rmtree(path)
-        os.rename(temporary, path)
+        if path.exists():  # the same step, saved again: a folder cannot take another's place in one call
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(path, old)
+            os.rename(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -17,8 +17,7 @@ from resnet_in1k import files
 from resnet_in1k.augment import augment, draw
 from resnet_in1k.checkpoint import (
     TrainState,
-    list_checkpoints,
-    load_checkpoint,
+    load_newest_checkpoint,
     optimizer_tensors,
     prune_checkpoints,
     save_checkpoint,
@@ -162,13 +161,11 @@ class Trainer:
             self._check_resumable(data)
         self.accelerator.wait_for_everyone()  # before the main process writes what the others have just looked for
 
-        checkpoints = list_checkpoints(self.folder.checkpoints)
-        if checkpoints:
-            self.state = load_checkpoint(checkpoints[-1][1], self.model, self.optimizer)
-            if self.accelerator.scaler is not None and self.state.grad_scaler is not None:
-                self.accelerator.scaler.load_state_dict(self.state.grad_scaler)
-            self.resumed_step = self.state.step
-            self.console.say(f"resuming after step {self.state.step:,} from {checkpoints[-1][1]}")
+        state = load_newest_checkpoint(self.folder.checkpoints, self.model, self.optimizer, self.console.say)
+        if state is not None:
+            self.state, self.resumed_step = state, state.step
+            if self.accelerator.scaler is not None and state.grad_scaler is not None:
+                self.accelerator.scaler.load_state_dict(state.grad_scaler)
         if self.accelerator.is_main_process:
             self.folder.create()
             if not self.folder.recipe.exists():

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,15 +9,28 @@ import torch
 from resnet_in1k import checkpoint as C
 from resnet_in1k import files
 from resnet_in1k.errors import UserError
-from resnet_in1k.model import ResNet, weights_to_save
+from resnet_in1k.model import weights_to_save
 from resnet_in1k.optim import build_optimizer
+
+
+class Small(torch.nn.Module):
+    """Enough of a ResNet for a checkpoint: a convolution, a norm with its buffers, a last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 16, 3)
+        self.bn1 = torch.nn.BatchNorm2d(16)
+        self.fc = torch.nn.Linear(16, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.bn1(self.conv1(images)).relu().mean(dim=(2, 3)))
 
 
 @pytest.fixture
 def trained(tiny):
     """A model and an optimizer after two steps, so that there is momentum."""
     torch.manual_seed(0)
-    model = ResNet("resnet18", num_classes=3).to(memory_format=torch.channels_last)
+    model = Small().to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, tiny)
     for _ in range(2):
         optimizer.zero_grad()
@@ -37,7 +51,7 @@ def test_everything_comes_back_and_goes_on_alike(tmp_path: Path, trained, tiny):
     folder = save(tmp_path, trained, **state)
     assert folder.name == "step_00000007"
     torch.manual_seed(1)
-    model = ResNet("resnet18", num_classes=3).to(memory_format=torch.channels_last)
+    model = Small().to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, tiny)
     assert C.load_checkpoint(folder, model, optimizer) == C.TrainState(**state)
 
@@ -86,22 +100,153 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     assert [step for step, _ in C.list_checkpoints(tmp_path)] == [2, 4, 5]
 
 
-@pytest.mark.parametrize("name", [C.WEIGHTS_NAME, C.OPTIMIZER_NAME])
-def test_a_damaged_file_is_named(tmp_path: Path, trained, name: str):
-    folder = save(tmp_path, trained)
-    data = bytearray((folder / name).read_bytes())
-    data[-1] ^= 1
+def rewrite(folder: Path, name: str, data: bytes) -> None:
+    """Change a file and its recorded sum with it, so that only the content is wrong."""
     (folder / name).write_bytes(data)
-    with pytest.raises(UserError, match=f"{name} is damaged"):
-        C.load_checkpoint(folder, *trained)
+    state = json.loads((folder / C.STATE_NAME).read_text())
+    state["sha256"][name] = hashlib.sha256(data).hexdigest()
+    (folder / C.STATE_NAME).write_text(json.dumps(state))
 
 
-@pytest.mark.parametrize("name", [C.WEIGHTS_NAME, C.OPTIMIZER_NAME, C.STATE_NAME])
-def test_a_missing_file_is_named(tmp_path: Path, trained, name: str):
+def cut(name: str, share: float):
+    def damage(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * share)])
+
+    return damage
+
+
+def cut_with_sum(name: str, share: float):
+    def damage(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        rewrite(folder, name, data[: int(len(data) * share)])
+
+    return damage
+
+
+def flip(name: str, place: int):
+    def damage(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[place] ^= 1
+        (folder / name).write_bytes(data)
+
+    return damage
+
+
+def remove(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def content(name: str, data: bytes):
+    return lambda folder: rewrite(folder, name, data)
+
+
+def tensors(name: str, change):
+    def damage(folder: Path) -> None:
+        state = C.load_file(folder / name)
+        change(state)
+        rewrite(folder, name, C.save(state))
+
+    return damage
+
+
+def state(**changes: object):
+    def damage(folder: Path) -> None:
+        values = json.loads((folder / C.STATE_NAME).read_text())
+        values.update(changes)
+        (folder / C.STATE_NAME).write_text(json.dumps({k: v for k, v in values.items() if v != "absent"}))
+
+    return damage
+
+
+def raw_state(text: bytes):
+    return lambda folder: (folder / C.STATE_NAME).write_bytes(text)
+
+
+HUGE_HEADER = (1 << 60).to_bytes(8, "little") + b"{}"
+WEIGHTS, OPTIMIZER, STATE = C.WEIGHTS_NAME, C.OPTIMIZER_NAME, C.STATE_NAME
+MALFORMED = {
+    "weights missing": remove(WEIGHTS),
+    "optimizer missing": remove(OPTIMIZER),
+    "state missing": remove(STATE),
+    "weights empty": cut(WEIGHTS, 0),
+    "weights cut in the header": cut(WEIGHTS, 0.01),
+    "weights cut in the middle": cut(WEIGHTS, 0.5),
+    "weights a byte short": cut(WEIGHTS, 0.9999),
+    "optimizer cut in the middle": cut(OPTIMIZER, 0.5),
+    "state cut in the middle": cut(STATE, 0.5),
+    "state empty": cut(STATE, 0),
+    "a bit of the weights' header": flip(WEIGHTS, 20),
+    "a bit of the weights": flip(WEIGHTS, -1),
+    "a bit of the momentum": flip(OPTIMIZER, -1),
+    "weights cut, with its sum": cut_with_sum(WEIGHTS, 0.5),
+    "optimizer cut, with its sum": cut_with_sum(OPTIMIZER, 0.9),
+    "weights empty, with its sum": cut_with_sum(WEIGHTS, 0),
+    "weights with a huge header": content(WEIGHTS, HUGE_HEADER),
+    "optimizer with a huge header": content(OPTIMIZER, HUGE_HEADER),
+    "weights with a header that is no JSON": content(WEIGHTS, (4).to_bytes(8, "little") + b"\xff\xfe{}"),
+    "weights of another shape": tensors(WEIGHTS, lambda s: s.update({"fc.bias": torch.zeros(4)})),
+    "weights with a key too many": tensors(WEIGHTS, lambda s: s.update(extra=torch.zeros(1))),
+    "weights with a key too few": tensors(WEIGHTS, lambda s: s.pop("bn1.running_var")),
+    "momentum of another shape": tensors(OPTIMIZER, lambda s: s.update({"fc.bias.momentum_buffer": torch.zeros(4)})),
+    "momentum of nothing": tensors(OPTIMIZER, lambda s: s.update({"fc.other.momentum_buffer": torch.zeros(3)})),
+    "momentum without a name": tensors(OPTIMIZER, lambda s: s.update(momentum=torch.zeros(3))),
+    "state of another format": state(format_version=99),
+    "state without a version": state(format_version="absent"),
+    "state without sums": state(sha256={}),
+    "state with sums that are none": state(sha256=[1, 2]),
+    "state of another step": state(step=3),
+    "state with a step in words": state(step="two"),
+    "state with losses that are none": state(epoch_losses=["much"]),
+    "state with a key too many": state(extra=1),
+    "state that is a list": raw_state(b"[]"),
+    "state that is no text": raw_state(b"\xff\xfe\x00"),
+    "state nested without end": raw_state(b"[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_checkpoint_is_named_and_changes_nothing(tmp_path: Path, trained, name: str):
     folder = save(tmp_path, trained)
-    (folder / name).unlink()
-    with pytest.raises(UserError, match=f"{folder.name} is not a whole checkpoint .*{name}"):
+    MALFORMED[name](folder)
+    model, optimizer = trained
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(UserError) as error:
+        C.load_checkpoint(folder, model, optimizer)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, STATE])
+def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, trained, name: str):
+    folder = save(tmp_path, trained)
+    bomb = b"cos\nmkdir\n(V" + str(tmp_path / "boom").encode() + b"\ntR."
+    if name == STATE:
+        (folder / name).write_bytes(bomb)
+    else:
+        rewrite(folder, name, bomb)
+    with pytest.raises(UserError, match=name):
         C.load_checkpoint(folder, *trained)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, trained):
+    save(tmp_path, trained, step=1)
+    flip(WEIGHTS, -1)(save(tmp_path, trained, step=2))
+    said: list[str] = []
+    assert C.load_newest_checkpoint(tmp_path, *trained, said.append).step == 1
+    assert len(said) == 2
+    assert "passed over: " in said[0]
+    assert "step_00000002/model.safetensors is damaged" in said[0]
+    assert "resuming after step 1" in said[1]
+
+
+def test_to_start_afresh_is_the_users_decision(tmp_path: Path, trained):
+    assert C.load_newest_checkpoint(tmp_path, *trained, print) is None
+    remove(STATE)(save(tmp_path, trained))
+    with pytest.raises(UserError, match=r"none of the 1 in .* can be used; remove them to start afresh"):
+        C.load_newest_checkpoint(tmp_path, *trained, print)
 
 
 def test_files_are_contiguous_prefix_free_and_readable_by_the_group(tmp_path: Path, trained):
