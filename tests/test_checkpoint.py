@@ -245,7 +245,7 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, t
 def test_to_start_afresh_is_the_users_decision(tmp_path: Path, trained):
     assert C.load_newest_checkpoint(tmp_path, *trained, print) is None
     remove(STATE)(save(tmp_path, trained))
-    with pytest.raises(UserError, match=r"none of the 1 in .* can be used; remove them to start afresh"):
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* can be used; remove them to start afresh"):
         C.load_newest_checkpoint(tmp_path, *trained, print)
 
 
