@@ -10,22 +10,24 @@ from typing import Any, TypeVar
 
 import tyro
 
-from resnet_in1k.errors import ProcessError, UserError
+from resnet_in1k.errors import Preempted, ProcessError, UserError
 
 T = TypeVar("T")
 
 BAD_INPUT = 2
+PREEMPTED = 75
+"""EX_TEMPFAIL of sysexits.h: come again."""
 INTERRUPTED = 130
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Call `main`; a UserError becomes one line on standard error and exit status 2."""
+    """Call `main`; a UserError becomes one line on standard error and exit status 2, Preempted one and 75."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
     def main_with_short_traceback() -> None:
         try:
             main()
-        except UserError as error:
+        except (UserError, Preempted) as error:
             raise type(error)(str(error)) from None
 
     try:
@@ -34,6 +36,10 @@ def run_script(main: Callable[[], Any]) -> None:
         if _is_main_process() or isinstance(error, ProcessError):
             _fail(str(error))
         sys.exit(BAD_INPUT)
+    except Preempted as stopped:
+        if _is_main_process():
+            print(stopped, file=sys.stderr, flush=True)
+        sys.exit(PREEMPTED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -19,3 +19,7 @@ class BadImageError(ProcessError):
     @classmethod
     def about(cls, name: str, reason: str) -> "BadImageError":
         return cls(f"{name} cannot be read as an image ({reason}); replace or remove the file")
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and everything is saved; the message says how to go on."""

@@ -1,5 +1,6 @@
 """How good are these weights? Every image once, in float32, counted in integers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,11 @@ def evaluate_model(
     resize_size: int,
     num_workers: int,
     batch_size: int = EVAL_BATCH_SIZE,
-) -> Evaluation:
+    stop_asked: Callable[[int], str] = lambda count: "",
+) -> Evaluation | str:
     """Evaluate a plain (not a prepared) model; all processes share the work and get the same result.
+
+    `stop_asked` is asked with the number of batches done; if it answers, evaluation stops, and that answer is returned.
 
     Computes in float32 (TF32 on GPUs) whatever the training's precision, so that an image's verdict does not hang on
     the batch it came in.
@@ -109,7 +113,11 @@ def evaluate_model(
         return normalise(batch.images), batch.labels, batch.indices
 
     with torch.inference_mode(), console.bar(len(loader), f"evaluate {source.split}") as bar:
-        for take in on_device(loader, accelerator.device, prepare):
+        # All processes must ask equally often: as often as the one with the fewest images can.
+        num_common_batches = -(-(len(source) // accelerator.num_processes) // batch_size)
+        for number, take in enumerate(on_device(loader, accelerator.device, prepare)):
+            if number < num_common_batches and (answer := stop_asked(number)):
+                return answer
             images, labels, indices = take()
             logits = model(images)  # (B, C) float32
             mine.append(

@@ -9,6 +9,7 @@ import gc
 import math
 import mmap
 import multiprocessing
+import signal
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -225,6 +226,8 @@ def worker_context() -> str | None:
 
 def _be_a_modest_worker(worker_id: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the main process decides when to stop, and then needs them no more
     gc.freeze()  # collecting what was inherited would touch, and so copy, the pages shared with the main process
 
 

@@ -32,13 +32,14 @@ from resnet_in1k.devices import (
     make_accelerator,
     share_buffers,
 )
-from resnet_in1k.errors import UserError
+from resnet_in1k.errors import Preempted, UserError
 from resnet_in1k.evaluation import Evaluation, evaluate_model
 from resnet_in1k.model import ResNet, weights_to_save
 from resnet_in1k.optim import lr_at
 from resnet_in1k.pipeline import Batch, Take, on_device, train_loader
 from resnet_in1k.plan import Plan, describe
 from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
+from resnet_in1k.preemption import Preemption
 from resnet_in1k.recipes import RECIPES, Recipe
 from resnet_in1k.run_folder import RunFolder, describe_data, provenance, read_recipe, write_recipe
 from resnet_in1k.sources import open_train_and_val
@@ -88,12 +89,17 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
 
     Raises:
         UserError: for anything wrong with recipe, data, machine or output folder that a person can mend.
+        Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped it, once everything is saved.
     """
     trainer = Trainer(recipe_name, recipe, options)
     trainer.announce()
     if not options.dry_run:
         trainer.start_or_resume()
-        trainer.run()
+        try:
+            trainer.run()
+        except Preempted:
+            trainer.accelerator.end_training()
+            raise
     trainer.accelerator.end_training()
     return trainer.folder.path
 
@@ -198,6 +204,10 @@ class Trainer:
         begun_seconds = time.monotonic()
         steps_per_epoch, first_step = self.plan.steps_per_epoch, self.state.step + 1
         batches, pace = self._batches(first_step), Pace(self, first_step)
+        self.preemption = Preemption(self.accelerator)
+        if self.state.epoch_losses and self.state.step % steps_per_epoch == 0:  # stopped in this epoch's validation
+            self._finish_epoch(self.state.step)
+            self._save(self.state.step)
         with self.console.bar(self.plan.total_steps, "train", done=self.state.step) as bar:
             for step in range(first_step, self.plan.total_steps + 1):
                 with self.stopwatch.section("load"):
@@ -218,8 +228,12 @@ class Trainer:
                         self._save(step)
                 elif self.options.checkpoint_every and step % self.options.checkpoint_every == 0:
                     with pace.paused():
-                        self._collect_losses()
                         self._save(step)
+                if stopped_by := self.preemption.agreed(step):
+                    if self.state.step != step:
+                        self._save(step)
+                    raise Preempted(self._farewell(stopped_by))
+        self.preemption.close()
         self._say_goodbye(time.monotonic() - begun_seconds)
 
     def _batches(self, first_step: int) -> Iterator[Take]:
@@ -287,7 +301,11 @@ class Trainer:
                 image_size=self.recipe.image_size,
                 resize_size=self.recipe.eval_resize_size,
                 num_workers=self.workers,
+                stop_asked=self.preemption.agreed,
             )
+        if isinstance(evaluation, str):
+            self._save(step)  # with this epoch's losses: a resumed run evaluates first
+            raise Preempted(self._farewell(evaluation))
         self.epoch_lap.add(self.stopwatch.lap())
         lap, self.epoch_lap = self.epoch_lap, Lap()
         record = {
@@ -330,6 +348,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         """Write a checkpoint, then delete those that are no longer needed."""
+        self._collect_losses()
         share_buffers(self.model, self.accelerator)
         self.state.step = step
         if self.accelerator.scaler is not None:
@@ -350,6 +369,12 @@ class Trainer:
 
     def _epoch_of(self, step: int) -> int:
         return (step - 1) // self.plan.steps_per_epoch + 1
+
+    def _farewell(self, stopped_by: str) -> str:
+        return (
+            f"stopped by {stopped_by} after step {self.state.step:,} of {self.plan.total_steps:,}, all is saved in "
+            f"{self.folder.path}; go on with the same command and --resume"
+        )
 
     def _say_goodbye(self, elapsed_seconds: float) -> None:
         folder = self.folder

@@ -1,0 +1,57 @@
+"""Asked to stop: every process agrees when, saves, and leaves with a status that says so."""
+
+import os
+import signal
+import time
+from types import FrameType
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+POLL_EVERY = 4
+"""Steps or batches between two agreements of several processes."""
+ECHO_SECONDS = 2.0
+"""A launcher passes on to its processes what the terminal has already sent them: not a second request yet."""
+
+
+class Preemption:
+    """Watches for SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 from its making on; a second one ends the process at once.
+
+    A handler may do next to nothing, and it runs in the process that got the signal only. So it leaves a note, and
+    `agreed` lets all processes look at all notes, over the CPU: no process stops where another goes on to wait for it.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._signal = 0
+        self._first_seconds = 0.0
+        self._alone = accelerator.num_processes == 1
+        self._group = None if self._alone else torch.distributed.new_group(backend="gloo")
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._signal:
+            self._signal, self._first_seconds = number, time.monotonic()
+        elif time.monotonic() - self._first_seconds > ECHO_SECONDS:
+            os._exit(128 + number)  # at once: files are whole or not there, whatever is interrupted
+
+    def agreed(self, count: int) -> str:
+        """The signal's name if any process has got one, else "". All processes must ask with the same counts."""
+        if self._alone:
+            return _name(self._signal)
+        if count % POLL_EVERY:
+            return ""
+        note = torch.tensor([self._signal])
+        torch.distributed.all_reduce(note, torch.distributed.ReduceOp.MAX, group=self._group)
+        return _name(int(note))
+
+    def close(self) -> None:
+        """From here on signals do what they do by default."""
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number else ""
