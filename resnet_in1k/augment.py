@@ -4,6 +4,7 @@ Each operation gives what torchvision's functional of the same name gives for on
 grey levels that torchvision does after each; here the values stay float from the first operation to the last.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +28,15 @@ COLOUR_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
 def normalise(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8, or float of 0 to 255, to float32 in channels_last: less ImageNet's mean, over its std."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul(255).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).mul(255).view(3, 1, 1)
+    mean, std = _mean_and_std(images.device)
     return images.to(torch.float32, memory_format=torch.channels_last).sub(mean).div(std)
+
+
+@functools.cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """In grey levels, (3, 1, 1) each; made once, as making them makes the host wait for the device."""
+    mean, std = (torch.tensor(values, device=device) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
 
 
 @dataclass(frozen=True)

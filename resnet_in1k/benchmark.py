@@ -9,8 +9,10 @@ import io
 import itertools
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -32,7 +34,15 @@ from resnet_in1k.devices import (
 )
 from resnet_in1k.errors import UserError
 from resnet_in1k.images import decode
-from resnet_in1k.pipeline import Batch, TrainOrder, on_device, train_loader, worker_context
+from resnet_in1k.pipeline import (
+    PREFETCH_FACTOR,
+    Batch,
+    TrainOrder,
+    on_device,
+    train_loader,
+    worker_context,
+    worker_deaths_explained,
+)
 from resnet_in1k.recipes import TUTORIAL, Architecture, Recipe
 from resnet_in1k.run_folder import provenance
 from resnet_in1k.sources import Source, open_source
@@ -68,6 +78,8 @@ class BenchmarkOptions:
     """Steps per repetition; by default 30 for input; for step and train 3 on a CPU, 50 elsewhere."""
     repetitions: int = 5
     """How often each way is measured, after one round to warm up."""
+    compile: bool = False
+    """Compile our model by torch.compile."""
     precision: Precision = "auto"
     """Our training precision; the tutorial's is float32."""
     cpu_threads: int | None = None
@@ -99,12 +111,14 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         "cpu_threads": choose_cpu_threads(device, options.cpu_threads),
         "precision": accelerator.mixed_precision,
         "model": options.model,
+        "compiled": options.compile,
         "batch_size": batch_size,
         "image_size": options.image_size,
         "repetitions": options.repetitions,
         **provenance(),
     }
-    return {**bench.measure(), **conditions}
+    with worker_deaths_explained():
+        return {**bench.measure(), **conditions}
 
 
 class Bench:
@@ -113,6 +127,8 @@ class Bench:
     def __init__(self, options: BenchmarkOptions, recipe: Recipe, accelerator: Accelerator):
         self.options, self.recipe, self.accelerator = options, recipe, accelerator
         self.device, self.batch_size = accelerator.device, recipe.global_batch_size
+        if accelerator.num_processes > 1:
+            raise UserError("benchmark.py measures one process; start it with python, not with a launcher of several")
         default_steps = 30 if options.what == "input" else 3 if self.device.type == "cpu" else 50
         self.steps = options.steps or default_steps
 
@@ -127,9 +143,9 @@ class Bench:
         for number in workers:
             rates = interleaved(
                 {
-                    "ours": lambda number=number: self._rate(self._our_batches(source, number)),
-                    "tutorial": lambda number=number: self._rate(self._tutorial_batches(source, number)),
-                    "decode_only": lambda number=number: self._rate(self._decode_only(source, number)),
+                    "ours": lambda number=number: self._rate(self._our_batches(source, number), number),
+                    "tutorial": lambda number=number: self._rate(self._tutorial_batches(source, number), number),
+                    "decode_only": lambda number=number: self._rate(self._decode_only(source, number), number),
                 },
                 self.options.repetitions,
             )
@@ -177,7 +193,7 @@ class Bench:
             return rate
 
         def tutorials_way() -> float:
-            return self._rate(tutorial(*batch) for batch in self._tutorial_batches(source, workers))
+            return self._rate((tutorial(*batch) for batch in self._tutorial_batches(source, workers)), workers)
 
         rates = interleaved({"ours": our_way, "tutorial": tutorials_way}, self.options.repetitions)
         images_per_second = statistics.median(rates["ours"])
@@ -196,27 +212,30 @@ class Bench:
             raise UserError(f"{self.options.data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
         return source
 
-    def _order(self, source: Source) -> TrainOrder:
-        """The images of a repetition: one batch to warm up, then `steps`."""
+    def _order(self, source: Source, workers: int) -> TrainOrder:
+        """The images of a repetition: enough for workers to be as busy at the last measured step as at the first."""
         return TrainOrder(
             num_images=len(source),
             global_batch_size=self.batch_size,
             seed=self.recipe.seed,
             first_step=1,
-            last_step=self.steps + 1,
+            last_step=self._last_step(workers),
         )
 
-    def _rate(self, batches: Iterator[Any]) -> float:
-        """Images/s from the arrival of the first batch to that of the last."""
-        next(batches)
+    def _last_step(self, workers: int) -> int:
+        return warmup_steps(workers) + self.steps + PREFETCH_FACTOR * workers
+
+    def _rate(self, batches: Iterator[Any], workers: int = 0) -> float:
+        """Images/s over `steps` batches, once those that the workers had made ahead are gone."""
+        deque(islice(batches, warmup_steps(workers)), maxlen=0)
         self._synchronize()
         start_seconds = time.perf_counter()
-        num_batches = sum(1 for _ in batches)
+        deque(islice(batches, self.steps), maxlen=0)
         self._synchronize()
-        return num_batches * self.batch_size / (time.perf_counter() - start_seconds)
+        return self.steps * self.batch_size / (time.perf_counter() - start_seconds)
 
     def _step_rate(self, step: Callable[[], object]) -> float:
-        return self._rate(step() for _ in range(self.steps + 1))
+        return self._rate(step() for _ in itertools.count())
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -231,7 +250,7 @@ class Bench:
             source,
             self.recipe,
             first_step=1,
-            last_step=self.steps + 1,
+            last_step=self._last_step(workers),
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -240,8 +259,9 @@ class Bench:
         """(B, 3, S, S) float32, made one by one in the workers, and (B,) int64."""
         loader = DataLoader(
             TutorialDataset(source, self.recipe),
-            batch_sampler=_indices_only(self._order(source)),
+            batch_sampler=_indices_only(self._order(source, workers)),
             num_workers=workers,
+            prefetch_factor=PREFETCH_FACTOR,
             pin_memory=self.device.type == "cuda",
             multiprocessing_context=worker_context(),
         )
@@ -251,8 +271,9 @@ class Bench:
         """The limit: the same workers decode, and send nothing back."""
         loader = DataLoader(
             DecodeOnly(source),
-            batch_sampler=_indices_only(self._order(source)),
+            batch_sampler=_indices_only(self._order(source, workers)),
             num_workers=workers,
+            prefetch_factor=PREFETCH_FACTOR,
             multiprocessing_context=worker_context(),
         )
         return iter(loader)
@@ -269,7 +290,7 @@ class Bench:
         return summary(rates)["augment"]
 
     def _our_step(self, num_classes: int = 1000) -> TrainStep:
-        return TrainStep(self.recipe, num_classes, self.accelerator)
+        return TrainStep(self.recipe, num_classes, self.accelerator, compile=self.options.compile)
 
     def _bare_step(self) -> Callable[[torch.Tensor, torch.Tensor], None]:
         """The least that trains in our precision: no Accelerate, no schedule, no log."""
@@ -294,7 +315,8 @@ class Bench:
             return augment(batch.images, draw(self.recipe, next(steps))), batch.labels
 
         takes = on_device(self._our_loader(source, workers), self.device, prepare)
-        step(*next(takes)(), lr=0.01)
+        for take in islice(takes, warmup_steps(workers)):
+            step(*take(), lr=0.01)
         self._synchronize()
         start_seconds = time.perf_counter()
         for _ in range(self.steps):
@@ -303,9 +325,7 @@ class Bench:
             with stopwatch.section("train"):
                 step(*take(), lr=0.01)
         lap = stopwatch.lap()
-        rate = self.steps * self.batch_size / (time.perf_counter() - start_seconds)
-        next(takes, None)  # lets the workers go
-        return rate, lap
+        return self.steps * self.batch_size / (time.perf_counter() - start_seconds), lap
 
 
 class TutorialDataset(Dataset):
@@ -351,6 +371,11 @@ class TutorialStep:
         loss.backward()
         self._optimizer.step()
         return loss.item()
+
+
+def warmup_steps(workers: int) -> int:
+    """Batches that may lie ready when the first is taken, and one; measured, they would seem to cost nothing."""
+    return PREFETCH_FACTOR * workers + 1
 
 
 def _indices_only(order: TrainOrder) -> list[list[int]]:
@@ -429,6 +454,6 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             f"  waited for data {result['waiting_share']:.1%} of the time, with {result['workers']} workers: "
             f"{result['advice']}",
-            f"  the recipe tutorial, {TUTORIAL.epochs} epochs of ImageNet-1k, would take {hours} here at that rate",
+            f"  {TUTORIAL.epochs} epochs of ImageNet-1k, as the recipe tutorial has, would take {hours} at that rate",
         ]
     return "\n".join(lines)

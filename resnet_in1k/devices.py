@@ -89,9 +89,8 @@ def _accelerator_visible() -> bool:
 
 
 def _device_type() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """CUDA or the CPU: Apple's MPS is asynchronous in ways that this project's copies and clocks do not allow for."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -114,7 +113,16 @@ def local_world_size() -> int:
 def usable_cores() -> int:
     """Physical cores of this machine that this process may run on."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, _container_cores()))
+
+
+def _container_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """What a container's CPU quota comes to, as `docker --cpus` sets it; very many where there is none."""
+    try:
+        quota, period = cpu_max.read_text(encoding="ascii").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2 here, or "max"
+        return 1 << 20
 
 
 def choose_cpu_threads(device: torch.device, cpu_threads: int | None) -> int:

@@ -1,5 +1,6 @@
 """How good are these weights? Every image once, in float32, counted in integers."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from resnet_in1k.console import Console
 from resnet_in1k.devices import choose_cpu_threads, choose_workers, make_accelerator
 from resnet_in1k.errors import UserError
 from resnet_in1k.model import load_model, weights_file
-from resnet_in1k.pipeline import Batch, eval_loader, on_device
+from resnet_in1k.pipeline import Batch, eval_loader, on_device, worker_deaths_explained
 from resnet_in1k.recipes import resize_size_for
 from resnet_in1k.run_folder import find_run, read_recipe
 from resnet_in1k.sources import Source, Split, check_same_classes, open_source
@@ -30,6 +31,8 @@ class Evaluation:
     """Counts over one split, and under which conditions they were counted."""
 
     num_images: int
+    """How many were counted."""
+    num_images_in_split: int
     num_classes: int
     top_k: int
     """5, or the number of classes where there are fewer."""
@@ -54,7 +57,7 @@ class Evaluation:
     def summary(self) -> str:
         return (
             f"top-1 {self.top1_accuracy:.2%}   top-{self.top_k} {self.top5_accuracy:.2%}   "
-            f"{self.split} loss {self.loss:.4f}   {self.num_images:,} of {self.num_images:,} images"
+            f"{self.split} loss {self.loss:.4f}   {self.num_images:,} of {self.num_images_in_split:,} images"
         )
 
     def to_json(self, weights_sha256: str) -> dict[str, Any]:
@@ -119,7 +122,9 @@ def evaluate_model(
             if number < num_common_batches and (answer := stop_asked(number)):
                 return answer
             images, labels, indices = take()
-            logits = model(images)  # (B, C) float32
+            # The same algorithm for any batch, so that an image's verdict does not hang on its company.
+            with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=True):
+                logits = model(images)  # (B, C) float32
             mine.append(
                 {
                     "indices": indices,
@@ -138,8 +143,10 @@ def evaluate_model(
         gathered = [part for part in everyone if part is not None]
         results = [_count({name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}, source)]
     counts = broadcast_object_list(results)[0]
+    if not math.isfinite(counts["loss"]):
+        raise UserError(f"the loss on {source.name}/{source.split} is {counts['loss']}: these weights have diverged")
     return Evaluation(
-        num_images=len(source),
+        num_images_in_split=len(source),
         num_classes=num_classes,
         **counts,
         image_size=image_size,
@@ -162,6 +169,7 @@ def _count(rows: dict[str, np.ndarray], source: Source) -> dict[str, Any]:
     metric.add_batch(predictions=rows["top_ids"][order], references=rows["labels"][order])
     counts = metric.compute()
     return {
+        "num_images": counts["num_images"],
         "top_k": top_k,
         "top1_correct": counts["top1_correct"],
         "topk_correct": counts["topk_correct"],
@@ -241,15 +249,17 @@ def evaluate_checkpoint(options: EvalOptions) -> Evaluation:
         f"{file}: {model.architecture}, {model.fc.out_features} classes\n"
         f"{data}/{options.split}: {len(source):,} images, resized to {resize_size} px, centre {image_size} px cropped"
     )
-    evaluation = evaluate_model(
-        model.to(accelerator.device, memory_format=torch.channels_last),
-        source,
-        accelerator,
-        image_size=image_size,
-        resize_size=resize_size,
-        num_workers=choose_workers(accelerator.device, options.workers),
-        batch_size=options.batch_size,
-    )
+    with worker_deaths_explained():
+        evaluation = evaluate_model(
+            model.to(accelerator.device, memory_format=torch.channels_last),
+            source,
+            accelerator,
+            image_size=image_size,
+            resize_size=resize_size,
+            num_workers=choose_workers(accelerator.device, options.workers),
+            batch_size=options.batch_size,
+        )
+    assert isinstance(evaluation, Evaluation), "nobody asked it to stop"
     console.say(evaluation.summary())
     if len(source.class_names) < 5:
         console.say(f"fewer than five classes: top-{evaluation.top_k} stands in for top-5")

@@ -4,6 +4,7 @@ Whoever reads a path therefore finds the old content or the new, never half of e
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from resnet_in1k.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -40,7 +43,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Fill a temporary folder in the body; it takes the name `path` only if the body succeeds."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()  # in a folder that must be there: one that has vanished is an error, not to be made anew
     try:
         yield temporary
         for file in temporary.iterdir():
@@ -60,16 +63,29 @@ def new_folder(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+TRANSIENT_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
+"""What a network file system may answer now and not in a moment."""
+
+
+def why_not(write: Callable[[], None]) -> str | None:
+    """Call `write`, twice if need be; None if it succeeded, else in words why it could not."""
+    for attempt in (1, 2):
+        try:
+            write()
+            return None
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            if attempt == 2 or error.errno not in TRANSIENT_ERRORS:
+                return f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
+    return None
+
+
 def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    """`hashlib.file_digest` for Python 3.10, which lacks it."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -29,6 +29,8 @@ def decode(encoded: np.ndarray) -> torch.Tensor:
         image = decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB)
     except (RuntimeError, ValueError):
         return _decode_with_pillow(encoded)
+    if image.ndim == 4:  # an animation: its first frame, as Pillow gives it
+        image = image[0]
     return (image.to(torch.int32) >> 8).to(torch.uint8) if image.dtype == torch.uint16 else image
 
 

@@ -23,9 +23,11 @@ def lr_at(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with momentum, in one fused kernel where the device has one. The learning rate is set anew at each step."""
-    fused = next(model.parameters()).device.type in ("cuda", "cpu")
+def build_optimizer(model: torch.nn.Module, recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
+    """SGD with momentum, by default in one fused kernel. The learning rate is set anew at each step.
+
+    Not to be fused under a gradient scaler: where that skips the first step, momentum is left uninitialised.
+    """
     return torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused
     )

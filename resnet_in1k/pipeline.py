@@ -4,12 +4,13 @@ Workers do only what must happen per file: decode and crop. What can be done for
 device, by `augment`. No float tensor crosses a process border.
 """
 
+import contextlib
 import functools
 import gc
 import math
 import mmap
-import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -171,18 +172,10 @@ class Loader:
             )
         )
         while True:
-            try:
-                result = next(filled)
-            except StopIteration:
+            with worker_deaths_explained():
+                result = next(filled, None)
+            if result is None:
                 return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                reason = str(error).splitlines()[0].rstrip(". ")
-                raise ProcessError(
-                    f"a loader worker died ({reason}); if memory or /dev/shm is short (free -g, df -h /dev/shm), "
-                    "use fewer --workers"
-                ) from error
             if isinstance(result, BadImageError):
                 raise result
             slot, labels, indices = result
@@ -190,7 +183,23 @@ class Loader:
             np.copyto(
                 images.numpy(), slots[slot, : len(labels)].numpy()
             )  # by this thread alone: the others are computing
-            yield Batch(images, torch.from_numpy(labels), torch.from_numpy(indices))
+            small = [torch.from_numpy(array) for array in (labels, indices)]
+            yield Batch(images, *(tensor.pin_memory() if self._pin_memory else tensor for tensor in small))
+
+
+@contextlib.contextmanager
+def worker_deaths_explained() -> Iterator[None]:
+    """Raises ProcessError for a loader worker's death, which torch reports wherever the main process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].rstrip(". ")
+        raise ProcessError(
+            f"a loader worker died ({reason}); if memory or /dev/shm is short (free -g, df -h /dev/shm), "
+            "use fewer --workers"
+        ) from error
 
 
 class _Jobs:
@@ -221,7 +230,8 @@ def _shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:
 def worker_context() -> str | None:
     """How workers are started; None for Python's own way."""
     # fork shares the source's arrays with the workers and starts them at once; Python 3.14 no longer chooses it.
-    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    # On macOS it is to be had, but not safe.
+    return "fork" if sys.platform == "linux" else None
 
 
 def _be_a_modest_worker(worker_id: int) -> None:

@@ -1,7 +1,10 @@
 """The run folder: the one thing that passes between training, evaluation and publication."""
 
+import fcntl
 import json
+import os
 import platform
+import socket
 import subprocess
 from dataclasses import asdict
 from importlib.metadata import version
@@ -67,6 +70,28 @@ class RunFolder:
         """Drop the records of steps after `step`: a resumed run will write them again."""
         kept = [record for record in self.records() if record["step"] <= step]
         files.write_text(self.log, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
+
+
+class RunLock:
+    """This process's claim on a run folder, until it ends, however it ends.
+
+    A record lock: the kernel drops it with the process, and children, such as loader workers, do not inherit it.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+
+    def __init__(self, run: RunFolder):
+        self._file = (run.path / ".lock").open("a+")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            raise UserError(f"{run.path} is being written to by {holder}; wait for it or stop it first") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
 
 
 def describe_data(train: Source, val: Source) -> dict[str, Any]:

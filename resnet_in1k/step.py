@@ -30,11 +30,12 @@ class TrainStep:
         randomness.key_global_generator(recipe.seed, Stream.WEIGHTS)  # the same initial weights on every process
         model = ResNet(recipe.model, num_classes, recipe.zero_init_residual)
         self.model = model.to(accelerator.device, memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.model, recipe)
+        self.optimizer = build_optimizer(self.model, recipe, fused=accelerator.scaler is None)
         if compile:
             self.model.compile()  # in place: no wrapper, no prefix
         self._loss_function = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
+        self._diverged = torch.zeros((), device=accelerator.device)
         self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
@@ -61,6 +62,20 @@ class TrainStep:
                 loss = self._loss_function(logits, labels_part) / self._num_parts
                 self._accelerator.backward(loss)
             losses.append(loss.detach())
+        loss = sum(losses[1:], start=losses[0])
+        self._update_unless_diverged(loss)
+        return loss
+
+    def _update_unless_diverged(self, loss: torch.Tensor) -> None:
+        """Update the weights, but never again once a loss of any process was not finite.
+
+        The host learns of such a loss only when it next looks, many steps later. So the device decides: the fused
+        optimizer leaves weights and momentum alone where `found_inf` is set. With fp16, Accelerate's scaler does that.
+        """
+        self._diverged = torch.maximum(self._diverged, (~loss.isfinite()).to(self._diverged.dtype))
+        if self._accelerator.num_processes > 1:
+            torch.distributed.all_reduce(self._diverged, torch.distributed.ReduceOp.MAX)
+        if self._accelerator.scaler is None:
+            self.optimizer.found_inf = self._diverged
         self._prepared_optimizer.step()
         self._prepared_optimizer.zero_grad(set_to_none=True)
-        return sum(losses[1:], start=losses[0])

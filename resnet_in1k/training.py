@@ -6,12 +6,13 @@ import datetime
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 
 from resnet_in1k import files
 from resnet_in1k.augment import augment, draw
@@ -32,16 +33,16 @@ from resnet_in1k.devices import (
     make_accelerator,
     share_buffers,
 )
-from resnet_in1k.errors import Preempted, UserError
+from resnet_in1k.errors import Preempted, ProcessError, UserError
 from resnet_in1k.evaluation import Evaluation, evaluate_model
 from resnet_in1k.model import ResNet, weights_to_save
 from resnet_in1k.optim import lr_at
-from resnet_in1k.pipeline import Batch, Take, on_device, train_loader
+from resnet_in1k.pipeline import Batch, Take, TrainOrder, on_device, train_loader, worker_deaths_explained
 from resnet_in1k.plan import Plan, describe
 from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
 from resnet_in1k.preemption import Preemption
 from resnet_in1k.recipes import RECIPES, Recipe
-from resnet_in1k.run_folder import RunFolder, describe_data, provenance, read_recipe, write_recipe
+from resnet_in1k.run_folder import RunFolder, RunLock, describe_data, provenance, read_recipe, write_recipe
 from resnet_in1k.sources import open_train_and_val
 from resnet_in1k.step import TrainStep
 from resnet_in1k.stopwatch import WAITING_SHARE_WORTH_SAYING, Lap, Stopwatch, diagnose, duration
@@ -96,10 +97,13 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
     if not options.dry_run:
         trainer.start_or_resume()
         try:
-            trainer.run()
+            with worker_deaths_explained():
+                trainer.run()
         except Preempted:
             trainer.accelerator.end_training()
             raise
+        except torch.OutOfMemoryError as error:
+            raise ProcessError(trainer.out_of_memory(error)) from None
     trainer.accelerator.end_training()
     return trainer.folder.path
 
@@ -111,6 +115,7 @@ class Trainer:
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
         self.folder = RunFolder(options.output_dir or Path("runs", recipe_name))
         self.folder.check_free(options.resume)
+        self.lock: RunLock | None = None
         self.train_source, self.val_source = open_train_and_val(options.data)
 
         self.accelerator = make_accelerator(options.precision, options.report_to, self.folder.path)
@@ -166,28 +171,49 @@ class Trainer:
         if self.folder.recipe.exists():
             self._check_resumable(data)
         self.accelerator.wait_for_everyone()  # before the main process writes what the others have just looked for
+        self._on_main_process(self._take_possession)
 
         state = load_newest_checkpoint(self.folder.checkpoints, self.model, self.optimizer, self.console.say)
         if state is not None:
             self.state, self.resumed_step = state, state.step
             if self.accelerator.scaler is not None and state.grad_scaler is not None:
                 self.accelerator.scaler.load_state_dict(state.grad_scaler)
-        if self.accelerator.is_main_process:
-            self.folder.create()
-            if not self.folder.recipe.exists():
-                write_recipe(
-                    self.folder,
-                    self.recipe_name,
-                    self.recipe,
-                    data,
-                    world_size=self.plan.num_processes,
-                    mixed_precision=self.accelerator.mixed_precision,
-                    hardware=hardware_name(self.device),
-                    **provenance(),
-                )
-            self.folder.forget_after(self.state.step)
+        if len(set(gather_object([self.state.step]))) > 1:
+            raise UserError(f"the machines see other checkpoints in {self.folder.path}; it must lie on shared storage")
+        self._on_main_process(lambda: self._write_beginning(data))
         if self.options.report_to:
             self.accelerator.init_trackers(self.folder.path.name, config=dataclasses.asdict(self.recipe))
+
+    def _take_possession(self) -> None:
+        self.folder.create()
+        self.lock = RunLock(self.folder)
+
+    def _write_beginning(self, data: dict[str, Any]) -> None:
+        if not self.folder.recipe.exists():
+            write_recipe(
+                self.folder,
+                self.recipe_name,
+                self.recipe,
+                data,
+                world_size=self.plan.num_processes,
+                mixed_precision=self.accelerator.mixed_precision,
+                hardware=hardware_name(self.device),
+                **provenance(),
+            )
+        self.folder.forget_after(self.state.step)
+
+    def _on_main_process(self, write: Callable[[], None]) -> None:
+        """Let the main process write while the others wait; if it cannot, all of them fail together.
+
+        What fails in passing, as network file systems do, is tried once more.
+        """
+        problem = [""]
+        if self.accelerator.is_main_process:
+            problem = [files.why_not(write) or ""]
+        if self.plan.num_processes > 1:
+            broadcast_object_list(problem)
+        if problem[0]:
+            raise UserError(f"{problem[0]}; what was saved before is intact: mend that and go on with --resume")
 
     def _check_resumable(self, data: dict[str, Any]) -> None:
         begun, facts = read_recipe(self.folder)
@@ -257,15 +283,42 @@ class Trainer:
         )
         return on_device(loader, self.device, prepare)
 
-    def _collect_losses(self) -> None:
-        """Bring the losses of the last steps, averaged over all processes, to the host: a synchronisation."""
-        if self.uncollected_losses:
-            losses = self.accelerator.reduce(torch.stack(self.uncollected_losses), reduction="mean")
-            self.state.epoch_losses.extend(losses.tolist())
-            self.uncollected_losses.clear()
+    def _collect_losses(self, step: int) -> None:
+        """Bring the losses up to `step`, averaged over all processes, to the host: a synchronisation.
+
+        Raises:
+            UserError: if one is not finite; no weights have changed since.
+        """
+        if not self.uncollected_losses:
+            return
+        first_step = step - len(self.uncollected_losses) + 1
+        losses = self.accelerator.reduce(torch.stack(self.uncollected_losses), reduction="mean").tolist()
+        self.uncollected_losses.clear()
+        for number, loss in enumerate(losses, start=first_step):
+            if not math.isfinite(loss):
+                self._give_up(number, loss)
+        self.state.epoch_losses.extend(losses)
+
+    def _give_up(self, step: int, loss: float) -> None:
+        listed = self.folder.path / "nonfinite_batch.txt"
+        order = TrainOrder(
+            num_images=len(self.train_source),
+            global_batch_size=self.recipe.global_batch_size,
+            seed=self.recipe.seed,
+            first_step=step,
+            last_step=step,
+        )
+        names = [self.train_source.image_name(index) for batch in order for _, index in batch]
+        self._on_main_process(lambda: files.write_text(listed, "".join(f"{name}\n" for name in names)))
+        raise UserError(
+            f"the loss of step {step:,} (epoch {self._epoch_of(step)}, lr "
+            f"{lr_at(step, self.recipe, self.plan.steps_per_epoch):g}) is {loss}; the weights were not touched and the "
+            f"checkpoints before it stay; its images are listed in {listed}; try a lower --lr, longer --warmup-epochs, "
+            "or --precision fp32"
+        )
 
     def _log_steps(self, step: int, step_in_epoch: int) -> None:
-        self._collect_losses()
+        self._collect_losses(step)
         lap = self.stopwatch.lap()
         self.epoch_lap.add(lap)
         num_steps = (
@@ -287,7 +340,12 @@ class Trainer:
             f"epoch {record['epoch']}/{self.recipe.epochs}  step {step:,}/{self.plan.total_steps:,}  "
             f"loss {record['loss']:.4f}  lr {record['lr']:.3g}  {record['images_per_second']:,.0f} images/s  "
             f"a batch: load {record['load_seconds'] * 1000:.1f} ms, train {record['train_seconds'] * 1000:.1f} ms"
+            + self._diagnosis(lap)
         )
+
+    def _diagnosis(self, lap: Lap) -> str:
+        """What to do about waiting for data, if it is worth saying."""
+        return f": {diagnose(lap, self.workers)}" if lap.waiting_share > WAITING_SHARE_WORTH_SAYING else ""
 
     def _finish_epoch(self, step: int) -> None:
         """Evaluate, log, keep the weights if they are the best so far, draw the curves."""
@@ -326,15 +384,15 @@ class Trainer:
             f"epoch {record['epoch']}/{self.recipe.epochs} done  train loss {record['train_loss']:.4f}  "
             f"{evaluation.summary()}\n"
             f"  load {lap['load']:.1f} s, train {lap['train']:.1f} s, validate {lap['val']:.1f} s; "
-            f"waited for data {lap.waiting_share:.1%} of the training time"
-            + (f": {diagnose(lap, self.workers)}" if lap.waiting_share > WAITING_SHARE_WORTH_SAYING else "")
+            f"waited for data {lap.waiting_share:.1%} of the training time" + self._diagnosis(lap)
         )
 
         self.state.epoch_losses.clear()
         best_so_far = evaluation.top1_accuracy > self.state.best_top1_accuracy
         if best_so_far:
             self.state.best_step, self.state.best_top1_accuracy = step, evaluation.top1_accuracy
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             if best_so_far:
                 self._publish_best(evaluation)
             title = f"{self.recipe.model} on {self.train_source.name}, recipe {self.recipe_name}"
@@ -342,18 +400,21 @@ class Trainer:
             save_curves(figure, self.folder.curves)
             self.live_figure.show(figure)
 
+        self._on_main_process(write)
+
     def _publish_best(self, evaluation: Evaluation) -> None:
         save_weights(weights_to_save(self.eval_model), self.folder.weights)
         files.write_json(self.folder.evaluation, evaluation.to_json(files.sha256_of(self.folder.weights)))
 
     def _save(self, step: int) -> None:
         """Write a checkpoint, then delete those that are no longer needed."""
-        self._collect_losses()
+        self._collect_losses(step)
         share_buffers(self.model, self.accelerator)
         self.state.step = step
         if self.accelerator.scaler is not None:
             self.state.grad_scaler = self.accelerator.scaler.state_dict()
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             save_checkpoint(
                 self.folder.checkpoints,
                 self.state,
@@ -362,13 +423,24 @@ class Trainer:
             )
             prune_checkpoints(self.folder.checkpoints, self.options.keep_checkpoints, self.state.best_step)
 
+        self._on_main_process(write)
+
     def _record(self, record: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            self.folder.append(record)
+        if self.accelerator.is_main_process and (problem := files.why_not(lambda: self.folder.append(record))):
+            raise ProcessError(f"{problem}; what was saved before is intact: mend that and go on with --resume")
         self.accelerator.log({key: value for key, value in record.items() if key != "kind"}, step=record["step"])
 
     def _epoch_of(self, step: int) -> int:
         return (step - 1) // self.plan.steps_per_epoch + 1
+
+    def out_of_memory(self, error: torch.OutOfMemoryError) -> str:
+        plan = self.plan
+        more = plan.gradient_accumulation_steps * 2
+        return (
+            f"out of memory with {plan.per_device_batch_size} images in a forward pass ({str(error).splitlines()[0]}); "
+            f"--gradient-accumulation-steps {more} makes it {plan.per_process_batch_size // more} and leaves the "
+            f"global batch of {self.recipe.global_batch_size} as it is; what was saved is intact, go on with --resume"
+        )
 
     def _farewell(self, stopped_by: str) -> str:
         return (

@@ -20,7 +20,7 @@ from resnet_in1k.training import TrainOptions, train
 class Arguments:
     """Train a ResNet by a named recipe; any field of the recipe can be overridden."""
 
-    recipe: Literal["tutorial", "demo"] = "tutorial"
+    recipe: Literal[tuple(RECIPES)] = "tutorial"  # type: ignore[valid-type]
     """Which recipe; the defaults of the recipe's own flags below are its values."""
     run: TrainOptions
     science: Recipe

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -85,6 +87,13 @@ def test_physical_cores_are_shared_out_among_the_processes(monkeypatch: pytest.M
             devices.choose_cpu_threads(torch.device("cpu"), 0)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("text", "cores"), [("400000 100000\n", 4), ("50000 100000\n", 1), ("max 100000\n", 1 << 20)])
+def test_a_containers_quota_counts(tmp_path: Path, text: str, cores: int):
+    (tmp_path / "cpu.max").write_text(text)
+    assert devices._container_cores(tmp_path / "cpu.max") == cores
+    assert devices._container_cores(tmp_path / "absent") == 1 << 20
 
 
 def test_workers_come_from_the_cores(monkeypatch: pytest.MonkeyPatch):

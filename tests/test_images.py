@@ -47,6 +47,13 @@ def test_sixteen_bit_png_keeps_its_upper_eight_bits():
     assert np.array_equal(image[0].numpy(), np.arange(256, dtype=np.uint8).reshape(16, 16))
 
 
+def test_an_animation_is_its_first_frame(photographs):
+    frames = [Image.fromarray(photograph).convert("P") for photograph in photographs]
+    data = encoded(frames[0], format="GIF", save_all=True, append_images=frames[1:])
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode(data).permute(1, 2, 0).numpy(), expected)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 3, 200])
 def test_broken_files_are_a_value_error_with_a_reason(photographs, cut: int):
     data = encoded(Image.fromarray(photographs[0]), format="JPEG")[:cut]

@@ -1,0 +1,170 @@
+"""What a user sees when disks, memory, data and other runs get in the way; earlier checkpoints stay."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_preemption import SLOW, at, start
+from test_training import run
+
+from resnet_in1k import files
+from resnet_in1k.checkpoint import list_checkpoints
+from resnet_in1k.errors import ProcessError, UserError
+from resnet_in1k.pipeline import worker_deaths_explained
+from resnet_in1k.recipes import Recipe
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.step import TrainStep
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_what_to_try(tiny: Recipe, image_folder: Path, tmp_path: Path):
+    recipe = replace(tiny, lr=1e25, warmup_epochs=0)
+    words = (
+        r"the loss of step 2 \(epoch 1, lr 9\.6\d*e\+24\) is nan; the weights were not touched .*--lr, longer --warmup"
+    )
+    with pytest.raises(UserError, match=words) as error:
+        run(recipe, image_folder, tmp_path / "run", log_every=100)
+    assert "\n" not in str(error.value)
+    listed = (tmp_path / "run/nonfinite_batch.txt").read_text().splitlines()
+    assert len(listed) == 8
+    assert all(Path(name).is_file() for name in listed)
+    assert list_checkpoints(tmp_path / "run/checkpoints") == []
+
+
+def test_out_of_memory_names_the_batch_and_suggests_accumulation(tiny, image_folder, tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(TrainStep, "__call__", full)
+    words = r"out of memory with 8 images in a forward pass .*--gradient-accumulation-steps 2 makes it 4 and leaves"
+    with pytest.raises(ProcessError, match=words) as error:
+        run(tiny, image_folder, tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_checkpoints(tiny, image_folder, tmp_path: Path, monkeypatch):
+    """At the write layer, from the second epoch on."""
+    whole = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if "step_00000008" in str(self):
+            whole(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return whole(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device; what was saved before is intact"):
+        run(tiny, image_folder, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004"]
+    monkeypatch.undo()
+    run(tiny, image_folder, tmp_path / "run", resume=True)
+    assert len(list_checkpoints(tmp_path / "run/checkpoints")) == 2
+
+
+def test_a_quota_met_by_a_real_process_is_one_line(image_folder: Path, tmp_path: Path):
+    """The kernel refuses files over 20 MB to this process; a checkpoint has 45."""
+    command = [sys.executable, "scripts/train.py", *SLOW, "--data", image_folder, "--output-dir", tmp_path / "run"]
+    limit = 20 << 20
+    result = subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 2
+    assert "cannot be written: File too large; what was saved before is intact" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_vanished_folder_is_not_made_anew(image_folder: Path, tmp_path: Path):
+    process = start(image_folder, tmp_path / "run")
+    _, said = at(process, "step 5/8", lambda: shutil.rmtree(tmp_path / "run"))
+    assert process.returncode == 2
+    assert "cannot be written: No such file or directory" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(image_folder: Path, tmp_path: Path):
+    first = start(image_folder, tmp_path / "run")
+    refused: list[tuple[int, str]] = []
+
+    def start_second() -> None:
+        second = start(image_folder, tmp_path / "run", "--resume")
+        _, said = second.communicate(timeout=120)
+        refused.append((second.returncode, said))
+
+    first.send_signal(0)
+    at(first, "step 1/8", lambda: (first.send_signal(19), start_second(), first.send_signal(18)))  # stop, continue
+    assert first.returncode == 0
+    ((status, said),) = refused
+    assert status == 2
+    assert f"is being written to by process {first.pid} on " in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "calls"), [(errno.EIO, 2), (errno.ESTALE, 2), (errno.ENOSPC, 1), (errno.EROFS, 1)])
+def test_what_fails_in_passing_is_tried_once_more(number: int, calls: int):
+    called = []
+
+    def write() -> None:
+        called.append(1)
+        raise OSError(number, os.strerror(number), "a/file")
+
+    assert files.why_not(write) == f"a/file cannot be written: {os.strerror(number)}"
+    assert len(called) == calls
+
+
+def test_a_second_try_that_succeeds_is_no_fault():
+    errors = [OSError(errno.EIO, "once")]
+    assert files.why_not(lambda: (_ for _ in ()).throw(errors.pop()) if errors else None) is None
+
+
+def test_weights_that_have_diverged_are_told(image_folder: Path, tmp_path: Path, tiny: Recipe):
+    from accelerate import Accelerator
+
+    from resnet_in1k.evaluation import evaluate_model
+    from resnet_in1k.model import ResNet
+    from resnet_in1k.sources import open_source
+
+    model = ResNet("resnet18", 6)
+    model.fc.bias.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"the loss on .*/val is nan: these weights have diverged"):
+        evaluate_model(
+            model,
+            open_source(str(image_folder), "val"),
+            Accelerator(cpu=True),
+            image_size=32,
+            resize_size=36,
+            num_workers=0,
+        )
+
+
+def test_a_workers_death_is_explained_wherever_it_is_heard_of():
+    words = r"a loader worker died \(DataLoader worker \(pid 7\) is killed by signal: Killed\); if memory"
+    with pytest.raises(ProcessError, match=words), worker_deaths_explained():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="another matter"), worker_deaths_explained():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0. another matter")
+
+
+def test_the_lock_is_gone_with_the_process(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    code = f"""
+import os
+from pathlib import Path
+from resnet_in1k.run_folder import RunFolder, RunLock
+lock = RunLock(RunFolder(Path({str(folder.path)!r})))
+os.kill(os.getpid(), 9)
+"""
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).returncode == -9
