@@ -4,6 +4,7 @@ Workers do only what must happen per file: decode and crop. What can be done for
 device, by `augment`. No float tensor crosses a process border.
 """
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -160,31 +161,42 @@ class Loader:
         # The DataLoader asks for one more batch before it hands one over: that one must not go where this one lies.
         num_slots = PREFETCH_FACTOR * self._num_workers + 1
         slots = _shared_bytes((num_slots, *self._batch_shape))
-        filled = iter(
-            DataLoader(
-                Samples(self._source, self._transform, slots),
-                batch_sampler=_Jobs(self._order, num_slots),  # type: ignore[arg-type]
-                collate_fn=_as_it_is,
-                num_workers=self._num_workers,
-                prefetch_factor=PREFETCH_FACTOR if self._num_workers else None,
-                multiprocessing_context=worker_context() if self._num_workers else None,
-                worker_init_fn=_be_a_modest_worker,
-            )
+        loader = DataLoader(
+            Samples(self._source, self._transform, slots),
+            batch_sampler=_Jobs(self._order, num_slots),  # type: ignore[arg-type]
+            collate_fn=_as_it_is,
+            num_workers=self._num_workers,
+            prefetch_factor=PREFETCH_FACTOR if self._num_workers else None,
+            multiprocessing_context=worker_context() if self._num_workers else None,
+            worker_init_fn=_be_a_modest_worker,
         )
-        while True:
-            with worker_deaths_explained():
-                result = next(filled, None)
-            if result is None:
-                return
-            if isinstance(result, BadImageError):
-                raise result
-            slot, labels, indices = result
-            images = torch.empty((len(labels), *self._batch_shape[1:]), dtype=torch.uint8, pin_memory=self._pin_memory)
-            np.copyto(
-                images.numpy(), slots[slot, : len(labels)].numpy()
-            )  # by this thread alone: the others are computing
-            small = [torch.from_numpy(array) for array in (labels, indices)]
-            yield Batch(images, *(tensor.pin_memory() if self._pin_memory else tensor for tensor in small))
+        with _workers_at_work(loader) as results, worker_deaths_explained():
+            for result in results:
+                if isinstance(result, BadImageError):
+                    raise result
+                slot, labels, indices = result
+                shape = (len(labels), *self._batch_shape[1:])
+                images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+                # By NumPy, in this thread alone: the others are computing.
+                np.copyto(images.numpy(), slots[slot, : len(labels)].numpy())
+                small = [torch.from_numpy(array) for array in (labels, indices)]
+                yield Batch(images, *(tensor.pin_memory() if self._pin_memory else tensor for tensor in small))
+
+
+@contextlib.contextmanager
+def _workers_at_work(loader: DataLoader) -> Iterator[Iterator[Any]]:
+    """The loader's results, from workers that end with the body, or with the program if that is never left.
+
+    They ignore SIGTERM, by which torch would end them at the program's end, and then wait for them for ever.
+    """
+    results = iter(loader)
+    shut_down = getattr(results, "_shutdown_workers", lambda: None)  # there are none with num_workers=0
+    atexit.register(shut_down)
+    try:
+        yield results
+    finally:
+        atexit.unregister(shut_down)
+        shut_down()
 
 
 @contextlib.contextmanager
