@@ -1,5 +1,6 @@
 """log.jsonl to curves: loss on the left axis, accuracy on the right."""
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,16 +69,14 @@ def draw_curves(records: Sequence[dict[str, Any]], title: str, top_k: int = 5) -
 
 
 def save_curves(figure: "Figure", path: Path) -> None:
-    """Write `path`.svg and `path`.png."""
-    for suffix in (".svg", ".png"):
-        # The date is left out, so that the same log gives the same file.
-        metadata = {"Date": None} if suffix == ".svg" else None
-        files.write_atomically(
-            path.with_suffix(suffix),
-            lambda temporary, kind=suffix[1:], metadata=metadata: figure.savefig(
-                temporary, format=kind, metadata=metadata
-            ),
-        )
+    """Write `path`.svg and `path`.png; the same curves give the same bytes, without a date or drawn names."""
+    import matplotlib
+
+    metadata: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".png": {}}
+    with matplotlib.rc_context({"svg.hashsalt": "resnet-in1k"}):
+        for suffix, facts in metadata.items():
+            save = functools.partial(figure.savefig, format=suffix[1:], metadata=facts)
+            files.write_atomically(path.with_suffix(suffix), save)
 
 
 class LiveFigure:

@@ -1,8 +1,6 @@
 """Where recipe, data, model and machine meet: the training loop and what it leaves in the run folder."""
 
-import contextlib
 import dataclasses
-import datetime
 import itertools
 import math
 import time
@@ -37,6 +35,7 @@ from resnet_in1k.errors import Preempted, ProcessError, UserError
 from resnet_in1k.evaluation import Evaluation, evaluate_model
 from resnet_in1k.model import ResNet, weights_to_save
 from resnet_in1k.optim import lr_at
+from resnet_in1k.pace import Pace
 from resnet_in1k.pipeline import Batch, Take, TrainOrder, on_device, train_loader, worker_deaths_explained
 from resnet_in1k.plan import Plan, describe
 from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
@@ -45,7 +44,7 @@ from resnet_in1k.recipes import RECIPES, Recipe
 from resnet_in1k.run_folder import RunFolder, RunLock, describe_data, provenance, read_recipe, write_recipe
 from resnet_in1k.sources import open_train_and_val
 from resnet_in1k.step import TrainStep
-from resnet_in1k.stopwatch import WAITING_SHARE_WORTH_SAYING, Lap, Stopwatch, diagnose, duration
+from resnet_in1k.stopwatch import WAITING_SHARE_WORTH_SAYING, Lap, Stopwatch, diagnose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +228,7 @@ class Trainer:
     def run(self) -> None:
         begun_seconds = time.monotonic()
         steps_per_epoch, first_step = self.plan.steps_per_epoch, self.state.step + 1
-        batches, pace = self._batches(first_step), Pace(self, first_step)
+        batches, pace = self._batches(first_step), Pace(self.plan, self.device, self.console, first_step)
         self.preemption = Preemption(self.accelerator)
         if self.state.epoch_losses and self.state.step % steps_per_epoch == 0:  # stopped in this epoch's validation
             self._finish_epoch(self.state.step)
@@ -463,46 +462,6 @@ class Trainer:
             + "".join(f"  {path!s:<{width}}  {what}\n" for path, what in rows)
             + f"evaluate them:  python scripts/evaluate.py --ckpt {folder.path}\n"
             f'use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained("{folder.path}")'
-        )
-
-
-class Pace:
-    """Tells the speed and the end to expect, once, when the run has found its stride."""
-
-    WARMUP_STEPS = 10
-    """Not measured: workers start, kernels are chosen."""
-    TOLD_AFTER_STEPS = 50
-
-    def __init__(self, trainer: Trainer, first_step: int):
-        self._trainer, self._first_step = trainer, first_step
-        self._start_seconds = 0.0
-
-    def step_done(self, step: int) -> None:
-        steps_done = step - self._first_step + 1
-        if steps_done == self.WARMUP_STEPS:
-            self._start_seconds = self._now()
-        elif steps_done == self.TOLD_AFTER_STEPS:
-            self._tell(step, (self._now() - self._start_seconds) / (self.TOLD_AFTER_STEPS - self.WARMUP_STEPS))
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what is not training, which is not to be counted."""
-        paused_seconds = self._now()
-        yield
-        self._start_seconds += self._now() - paused_seconds
-
-    def _now(self) -> float:
-        if self._trainer.device.type == "cuda":
-            torch.cuda.synchronize(self._trainer.device)  # seldom: at epochs' ends, and twice besides
-        return time.monotonic()
-
-    def _tell(self, step: int, seconds_per_step: float) -> None:
-        plan = self._trainer.plan
-        left_seconds = (plan.total_steps - step) * seconds_per_step
-        end = datetime.datetime.now() + datetime.timedelta(seconds=left_seconds)
-        self._trainer.console.say(
-            f"{plan.recipe.global_batch_size / seconds_per_step:,.0f} images/s: about {duration(left_seconds)} of "
-            f"training to go, until {end:%a %d %b %H:%M}, and the validations"
         )
 
 

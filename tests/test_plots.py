@@ -41,11 +41,14 @@ def test_saved_as_svg_and_png_without_a_display_or_a_warning(tmp_path: Path, mon
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_curves(draw_curves(RECORDS[:num_records], "a run"), tmp_path / "curves")
+        save_curves(draw_curves(RECORDS[:num_records], "a run"), tmp_path / "again")
+    for suffix in (".svg", ".png"):
+        assert (tmp_path / f"curves{suffix}").read_bytes() == (tmp_path / f"again{suffix}").read_bytes()
     assert "<svg" in (tmp_path / "curves.svg").read_text()
     image = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
     assert image.shape == (675, 1200)
     assert 0.005 < (image < 200).mean() < 0.2  # something is drawn, and most of it is paper
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "curves.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.png", "again.svg", "curves.png", "curves.svg"]
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 

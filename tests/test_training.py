@@ -1,10 +1,8 @@
-import itertools
 import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from resnet_in1k.randomness import Stream
 from resnet_in1k.recipes import DEFAULT_DATA, RECIPES, Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.sources import open_source
-from resnet_in1k.training import Pace, TrainOptions, train
+from resnet_in1k.training import TrainOptions, train
 
 # TINY on digits in float32 at 64 px with a global batch of 128, on an AMD EPYC with torch 2.15, two threads. With one
 # thread they differ by up to 2.4e-4.
@@ -227,25 +225,6 @@ def test_waiting_for_data_is_diagnosed(tiny, image_folder, tmp_path: Path, monke
     monkeypatch.setattr("resnet_in1k.training.WAITING_SHARE_WORTH_SAYING", worth_saying)
     run(replace(tiny, epochs=1), image_folder, tmp_path / "run")
     assert bool(re.search(r"(ms|of the training time): (compute|input)-bound", capsys.readouterr().out)) is said
-
-
-def test_speed_and_end_are_told_once_after_fifty_steps(tiny, monkeypatch: pytest.MonkeyPatch):
-    """A step a second from the 10th to the 50th; a validation of 20 s between them does not count."""
-    said, clock = [], itertools.count()
-    trainer = SimpleNamespace(
-        device=torch.device("cpu"),
-        console=SimpleNamespace(say=said.append),
-        plan=SimpleNamespace(total_steps=3770, recipe=tiny),
-    )
-    pace = Pace(trainer, first_step=101)
-    monkeypatch.setattr("time.monotonic", lambda: 1000.0 + 20.0 * next(clock))  # asked at 110, 120 twice, and 150
-    for step in range(101, 301):
-        pace.step_done(step)
-        if step == 120:
-            with pace.paused():
-                pass
-    (line,) = said
-    assert line.startswith("8 images/s: about 1 h 0 min of training to go, until ")
 
 
 def test_reports_to_a_tracker_too(tiny: Recipe, image_folder: Path, tmp_path: Path):
