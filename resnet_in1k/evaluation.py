@@ -1,7 +1,8 @@
 """How good are these weights? Every image once, in float32, counted in integers."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,18 @@ def evaluate_model(
     def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
         return normalise(batch.images), batch.labels, batch.indices
 
-    with torch.inference_mode(), console.bar(len(loader), f"evaluate {source.split}") as bar:
+    with (
+        torch.inference_mode(),
+        _one_algorithm_for_any_batch(),
+        console.bar(len(loader), f"evaluate {source.split}") as bar,
+    ):
         # All processes must ask equally often: as often as the one with the fewest images can.
         num_common_batches = -(-(len(source) // accelerator.num_processes) // batch_size)
         for number, take in enumerate(on_device(loader, accelerator.device, prepare)):
             if number < num_common_batches and (answer := stop_asked(number)):
                 return answer
             images, labels, indices = take()
-            # The same algorithm for any batch, so that an image's verdict does not hang on its company.
-            with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=True):
-                logits = model(images)  # (B, C) float32
+            logits = model(images)  # (B, C) float32
             mine.append(
                 {
                     "indices": indices,
@@ -154,6 +157,18 @@ def evaluate_model(
         data=source.name,
         split=source.split,
     )
+
+
+@contextlib.contextmanager
+def _one_algorithm_for_any_batch() -> Iterator[None]:
+    """cuDNN would else choose by the batch's size and the moment, and an image's verdict would hang on its company."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def _count(rows: dict[str, np.ndarray], source: Source) -> dict[str, Any]:
