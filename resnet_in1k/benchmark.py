@@ -452,7 +452,7 @@ def table(result: dict[str, Any]) -> str:
     if result["what"] == "train":
         hours = duration(3600 * result["imagenet_hours"])
         lines += [
-            f"  waited for data {result['waiting_share']:.1%} of the time, with {result['workers']} workers: "
+            f"  waited for data {result['waiting_share']:.1%} of the time, loader workers {result['workers']}: "
             f"{result['advice']}",
             f"  {TUTORIAL.epochs} epochs of ImageNet-1k, as the recipe tutorial has, would take {hours} at that rate",
         ]

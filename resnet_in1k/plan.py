@@ -56,7 +56,8 @@ class Plan:
     def schedule(self) -> str:
         """The learning rate's course in words."""
         recipe = self.recipe
-        warmup = f"{recipe.warmup_epochs:g} epochs of warm-up to " if recipe.warmup_epochs else ""
+        epochs = "epoch" if recipe.warmup_epochs == 1 else "epochs"
+        warmup = f"{recipe.warmup_epochs:g} {epochs} of warm-up to " if recipe.warmup_epochs else ""
         if recipe.lr_schedule == "cosine":
             return f"{warmup}{recipe.lr:g}, then cosine to 0"
         return f"{warmup}{recipe.lr:g}, × {recipe.lr_step_factor:g} every {recipe.lr_step_epochs} epochs"

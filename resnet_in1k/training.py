@@ -74,9 +74,9 @@ class TrainOptions:
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step and process, for less memory: the global batch stays as it is."""
     compile: bool = False
-    """Compile the model by torch.compile: a minute or more at the start for a faster step on GPUs."""
+    """Compile the model by torch.compile: slower to start; meant for GPUs, where it has not been measured yet."""
     cpu_threads: int | None = None
-    """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
+    """Threads for computing on the CPU, per process; by default, if it trains, all physical cores, shared out."""
 
     def __post_init__(self) -> None:
         for name, least in [("log_every", 1), ("checkpoint_every", 0), ("keep_checkpoints", 1)]:

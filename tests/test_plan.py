@@ -67,4 +67,4 @@ def test_the_plan_in_words(image_folder: Path):
         "1 loader worker, 2 CPU threads",
     ):
         assert part in text
-    assert plan(recipe=DEMO).schedule() == "1 epochs of warm-up to 0.02, then cosine to 0"
+    assert plan(recipe=DEMO).schedule() == "1 epoch of warm-up to 0.02, then cosine to 0"
