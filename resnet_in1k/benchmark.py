@@ -451,9 +451,9 @@ def table(result: dict[str, Any]) -> str:
             )
     if result["what"] == "train":
         hours = duration(3600 * result["imagenet_hours"])
+        workers = f"{result['workers']} worker{'s' * (result['workers'] > 1)}"
         lines += [
-            f"  waited for data {result['waiting_share']:.1%} of the time, loader workers {result['workers']}: "
-            f"{result['advice']}",
+            f"  waited for data {result['waiting_share']:.1%} of the time, with {workers}: {result['advice']}",
             f"  {TUTORIAL.epochs} epochs of ImageNet-1k, as the recipe tutorial has, would take {hours} at that rate",
         ]
     return "\n".join(lines)
