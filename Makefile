@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test torture lint clean
 
 demo: $(INSTALLED)  ## train a ResNet-50 on handwritten digits, evaluate it, draw its curves
 	$(BIN)/accelerate launch --config_file accelerate_configs/one_gpu.yaml scripts/train.py --recipe demo --resume
@@ -13,6 +13,9 @@ demo: $(INSTALLED)  ## train a ResNet-50 on handwritten digits, evaluate it, dra
 
 test: lint  ## lint, then the whole suite
 	$(BIN)/python -m pytest
+
+torture: $(INSTALLED)  ## kill and signal real training processes at every moment, at length; an hour on two cores
+	$(BIN)/python -m pytest tests/test_torture.py --torture -s
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

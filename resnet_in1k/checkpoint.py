@@ -21,7 +21,7 @@ from resnet_in1k import files
 from resnet_in1k.errors import UserError
 from resnet_in1k.model import WEIGHTS_NAME, load_strictly, read_weights
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OPTIMIZER_NAME = "optimizer.safetensors"
 STATE_NAME = "state.json"
 _STEP_FOLDER = re.compile(r"step_(\d+)")
@@ -41,6 +41,10 @@ class TrainState:
     """Their accuracy, as a fraction; below 0 if none were evaluated."""
     grad_scaler: dict[str, Any] | None = None
     """The loss scaler's state, with fp16 only."""
+    bad_images: list[int] = field(default_factory=list)
+    """Places in the training source of the images met so far that cannot be read, in order."""
+    recipe_sha256: str = ""
+    """`Recipe.fingerprint()` of what it was trained by."""
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
@@ -74,6 +78,16 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches)
 
 
+def recover_checkpoints(checkpoints: Path) -> None:
+    """Clear away what a killed run left half done. To be called by the run that holds the lock only."""
+    for folder, step in files.set_aside(checkpoints):
+        if step.exists():
+            shutil.rmtree(folder)
+        else:  # killed between the two renames of a step saved again
+            folder.rename(step)
+    files.remove_temporaries(checkpoints)
+
+
 def prune_checkpoints(checkpoints: Path, keep: int, best_step: int) -> None:
     """Delete all but the `keep` newest and the best."""
     for step, folder in list_checkpoints(checkpoints)[:-keep]:
@@ -82,7 +96,11 @@ def prune_checkpoints(checkpoints: Path, keep: int, best_step: int) -> None:
 
 
 def load_newest_checkpoint(
-    checkpoints: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]
+    checkpoints: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    say: Callable[[str], None],
+    recipe_sha256: str = "",
 ) -> TrainState | None:
     """Go back to the newest checkpoint that is whole; tell of each that is passed over. None if there is none at all.
 
@@ -92,7 +110,7 @@ def load_newest_checkpoint(
     folders = [folder for _, folder in reversed(list_checkpoints(checkpoints))]
     for folder in folders:
         try:
-            state = load_checkpoint(folder, model, optimizer)
+            state = load_checkpoint(folder, model, optimizer, recipe_sha256)
         except UserError as error:
             say(f"passed over: {error}")
             continue
@@ -105,13 +123,18 @@ def load_newest_checkpoint(
     return None
 
 
-def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+def load_checkpoint(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, recipe_sha256: str = ""
+) -> TrainState:
     """Put weights and optimizer tensors back in place, after all of them were found whole and fitting.
 
     Raises:
-        UserError: if a file is missing, damaged, or does not fit the model; nothing was changed then.
+        UserError: if a file is missing, damaged, or does not fit the model, or if it was trained by another recipe than
+            that of `recipe_sha256`; nothing was changed then.
     """
     state, sums = _read_state(folder)
+    if state.recipe_sha256 != recipe_sha256:
+        raise UserError(f"{folder} was trained by another recipe than the one in its run's recipe.json")
     for name in (WEIGHTS_NAME, OPTIMIZER_NAME):
         try:
             actual = files.sha256_of(folder / name)
@@ -149,6 +172,8 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
             and all(isinstance(loss, float) for loss in state.epoch_losses)
             and isinstance(state.best_top1_accuracy, float)
             and isinstance(state.grad_scaler, dict | None)
+            and isinstance(state.recipe_sha256, str)
+            and all(type(index) is int for index in state.bad_images)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

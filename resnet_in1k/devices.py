@@ -1,6 +1,8 @@
 """Which device, how many processes, which precision, how many threads: asked once, checked, and said."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
-from resnet_in1k.errors import UserError
+from resnet_in1k.errors import ProcessError, UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -148,6 +150,21 @@ def choose_workers(device: torch.device, workers: int | None) -> int:
         return workers
     cores = max(1, usable_cores() // local_world_size())
     return max(1, cores // 8) if device.type == "cpu" else min(cores, 32)
+
+
+@contextlib.contextmanager
+def lost_processes_explained(rank: int) -> Iterator[None]:
+    """Raises ProcessError where this process cannot reach the others any more: one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2] or type(error).__name__
+        raise ProcessError(
+            f"process {rank} has lost the others ({reason}): one of them has ended, and the launcher or its last line "
+            "says why; what was saved is intact, go on with --resume"
+        ) from None
 
 
 def share_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:

@@ -18,7 +18,10 @@ class BadImageError(ProcessError):
 
     @classmethod
     def about(cls, name: str, reason: str) -> "BadImageError":
-        return cls(f"{name} cannot be read as an image ({reason}); replace or remove the file")
+        return cls(
+            f"{name} cannot be read as an image ({reason}); replace or remove the file, or train without it by "
+            "--on-bad-image skip"
+        )
 
 
 class Preempted(Exception):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from resnet_in1k.sources import Source, Split, check_same_classes, open_source
 
 EVAL_BATCH_SIZE = 128
 """Images per process and forward; the result does not depend on it."""
+NO_CLASS = -1
+"""The verdict on an image that cannot be read: always wrong."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Evaluation:
     resize_size: int
     data: str
     split: str
+    bad_images: dict[str, str] = field(default_factory=dict)
+    """Those that no decoder can read, with its reasons: counted as wrong, and with no part in the loss."""
 
     @property
     def top1_accuracy(self) -> float:
@@ -59,6 +63,7 @@ class Evaluation:
         return (
             f"top-1 {self.top1_accuracy:.2%}   top-{self.top_k} {self.top5_accuracy:.2%}   "
             f"{self.split} loss {self.loss:.4f}   {self.num_images:,} of {self.num_images_in_split:,} images"
+            + (f", {len(self.bad_images):,} of them unreadable, counted as wrong" if self.bad_images else "")
         )
 
     def to_json(self, weights_sha256: str) -> dict[str, Any]:
@@ -68,6 +73,7 @@ class Evaluation:
             "top5_accuracy": self.top5_accuracy,
             "loss": self.loss,
             "num_images": self.num_images,
+            "num_bad_images": len(self.bad_images),
             "num_classes": self.num_classes,
             "top1_correct": self.top1_correct,
             "top5_correct": self.topk_correct,
@@ -96,7 +102,11 @@ def evaluate_model(
     `stop_asked` is asked with the number of batches done; if it answers, evaluation stops, and that answer is returned.
 
     Computes in float32 (TF32 on GPUs) whatever the training's precision, so that an image's verdict does not hang on
-    the batch it came in.
+    the batch it came in. An image that no decoder can read counts as wrong: leaving it out would flatter the weights.
+
+    Raises:
+        UserError: if the loss is not finite.
+        ProcessError: if a file cannot be read from its disk.
     """
     num_classes = len(source.class_names)
     loader = eval_loader(
@@ -112,8 +122,10 @@ def evaluate_model(
     model.eval()
     console = Console(accelerator.is_main_process)
     mine: list[dict[str, torch.Tensor]] = []
+    bad_images: dict[int, str] = {}
 
     def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+        bad_images.update(batch.bad_images)
         return normalise(batch.images), batch.labels, batch.indices
 
     with (
@@ -140,12 +152,18 @@ def evaluate_model(
 
     # One transfer for the whole split: the only point where the host waits for the device.
     rows = {name: torch.cat([part[name] for part in mine]).cpu().numpy() for name in mine[0]} if mine else None
-    everyone: list[dict[str, np.ndarray] | None] = gather_object([rows])
+    everyone: list[tuple[dict[str, np.ndarray] | None, dict[int, str]]] = gather_object([(rows, bad_images)])
     results: list[Any] = [None]
     if accelerator.is_main_process:
-        gathered = [part for part in everyone if part is not None]
-        results = [_count({name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}, source)]
+        gathered = [part for part, _ in everyone if part is not None]
+        bad = {index: reason for _, found in everyone for index, reason in found.items()}
+        results = [
+            _count({name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}, bad, source)
+        ]
     counts = broadcast_object_list(results)[0]
+    if len(counts["bad_images"]) == len(source):
+        name, reason = next(iter(counts["bad_images"].items()))
+        raise UserError(f"no image of {source.name}/{source.split} can be read: {name} ({reason}) and all others")
     if not math.isfinite(counts["loss"]):
         raise UserError(f"the loss on {source.name}/{source.split} is {counts['loss']}: these weights have diverged")
     return Evaluation(
@@ -171,7 +189,7 @@ def _one_algorithm_for_any_batch() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic = before
 
 
-def _count(rows: dict[str, np.ndarray], source: Source) -> dict[str, Any]:
+def _count(rows: dict[str, np.ndarray], bad_images: dict[int, str], source: Source) -> dict[str, Any]:
     """From all processes' rows, in whatever order they came, to counts."""
     from resnet_in1k.metrics import TopKAccuracy  # seconds to import, and only the main process needs it
 
@@ -179,6 +197,9 @@ def _count(rows: dict[str, np.ndarray], source: Source) -> dict[str, Any]:
     assert np.array_equal(rows["indices"][order], np.arange(len(source))), "each image exactly once"
     assert np.array_equal(rows["labels"][order], source.labels)
 
+    bad = sorted(bad_images)
+    losses = np.delete(rows["losses"][order].astype(np.float64), bad)
+    rows["top_ids"][np.isin(rows["indices"], bad)] = NO_CLASS
     top_k = rows["top_ids"].shape[1]
     metric = TopKAccuracy(k=top_k)
     metric.add_batch(predictions=rows["top_ids"][order], references=rows["labels"][order])
@@ -188,7 +209,8 @@ def _count(rows: dict[str, np.ndarray], source: Source) -> dict[str, Any]:
         "top_k": top_k,
         "top1_correct": counts["top1_correct"],
         "topk_correct": counts["topk_correct"],
-        "loss": float(rows["losses"][order].astype(np.float64).mean()),
+        "loss": float(losses.mean()) if len(losses) else math.nan,
+        "bad_images": {source.image_name(index): bad_images[index] for index in bad},
     }
 
 
@@ -276,6 +298,8 @@ def evaluate_checkpoint(options: EvalOptions) -> Evaluation:
         )
     assert isinstance(evaluation, Evaluation), "nobody asked it to stop"
     console.say(evaluation.summary())
+    for name, reason in evaluation.bad_images.items():
+        console.say(f"counted as wrong: {name} ({reason})")
     if len(source.class_names) < 5:
         console.say(f"fewer than five classes: top-{evaluation.top_k} stands in for top-5")
     if options.output is not None and accelerator.is_main_process:

@@ -11,9 +11,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from resnet_in1k.errors import UserError
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -23,8 +25,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(error, path)
         raise
     _sync(path.parent)
 
@@ -57,27 +60,49 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name(error, path)
         raise
     _sync(path.parent)
 
+
+def set_aside(folder: Path) -> list[tuple[Path, Path]]:
+    """Folders that `new_folder` was about to replace when its process was killed, with the names they had."""
+    return [(old, old.with_name(old.name[1 : -len(".old")])) for old in folder.glob(".*.old")]
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what writers have left behind that were killed. None may be at work."""
+    for left in [*folder.glob(".*.tmp"), *folder.glob(f"{TEMPORARY_FOLDER}*")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+TEMPORARY_FOLDER = ".temporary."
+"""What a folder's name begins with that is of use to its process only."""
 
 TRANSIENT_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
 """What a network file system may answer now and not in a moment."""
 
 
+def twice_if_need_be(call: Callable[[], T]) -> T:
+    """What `call` returns, at the second try if the first meets what may pass in a moment."""
+    try:
+        return call()
+    except OSError as error:
+        if error.errno not in TRANSIENT_ERRORS:
+            raise
+        return call()
+
+
 def why_not(write: Callable[[], None]) -> str | None:
     """Call `write`, twice if need be; None if it succeeded, else in words why it could not."""
-    for attempt in (1, 2):
-        try:
-            write()
-            return None
-        except UserError as error:
-            return str(error)
-        except OSError as error:
-            if attempt == 2 or error.errno not in TRANSIENT_ERRORS:
-                return f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
+    try:
+        twice_if_need_be(write)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
     return None
 
 
@@ -87,6 +112,12 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """A failed write, unlike a failed open, does not say by itself which file it was about."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def _sync(path: Path) -> None:

@@ -13,14 +13,14 @@ import mmap
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from resnet_in1k import randomness
+from resnet_in1k import files, randomness
 from resnet_in1k.errors import BadImageError, ProcessError
 from resnet_in1k.images import EvalTransform, TrainTransform, decode
 from resnet_in1k.randomness import Stream
@@ -35,12 +35,15 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
+    bad_images: dict[int, str] = field(default_factory=dict)
+    """The images met on the way that cannot be read, by their places in the source, with the decoder's reasons."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels, self.indices)))
+        tensors = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels, self.indices))
+        return Batch(*tensors, self.bad_images)
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
@@ -103,31 +106,76 @@ PREFETCH_FACTOR = 4
 """Batches under way per worker."""
 Job = tuple[int, list[tuple[int, int]]]
 """A slot of shared memory, and the (epoch, index) of the samples that belong into it."""
-Filled = tuple[int, np.ndarray, np.ndarray]
-"""A slot, and the labels and indices of the samples that are in it."""
+Filled = tuple[int, np.ndarray, np.ndarray, dict[int, str]]
+"""A slot, the labels and indices of the samples that are in it, and the bad images met, with reasons."""
+OnBadImage = Literal["fail", "skip"]
+"""What training does about an image that cannot be read."""
+IfBad = Literal["fail", "replace", "blank"]
+"""`replace`: by the next image of the source that can be read; `blank`: by zeros, to be counted as wrong."""
 Transform = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
 class Samples(Dataset):
     """What a worker does: read, decode and transform the samples of a batch, straight into a slot of shared memory.
 
-    A file that cannot be read comes back as an error *value*: raised in a worker it would reach the user wrapped in
-    the worker's traceback.
+    An image that is to stop the run comes back as an error *value*: raised in a worker it would reach the user wrapped
+    in the worker's traceback.
     """
 
-    def __init__(self, source: Source, transform: Transform, slots: torch.Tensor):
-        self._source, self._transform, self._slots = source, transform, slots
+    def __init__(self, source: Source, transform: Transform, slots: torch.Tensor, if_bad: IfBad):
+        self._source, self._transform, self._slots, self._if_bad = source, transform, slots, if_bad
 
-    def __getitems__(self, job: Job) -> Filled | BadImageError:
+    def __getitems__(self, job: Job) -> Filled | ProcessError:
         slot, samples = job
-        indices = np.array([index for _, index in samples])
+        indices = np.empty(len(samples), dtype=np.int64)
+        bad: dict[int, str] = {}
         for row, (epoch, index) in enumerate(samples):
             try:
-                image = decode(self._source.read(index))
-            except (OSError, ValueError) as error:
-                return BadImageError.about(self._source.image_name(index), str(error))
-            self._slots[slot, row].copy_(self._transform(image, epoch, index))
-        return slot, self._source.labels[indices], indices
+                place, image = self._first_good(index, bad)
+            except ProcessError as error:
+                return error
+            indices[row] = place
+            if image is None:
+                self._slots[slot, row].zero_()
+            else:
+                # Drawn for the sample, not for what replaces it, which may be in this batch by itself.
+                self._slots[slot, row].copy_(self._transform(image, epoch, index))
+        return slot, self._source.labels[indices], indices, bad
+
+    def _first_good(self, index: int, bad: dict[int, str]) -> tuple[int, torch.Tensor | None]:
+        """The image at `index` or, to replace it, the next that can be read, with its place; None to be blank.
+
+        It depends on the files alone, so that every epoch, process and resumed run sees the same.
+        """
+        at_most = most_bad_images(len(self._source)) if self._if_bad == "replace" else 0
+        for place in range(index, index + at_most + 1):
+            place %= len(self._source)
+            try:
+                return place, decode(files.twice_if_need_be(functools.partial(self._source.read, place)))
+            except OSError as error:
+                bad[place] = error.strerror or str(error)
+                if self._if_bad == "blank":  # this is about the disk, not the image: no verdict can be given
+                    raise ProcessError(f"{self._source.image_name(place)} cannot be read: {bad[place]}") from None
+            except ValueError as error:
+                bad[place] = str(error)
+        if self._if_bad == "blank":
+            return index, None
+        if self._if_bad == "replace":
+            raise ProcessError(too_many_bad_images(bad, self._source))
+        raise BadImageError.about(self._source.image_name(index), bad[index])
+
+
+def most_bad_images(num_images: int) -> int:
+    """How many images of so many may be replaced: 0.1 %."""
+    return num_images // 1000
+
+
+def too_many_bad_images(bad_images: Collection[int], source: Source) -> str:
+    first = source.image_name(min(bad_images))
+    return (
+        f"{len(bad_images)} of {len(source):,} training images cannot be read ({first}, …), more than the 0.1 % that "
+        "--on-bad-image skip replaces; repair or remove them"
+    )
 
 
 class Loader:
@@ -148,8 +196,9 @@ class Loader:
         image_size: int,
         num_workers: int,
         pin_memory: bool,
+        if_bad: IfBad = "fail",
     ):
-        self._source, self._transform, self._order = source, transform, order
+        self._source, self._transform, self._order, self._if_bad = source, transform, order, if_bad
         self._batch_shape = (batch_size, 3, image_size, image_size)
         self._num_workers, self._pin_memory = num_workers, pin_memory
 
@@ -157,12 +206,11 @@ class Loader:
         return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises ProcessError (BadImageError for a file no decoder could read, or the death of a worker)."""
-        # The DataLoader asks for one more batch before it hands one over: that one must not go where this one lies.
-        num_slots = PREFETCH_FACTOR * self._num_workers + 1
+        """Raises ProcessError (BadImageError for a file no decoder could read), also for the death of a worker."""
+        num_slots = _num_slots(self._num_workers)
         slots = _shared_bytes((num_slots, *self._batch_shape))
         loader = DataLoader(
-            Samples(self._source, self._transform, slots),
+            Samples(self._source, self._transform, slots, self._if_bad),
             batch_sampler=_Jobs(self._order, num_slots),  # type: ignore[arg-type]
             collate_fn=_as_it_is,
             num_workers=self._num_workers,
@@ -172,15 +220,16 @@ class Loader:
         )
         with _workers_at_work(loader) as results, worker_deaths_explained():
             for result in results:
-                if isinstance(result, BadImageError):
+                if isinstance(result, ProcessError):
                     raise result
-                slot, labels, indices = result
+                slot, labels, indices, bad_images = result
                 shape = (len(labels), *self._batch_shape[1:])
                 images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
                 # By NumPy, in this thread alone: the others are computing.
                 np.copyto(images.numpy(), slots[slot, : len(labels)].numpy())
                 small = [torch.from_numpy(array) for array in (labels, indices)]
-                yield Batch(images, *(tensor.pin_memory() if self._pin_memory else tensor for tensor in small))
+                small = [tensor.pin_memory() if self._pin_memory else tensor for tensor in small]
+                yield Batch(images, *small, bad_images)
 
 
 @contextlib.contextmanager
@@ -232,6 +281,16 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
+def _num_slots(num_workers: int) -> int:
+    # The DataLoader asks for one more batch before it hands one over: that one must not go where this one lies.
+    return PREFETCH_FACTOR * num_workers + 1
+
+
+def shared_bytes_needed(num_workers: int, batch_size: int, image_size: int) -> int:
+    """Memory that a loader shares with its workers."""
+    return _num_slots(num_workers) * batch_size * 3 * image_size**2
+
+
 def _shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:
     """uint8 memory that workers started after this call share with this process."""
     if worker_context() == "fork":  # inherited, and not limited by the size of /dev/shm
@@ -263,6 +322,7 @@ def train_loader(
     pin_memory: bool,
     rank: int = 0,
     world_size: int = 1,
+    on_bad_image: OnBadImage = "fail",
 ) -> Loader:
     """One loader for all steps of a run: epochs' ends do not interrupt the workers."""
     return Loader(
@@ -281,6 +341,7 @@ def train_loader(
         image_size=recipe.image_size,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        if_bad="replace" if on_bad_image == "skip" else "fail",
     )
 
 
@@ -295,6 +356,7 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
+    """Each image of the split once; one that cannot be decoded is blank, and said to be bad."""
     return Loader(
         source,
         EvalTransform(image_size=image_size, resize_size=resize_size),
@@ -303,6 +365,7 @@ def eval_loader(
         image_size=image_size,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        if_bad="blank",
     )
 
 

@@ -1,6 +1,8 @@
 """The science of a run: one frozen, complete, validated value, and the named ones."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from typing import Literal
 
@@ -99,6 +101,19 @@ class Recipe:
     def eval_resize_size(self) -> int:
         """Short side before the centre crop of evaluation, in pixels."""
         return resize_size_for(self.image_size, self.eval_crop_ratio)
+
+    def fingerprint(self) -> str:
+        """sha256 of all that decides what a step computes; under the `step` schedule `epochs` is no part of that."""
+        deciding = dataclasses.asdict(self)
+        if self.lr_schedule == "step":
+            del deciding["epochs"]
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    def objections_to(self, other: "Recipe") -> list[str]:
+        """What forbids going on by `other` with a run begun by this recipe: anything but more epochs under `step`."""
+        if other.fingerprint() == self.fingerprint() and other.epochs >= self.epochs:
+            return []
+        return self.differences(other)
 
     def differences(self, other: "Recipe") -> list[str]:
         """What `other` changes, one `field old → new` each."""

@@ -30,6 +30,7 @@ class RunFolder:
         self.log = path / "log.jsonl"
         self.checkpoints = path / "checkpoints"
         self.weights = path / WEIGHTS_NAME
+        self.bad_images = path / "bad_images.txt"
         self.evaluation = path / "eval.json"
         self.curves = path / "curves"
         """Without its suffix: there is an .svg and a .png."""
@@ -53,6 +54,10 @@ class RunFolder:
             raise UserError(
                 f"--output-dir {self.path} cannot be written to: {error.strerror}; choose another"
             ) from None
+
+    def nearest_existing(self) -> Path:
+        """The run folder, or where it would be made."""
+        return next(folder for folder in [self.path, *self.path.absolute().parents] if folder.is_dir())
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record to log.jsonl."""
@@ -109,6 +114,15 @@ def write_recipe(run: RunFolder, name: str, recipe: Recipe, data: dict[str, Any]
     files.write_json(
         run.recipe,
         {"format_version": FORMAT_VERSION, "recipe": {"name": name, **asdict(recipe)}, "data": data, **facts},
+    )
+
+
+def write_resumed(run: RunFolder, name: str, recipe: Recipe, session: dict[str, Any]) -> None:
+    """Add to recipe.json from which step on another session goes on, where and with what; and more epochs, if so."""
+    _, facts = read_recipe(run)
+    files.write_json(
+        run.recipe,
+        {**facts, "recipe": {"name": name, **asdict(recipe)}, "resumed": [*facts.get("resumed", []), session]},
     )
 
 

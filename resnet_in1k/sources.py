@@ -10,6 +10,7 @@ The ways to name one (`--data`):
 import hashlib
 import io
 import os
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: 
     """Raises UserError naming the classes that only one of the two has."""
     only_a, only_b = sorted(set(a) - set(b)), sorted(set(b) - set(a))
     if only_a or only_b:
-        parts = [f"only in {name}: {_some(only)}" for name, only in [(a_name, only_a), (b_name, only_b)] if only]
+        parts = [f"only in {name}: {some(only)}" for name, only in [(a_name, only_a), (b_name, only_b)] if only]
         raise UserError(
             f"{where}: {a_name} and {b_name} must have the same classes, but {'; '.join(parts)}; "
             "add or remove those class folders"
@@ -153,7 +154,7 @@ def _folder(data: str, split: Split) -> Source:
         classes = [entry.name for entry in entries if entry.is_dir()]
         stray = [entry.name for entry in entries if not entry.is_dir()]
         if stray:
-            raise UserError(f"{folder}: files must lie in a folder named for their class, not here: {_some(stray)}")
+            raise UserError(f"{folder}: files must lie in a folder named for their class, not here: {some(stray)}")
         if not classes:
             raise UserError(f"{folder}: no class folders in it; {layout}")
 
@@ -179,7 +180,7 @@ def _folder(data: str, split: Split) -> Source:
         labels=np.repeat(np.arange(len(classes)), counts),
         items=items,
         folder=folder,
-        note=f"ignored in {folder}, not images by name: {_some(ignored)}" if ignored else "",
+        note=f"ignored in {folder}, not images by name or content: {some(ignored)}" if ignored else "",
     )
 
 
@@ -196,14 +197,30 @@ def _images_below(folder: Path, prefix: str, ignored: list[str]) -> list[str]:
         relative = f"{prefix}/{entry.name}"
         if entry.is_dir():
             images += _images_below(folder / entry.name, relative, ignored)
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES) or _is_image_by_content(folder / entry.name):
             images.append(relative)
         else:
             ignored.append(relative)
     return images
 
 
-def _some(names: list[str], at_most: int = 3) -> str:
+def _is_image_by_content(path: Path) -> bool:
+    """Whether Pillow knows the file's header: for files whose names do not tell, of which there are few or all."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path).close()
+    except OSError:
+        return False
+    except (ValueError, SyntaxError, Image.DecompressionBombError):
+        return True  # an image, but a bad one: that must come to light
+    return True
+
+
+def some(names: list[str], at_most: int = 3) -> str:
+    """The first few, and how many more there are."""
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 

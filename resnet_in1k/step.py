@@ -1,12 +1,13 @@
 """One optimizer step: forward in mixed precision, backward, update."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 
 from resnet_in1k import randomness
-from resnet_in1k.model import ResNet
+from resnet_in1k.model import ResNet, weights_to_save
 from resnet_in1k.optim import build_optimizer, set_lr
 from resnet_in1k.randomness import Stream
 from resnet_in1k.recipes import Recipe
@@ -65,6 +66,22 @@ class TrainStep:
         loss = sum(losses[1:], start=losses[0])
         self._update_unless_diverged(loss)
         return loss
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Steps taken in the body, before any other, are forgotten after it."""
+        assert not self.optimizer.state, "only before the first step"
+        weights, scaler = weights_to_save(self.model), self._accelerator.scaler
+        scaler_state = scaler.state_dict() if scaler is not None else None
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(weights)
+            self.optimizer.state.clear()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._diverged.zero_()
+            if scaler is not None:
+                scaler.load_state_dict(scaler_state)
 
     def _update_unless_diverged(self, loss: torch.Tensor) -> None:
         """Update the weights, but never again once a loss of any process was not finite.

@@ -19,6 +19,7 @@ from resnet_in1k.checkpoint import (
     load_newest_checkpoint,
     optimizer_tensors,
     prune_checkpoints,
+    recover_checkpoints,
     save_checkpoint,
     save_weights,
 )
@@ -28,23 +29,46 @@ from resnet_in1k.devices import (
     choose_cpu_threads,
     choose_workers,
     hardware_name,
+    lost_processes_explained,
     make_accelerator,
     share_buffers,
 )
 from resnet_in1k.errors import Preempted, ProcessError, UserError
-from resnet_in1k.evaluation import Evaluation, evaluate_model
+from resnet_in1k.evaluation import EVAL_BATCH_SIZE, Evaluation, evaluate_model
 from resnet_in1k.model import ResNet, weights_to_save
 from resnet_in1k.optim import lr_at
 from resnet_in1k.pace import Pace
-from resnet_in1k.pipeline import Batch, Take, TrainOrder, on_device, train_loader, worker_deaths_explained
-from resnet_in1k.plan import Plan, describe
+from resnet_in1k.pipeline import (
+    Batch,
+    OnBadImage,
+    Take,
+    TrainOrder,
+    most_bad_images,
+    on_device,
+    too_many_bad_images,
+    train_loader,
+    worker_deaths_explained,
+)
+from resnet_in1k.plan import PRECISION_NAMES, Plan, describe
 from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
 from resnet_in1k.preemption import Preemption
+from resnet_in1k.preflight import check_disk, check_images, check_workers, classes_told, rehearse
 from resnet_in1k.recipes import RECIPES, Recipe
-from resnet_in1k.run_folder import RunFolder, RunLock, describe_data, provenance, read_recipe, write_recipe
-from resnet_in1k.sources import open_train_and_val
+from resnet_in1k.run_folder import (
+    RunFolder,
+    RunLock,
+    describe_data,
+    provenance,
+    read_recipe,
+    write_recipe,
+    write_resumed,
+)
+from resnet_in1k.sources import open_train_and_val, some
 from resnet_in1k.step import TrainStep
 from resnet_in1k.stopwatch import WAITING_SHARE_WORTH_SAYING, Lap, Stopwatch, diagnose
+
+SAVED_IS_INTACT = "; what was saved before is intact: mend that and go on with --resume"
+NOTHING_BEGUN = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +92,9 @@ class TrainOptions:
     report_to: str | None = None
     """An Accelerate tracker to report to as well, such as tensorboard or wandb."""
     dry_run: bool = False
-    """Print the plan and stop."""
+    """Print the plan, run the preflight, stop."""
+    on_bad_image: OnBadImage = "fail"
+    """At a training image that cannot be read: fail, or skip to the next one, for at most 0.1 % of them."""
     precision: Precision = "auto"
     """Training precision; auto: as launched, and where the launch says nothing bf16 if the device is fast at it."""
     gradient_accumulation_steps: int = 1
@@ -92,17 +118,18 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
         Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped it, once everything is saved.
     """
     trainer = Trainer(recipe_name, recipe, options)
-    trainer.announce()
-    if not options.dry_run:
-        trainer.start_or_resume()
-        try:
-            with worker_deaths_explained():
+    try:
+        with worker_deaths_explained(), lost_processes_explained(trainer.accelerator.process_index):
+            trainer.announce()
+            trainer.preflight()
+            if not options.dry_run:
+                trainer.start_or_resume()
                 trainer.run()
-        except Preempted:
-            trainer.accelerator.end_training()
-            raise
-        except torch.OutOfMemoryError as error:
-            raise ProcessError(trainer.out_of_memory(error)) from None
+    except Preempted:
+        trainer.accelerator.end_training()
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ProcessError(trainer.out_of_memory(error)) from None
     trainer.accelerator.end_training()
     return trainer.folder.path
 
@@ -143,9 +170,11 @@ class Trainer:
         eval_model = ResNet(recipe.model, num_classes).requires_grad_(False)
         self.eval_model = eval_model.to(self.device, memory_format=torch.channels_last)
 
-        self.state = TrainState()
+        self.state = TrainState(recipe_sha256=recipe.fingerprint())
         self.resumed_step = 0
         self.uncollected_losses: list[torch.Tensor] = []
+        self.bad_images: dict[int, str] = {}
+        """Met by this process since they were last collected from all, with the decoder's reasons."""
         self.stopwatch = Stopwatch(self.device)
         self.epoch_lap = Lap()
         self.live_figure = LiveFigure()
@@ -165,43 +194,79 @@ class Trainer:
             )
         )
 
-    def start_or_resume(self) -> None:
-        data = describe_data(self.train_source, self.val_source)
+    def preflight(self) -> None:
+        """Fail now and not in an hour. From here on the run folder is this run's, unless it is a dry run."""
+        self.data = describe_data(self.train_source, self.val_source)
         if self.folder.recipe.exists():
-            self._check_resumable(data)
+            self._check_resumable()
         self.accelerator.wait_for_everyone()  # before the main process writes what the others have just looked for
-        self._on_main_process(self._take_possession)
+        told = {"classes": classes_told(self.train_source, self.val_source)}
 
-        state = load_newest_checkpoint(self.folder.checkpoints, self.model, self.optimizer, self.console.say)
+        def check_surroundings() -> None:
+            sources = (self.train_source, self.val_source)
+            told["images"] = "; ".join(check_images(source, self.options.on_bad_image) for source in sources)
+            told["disk"] = check_disk(
+                self.folder.nearest_existing(), self.folder.checkpoints, self.model, self.options.keep_checkpoints
+            )
+            told["workers"] = check_workers(
+                self.workers, self.plan.per_process_batch_size + EVAL_BATCH_SIZE, self.recipe.image_size
+            )
+
+        self._on_main_process(check_surroundings, NOTHING_BEGUN)
+        if not self.options.dry_run:
+            self._on_main_process(self._take_possession, NOTHING_BEGUN)
+        told["step"], told["checkpoint"] = rehearse(
+            self.train_step,
+            self.eval_model,
+            self.plan,
+            self.device,
+            self.folder.nearest_existing(),
+            lambda check: self._on_main_process(check, NOTHING_BEGUN),
+        )
+        self.console.say("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in told.items())]))
+
+    def start_or_resume(self) -> None:
+        """Raises UserError if there are checkpoints, but none that can be used."""
+        state = load_newest_checkpoint(
+            self.folder.checkpoints, self.model, self.optimizer, self.console.say, self.state.recipe_sha256
+        )
         if state is not None:
             self.state, self.resumed_step = state, state.step
             if self.accelerator.scaler is not None and state.grad_scaler is not None:
                 self.accelerator.scaler.load_state_dict(state.grad_scaler)
         if len(set(gather_object([self.state.step]))) > 1:
             raise UserError(f"the machines see other checkpoints in {self.folder.path}; it must lie on shared storage")
-        self._on_main_process(lambda: self._write_beginning(data))
+        self._on_main_process(self._write_beginning)
         if self.options.report_to:
             self.accelerator.init_trackers(self.folder.path.name, config=dataclasses.asdict(self.recipe))
 
     def _take_possession(self) -> None:
         self.folder.create()
         self.lock = RunLock(self.folder)
+        files.remove_temporaries(self.folder.path)
+        recover_checkpoints(self.folder.checkpoints)
 
-    def _write_beginning(self, data: dict[str, Any]) -> None:
-        if not self.folder.recipe.exists():
-            write_recipe(
-                self.folder,
-                self.recipe_name,
-                self.recipe,
-                data,
-                world_size=self.plan.num_processes,
-                mixed_precision=self.accelerator.mixed_precision,
-                hardware=hardware_name(self.device),
-                **provenance(),
-            )
+    def _write_beginning(self) -> None:
+        session = {
+            "world_size": self.plan.num_processes,
+            "gradient_accumulation_steps": self.plan.gradient_accumulation_steps,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "hardware": hardware_name(self.device),
+            **provenance(),
+        }
+        if self.folder.recipe.exists():
+            write_resumed(self.folder, self.recipe_name, self.recipe, {"after_step": self.state.step, **session})
+        else:
+            write_recipe(self.folder, self.recipe_name, self.recipe, self.data, **session)
         self.folder.forget_after(self.state.step)
+        self._list_bad_images()
 
-    def _on_main_process(self, write: Callable[[], None]) -> None:
+    def _list_bad_images(self) -> None:
+        names = [self.train_source.image_name(index) for index in self.state.bad_images]
+        if names or self.folder.bad_images.exists():
+            files.write_text(self.folder.bad_images, "".join(f"{name}\n" for name in names))
+
+    def _on_main_process(self, write: Callable[[], None], advice: str = SAVED_IS_INTACT) -> None:
         """Let the main process write while the others wait; if it cannot, all of them fail together.
 
         What fails in passing, as network file systems do, is tried once more.
@@ -212,17 +277,27 @@ class Trainer:
         if self.plan.num_processes > 1:
             broadcast_object_list(problem)
         if problem[0]:
-            raise UserError(f"{problem[0]}; what was saved before is intact: mend that and go on with --resume")
+            raise UserError(problem[0] + advice)
 
-    def _check_resumable(self, data: dict[str, Any]) -> None:
+    def _check_resumable(self) -> None:
         begun, facts = read_recipe(self.folder)
-        differences = begun.differences(self.recipe)
-        if facts["data"]["fingerprint"] != data["fingerprint"]:
-            differences.append(f"data {facts['data']['source']} → {data['source']} (other files)")
+        differences = begun.objections_to(self.recipe)
+        if facts["data"]["fingerprint"] != self.data["fingerprint"]:
+            differences.append(f"data {facts['data']['source']} → {self.data['source']} (other files)")
+        if facts["mixed_precision"] != self.accelerator.mixed_precision:
+            names = [PRECISION_NAMES[name] for name in (facts["mixed_precision"], self.accelerator.mixed_precision)]
+            differences.append(f"precision {' → '.join(names)}")
         if differences:
             raise UserError(
                 f"{self.folder.path} was begun otherwise: {'; '.join(differences)}; "
                 "resume with what it was begun with, or choose another --output-dir"
+            )
+        before = [facts, *facts.get("resumed", [])][-1]
+        parts = before["world_size"] * before["gradient_accumulation_steps"]
+        if parts != self.plan.num_processes * self.plan.gradient_accumulation_steps:
+            self.console.say(
+                f"a global batch was cut into {parts} before and is cut otherwise now: the same batches in the same "
+                "order, but each part has its own norm statistics and sums are rounded otherwise, so bits will differ"
             )
 
     def run(self) -> None:
@@ -268,6 +343,7 @@ class Trainer:
         steps = itertools.count(first_step)
 
         def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+            self.bad_images.update(batch.bad_images)
             return augment(batch.images, draw(self.recipe, next(steps))[mine]), batch.labels
 
         loader = train_loader(
@@ -279,6 +355,7 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
             rank=rank,
             world_size=self.plan.num_processes,
+            on_bad_image=self.options.on_bad_image,
         )
         return on_device(loader, self.device, prepare)
 
@@ -297,6 +374,25 @@ class Trainer:
             if not math.isfinite(loss):
                 self._give_up(number, loss)
         self.state.epoch_losses.extend(losses)
+        if self.options.on_bad_image == "skip":
+            self._collect_bad_images()
+
+    def _collect_bad_images(self) -> None:
+        """Raises UserError if all processes together have met too many."""
+        found = {index: reason for part in gather_object([self.bad_images]) for index, reason in part.items()}
+        self.bad_images.clear()
+        new = sorted(found.keys() - set(self.state.bad_images))
+        if not new:
+            return
+        self.state.bad_images = sorted([*self.state.bad_images, *new])
+        self._on_main_process(self._list_bad_images)
+        for index in new:
+            self.console.say(f"replaced by the next: {self.train_source.image_name(index)} ({found[index]})")
+        if len(self.state.bad_images) > most_bad_images(len(self.train_source)):
+            raise UserError(
+                f"{too_many_bad_images(self.state.bad_images, self.train_source)}; they are listed in "
+                f"{self.folder.bad_images}"
+            )
 
     def _give_up(self, step: int, loss: float) -> None:
         listed = self.folder.path / "nonfinite_batch.txt"
@@ -385,6 +481,9 @@ class Trainer:
             f"  load {lap['load']:.1f} s, train {lap['train']:.1f} s, validate {lap['val']:.1f} s; "
             f"waited for data {lap.waiting_share:.1%} of the training time" + self._diagnosis(lap)
         )
+
+        if evaluation.bad_images:
+            self.console.say(f"  unreadable: {some(list(evaluation.bad_images))}")
 
         self.state.epoch_losses.clear()
         best_so_far = evaluation.top1_accuracy > self.state.best_top1_accuracy

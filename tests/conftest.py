@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import ROOT, TINY_FLAGS, start
 from sklearn.datasets import load_sample_images
 
 from resnet_in1k.recipes import DEMO, Recipe
-
-ROOT = Path(__file__).resolve().parent.parent
+from resnet_in1k.run_folder import RunFolder
 
 TINY = replace(
     DEMO,
@@ -27,6 +27,22 @@ TINY = replace(
     hflip_probability=0.5,
 )
 """A recipe small enough for tests, with every augmentation but hue."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torture", action="store_true", help="kill and signal training processes at length (an hour)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--torture"):
+        items[:] = [item for item in items if "torture" not in item.keywords]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    at_length = metafunc.config.getoption("--torture")
+    for name, num_short, num_long in [("torture_number", 1, 25), ("torture_number_of_two", 1, 5)]:
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, range(num_long if at_length else num_short))
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +111,25 @@ def run_script() -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_by_one(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """TINY by one process that nobody interrupted."""
+    folder = RunFolder(tmp_path_factory.mktemp("one") / "run")
+    process = start(image_folder, folder.path)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_by_two(run_script: Run, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
+    """TINY by two processes on this machine's CPU; and what they said."""
+    output = tmp_path_factory.mktemp("two") / "run"
+    result = run_script(
+        "scripts/train.py", *TINY_FLAGS, "--precision", "fp32", "--data", image_folder, "--output-dir", output,
+        config="two_gpu.yaml",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return RunFolder(output), result.stdout

@@ -199,6 +199,9 @@ MALFORMED = {
     "state with a step in words": state(step="two"),
     "state with losses that are none": state(epoch_losses=["much"]),
     "state with a key too many": state(extra=1),
+    "state of another recipe": state(recipe_sha256="0" * 64),
+    "state with a recipe that is none": state(recipe_sha256=5),
+    "state with bad images that are none": state(bad_images=["a.jpg"]),
     "state that is a list": raw_state(b"[]"),
     "state that is no text": raw_state(b"\xff\xfe\x00"),
     "state nested without end": raw_state(b"[" * 100_000),
@@ -212,7 +215,7 @@ def test_a_malformed_checkpoint_is_named_and_changes_nothing(tmp_path: Path, tra
     model, optimizer = trained
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError) as error:
-        C.load_checkpoint(folder, model, optimizer)
+        C.load_checkpoint(folder, model, optimizer, recipe_sha256="")
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -240,6 +243,20 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, t
     assert "passed over: " in said[0]
     assert "step_00000002/model.safetensors is damaged" in said[0]
     assert "resuming after step 1" in said[1]
+
+
+def test_what_a_kill_left_half_done_is_mended(tmp_path: Path, trained):
+    """A step that was about to be replaced by itself comes back; what was begun goes."""
+    whole = save(tmp_path, trained, step=1)
+    whole.rename(tmp_path / ".step_00000001.old")
+    save(tmp_path, trained, step=2)
+    for name in (".step_00000001.77.tmp", ".step_00000002.old", ".temporary.abc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".state.json.77.tmp").write_text("{")
+    C.recover_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+    assert C.load_checkpoint(tmp_path / "step_00000001", *trained).step == 1
 
 
 def test_to_start_afresh_is_the_users_decision(tmp_path: Path, trained):

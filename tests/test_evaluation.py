@@ -104,6 +104,41 @@ def test_what_cannot_be_evaluated_is_named(weights: Path, options: dict, message
         evaluate_checkpoint(EvalOptions(ckpt=weights, **options))
 
 
+def damage(image_folder: Path, to: Path, *names: str) -> Path:
+    data = Path(shutil.copytree(image_folder, to))
+    for name in names:
+        (data / name).write_bytes((data / name).read_bytes()[:200])
+    return data
+
+
+def test_a_bad_image_counts_as_wrong_and_is_told(image_folder: Path, tmp_path: Path, capsys):
+    """Weights that always rank ant, bee, cat, dog, eel first, on two images of each and of fox."""
+    model = ResNet("resnet18", 6)
+    torch.nn.init.zeros_(model.fc.weight)
+    model.fc.bias.data = torch.arange(6.0, 0.0, -1.0)
+    save_weights(weights_to_save(model), tmp_path / "weights.safetensors")
+    names = [f"val/{name}/0.jpg" for name in ("ant", "dog", "fox")]
+    data = damage(image_folder, tmp_path / "dirty", *names)
+    evaluation = evaluate_checkpoint(
+        EvalOptions(ckpt=tmp_path / "weights.safetensors", data=str(data), workers=1, image_size=32, batch_size=5)
+    )
+    assert (evaluation.num_images, evaluation.top1_correct, evaluation.topk_correct) == (12, 1, 8)
+    losses = torch.logsumexp(model.fc.bias.detach(), 0) - torch.tensor([6, 5, 5, 4, 4, 3, 2, 2, 1.0])
+    assert evaluation.loss == pytest.approx(losses.mean().item(), rel=1e-6)  # of those that could be read
+    assert [Path(name) for name in evaluation.bad_images] == [data / name for name in names]
+    assert evaluation.to_json("")["num_bad_images"] == 3
+    said = capsys.readouterr().out
+    assert "12 of 12 images, 3 of them unreadable, counted as wrong" in said
+    assert f"counted as wrong: {data / names[0]} (" in said
+
+
+def test_images_none_of_which_can_be_read_are_no_evaluation(weights: Path, image_folder: Path, tmp_path: Path):
+    names = [path.relative_to(image_folder) for path in image_folder.glob("val/*/*")]
+    data = damage(image_folder, tmp_path / "dirty", *map(str, names))
+    with pytest.raises(UserError, match=r"no image of .*/val can be read: .*0.jpg \(.*\) and all others"):
+        evaluate_checkpoint(EvalOptions(ckpt=weights, data=str(data), workers=0, image_size=32))
+
+
 def test_other_classes_than_the_runs_are_refused(weights: Path, image_folder: Path, tmp_path: Path, tiny):
     from resnet_in1k.run_folder import RunFolder, write_recipe
 

@@ -1,6 +1,9 @@
 import io
+import resource
+import zlib
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torchvision.transforms as v1
@@ -45,6 +48,83 @@ def test_sixteen_bit_png_keeps_its_upper_eight_bits():
     values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16) + 7
     image = decode(encoded(Image.fromarray(values), format="PNG"))
     assert np.array_equal(image[0].numpy(), np.arange(256, dtype=np.uint8).reshape(16, 16))
+
+
+def test_sixteen_bit_tiff_does_so_too():
+    """Pillow's own conversion would make white of all that exceeds 255."""
+    values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16) + 7
+    image = decode(encoded(Image.fromarray(values), format="TIFF"))
+    assert np.array_equal(image[2].numpy(), np.arange(256, dtype=np.uint8).reshape(16, 16))
+
+
+def test_palette_with_transparency(photographs):
+    picture = Image.fromarray(photographs[0]).quantize(16)
+    for how in ({"format": "PNG", "transparency": 3}, {"format": "GIF", "transparency": 3}):
+        data = encoded(picture, **how)
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))[..., :3]
+        assert np.array_equal(decode(data).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 5000])
+def test_broken_exif_does_not_matter(photographs, exif: bytes):
+    picture = Image.fromarray(photographs[0])
+    plain, broken = encoded(picture, format="JPEG"), encoded(picture, format="JPEG", exif=exif)
+    assert len(broken) >= len(plain) + len(exif)
+    assert torch.equal(decode(plain), decode(broken))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 700), (1, 1_000_000)])
+def test_a_pixel_and_a_line_are_images_too(shape: tuple[int, int]):
+    levels = (np.arange(shape[0] * shape[1]) * 255 // (shape[0] * shape[1])).astype(np.uint8)
+    image = decode(encoded(Image.fromarray(levels.reshape(shape)), format="PNG"))
+    assert image.shape == (3, *shape)
+    train = TrainTransform(image_size=32, crop_scale_min=0.08, seed=0)(image, 1, 0)
+    evaluation = EvalTransform(image_size=224, resize_size=256)(image, 1, 0)
+    assert (train.shape, evaluation.shape) == ((3, 32, 32), (3, 224, 224))
+    centre = int(image[0, shape[0] // 2, shape[1] // 2])
+    assert abs(evaluation.float().mean().item() - centre) <= 2
+
+
+def claim(data: np.ndarray, place: int, *sides: bytes) -> np.ndarray:
+    """The same file, but for the width and height in its header."""
+    bomb = data.copy()
+    for number, side in enumerate(sides):
+        start = place + number * len(side)
+        bomb[start : start + len(side)] = np.frombuffer(side, dtype=np.uint8)
+    return bomb
+
+
+def bomb(kind: str, photograph: np.ndarray) -> np.ndarray:
+    data = encoded(Image.fromarray(photograph), format=kind)
+    if kind == "PNG":
+        data = claim(data, 16, (60_000).to_bytes(4, "big"), (50_000).to_bytes(4, "big"))
+        data[29:33] = np.frombuffer(zlib.crc32(data[12:29].tobytes()).to_bytes(4, "big"), dtype=np.uint8)
+        return data
+    if kind == "JPEG":
+        frame = data.tobytes().index(b"\xff\xc0")
+        return claim(data, frame + 5, b"\xff\xdc", b"\xff\xdc")
+    if kind == "GIF":
+        return claim(data, 6, b"\xff\xff", b"\xff\xff")
+    return claim(data, 18, (60_000).to_bytes(4, "little"), (50_000).to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+def test_a_decompression_bomb_is_refused_from_its_header(photographs, kind: str):
+    """With the address space bounded to little more than what is in use: its pixels would take 8 GB."""
+    data = bomb(kind, photographs[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + (256 << 20), before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"pixels.*178[,9]"):
+            decode(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_numbers_without_a_range_are_no_image():
+    with pytest.raises(ValueError, match="its pixels are F, numbers without a stated range"):
+        decode(encoded(Image.fromarray(np.ones((4, 4), dtype=np.float32)), format="TIFF"))
 
 
 def test_an_animation_is_its_first_frame(photographs):

@@ -7,28 +7,9 @@ from pathlib import Path
 
 import pytest
 import torchvision
+from processes import TINY_FLAGS
 from safetensors.torch import load_file
 from test_training import losses, run
-
-from resnet_in1k.run_folder import RunFolder
-
-TINY_FLAGS = [
-    *("--recipe", "demo", "--model", "resnet18", "--epochs", "2", "--global-batch-size", "8", "--image-size", "32"),
-    *("--lr", "0.002"),
-    *("--eval-crop-ratio", "0.875", "--hflip-probability", "0.5", "--log-every", "1"),
-]
-
-
-@pytest.fixture(scope="module")
-def trained_by_two(run_script, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
-    """TINY, as in test_training, by two processes on this machine's CPU; and what they said."""
-    output = tmp_path_factory.mktemp("launch") / "run"
-    result = run_script(
-        "scripts/train.py", *TINY_FLAGS, "--precision", "fp32", "--data", image_folder, "--output-dir", output,
-        config="two_gpu.yaml",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return RunFolder(output), result.stdout
 
 
 def test_two_processes_are_one_run(trained_by_two):

@@ -36,5 +36,14 @@ def test_differences_name_what_an_override_changed():
     ]
 
 
+def test_epochs_may_grow_where_the_schedule_does_not_depend_on_them():
+    longer = replace(TUTORIAL, epochs=30)
+    assert TUTORIAL.objections_to(longer) == []
+    assert TUTORIAL.fingerprint() == longer.fingerprint()
+    assert longer.objections_to(TUTORIAL) == ["epochs 30 → 20"]
+    assert TUTORIAL.objections_to(replace(longer, lr=0.2)) == ["epochs 20 → 30", "lr 0.1 → 0.2"]
+    assert DEMO.objections_to(replace(DEMO, epochs=30)) == ["epochs 10 → 30"]
+
+
 def test_every_recipe_knows_its_data():
     assert DEFAULT_DATA.keys() == RECIPES.keys()

@@ -48,6 +48,23 @@ def test_folder_finds_images_at_any_depth_and_tells_what_it_ignored(folder: Path
     assert "ant/notes.txt" in train.note
 
 
+def test_what_is_an_image_is_told_by_its_content_where_its_name_does_not(folder: Path):
+    picture = Image.open(folder / "train/ant/0.jpg")
+    for name, kind in [("a.JPEG", "PNG"), ("b.png", "WEBP"), ("c.dat", "BMP"), ("d", "TIFF"), ("e.JPG", "GIF")]:
+        picture.save(folder / "train/ant" / name, format=kind)
+    (folder / "train/ant/text.JPEG").write_text("not an image, but said to be one")
+    (folder / "train/ant/notes").write_text("not an image, nor said to be one")
+    train = open_source(str(folder), "train")
+    names = [Path(train.image_name(index)).name for index in range(7 + 6)]
+    assert sorted(names) == sorted(
+        ["a.JPEG", "b.png", "c.dat", "d", "e.JPG", "text.JPEG", *(f"{number}.jpg" for number in range(7))]
+    )
+    assert train.note.endswith("ant/notes")
+    for index, name in enumerate(names):
+        if name != "text.JPEG":
+            assert decode(train.read(index)).shape[1:] == (picture.height, picture.width) or name[0].isdigit()
+
+
 def test_labels_follow_names_not_places(folder: Path):
     """Folders 0, 1, 10, 2 must mean the same class in train and val, however they sort."""
     for split in ("train", "val"):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from processes import assert_same_end
 from safetensors.torch import load_file
+from test_sources import tree_of_links
 
 from resnet_in1k import randomness
 from resnet_in1k.augment import augment, draw
@@ -16,7 +18,7 @@ from resnet_in1k.errors import UserError
 from resnet_in1k.evaluation import EvalOptions, evaluate_checkpoint
 from resnet_in1k.files import sha256_of
 from resnet_in1k.optim import lr_at
-from resnet_in1k.pipeline import train_loader
+from resnet_in1k.pipeline import epoch_order, train_loader
 from resnet_in1k.randomness import Stream
 from resnet_in1k.recipes import DEFAULT_DATA, RECIPES, Recipe
 from resnet_in1k.run_folder import RunFolder
@@ -170,6 +172,70 @@ def test_resuming_otherwise_is_refused_with_the_differences(tiny, finished: RunF
         run(replace(tiny, lr=0.5), "digits", finished.path, resume=True)
     with pytest.raises(UserError, match="already holds a run"):
         run(tiny, image_folder, finished.path)
+
+
+def test_another_precision_is_refused(tiny, finished: RunFolder, image_folder: Path):
+    with pytest.raises(UserError, match=r"was begun otherwise: precision float32 → bfloat16 autocast"):
+        run(tiny, image_folder, finished.path, resume=True, precision="bf16")
+
+
+def test_more_epochs_go_on_where_the_schedule_does_not_depend_on_them(tiny, image_folder: Path, tmp_path: Path, capsys):
+    """One epoch, resumed for two, is two epochs; recipe.json tells of it, and of the other accumulation."""
+    recipe = replace(tiny, lr_schedule="step", lr_step_epochs=1)
+    whole = run(recipe, image_folder, tmp_path / "whole")
+    folder = run(replace(recipe, epochs=1), image_folder, tmp_path / "run")
+    run(recipe, image_folder, folder.path, resume=True)
+    assert_same_end(folder, whole)
+    facts = json.loads(folder.recipe.read_text())
+    assert facts["recipe"]["epochs"] == 2
+    assert facts["resumed"][0]["after_step"] == 4
+
+    capsys.readouterr()
+    run(replace(recipe, epochs=3), image_folder, folder.path, resume=True, gradient_accumulation_steps=2)
+    assert "bits will differ" in capsys.readouterr().out
+    assert [entry["gradient_accumulation_steps"] for entry in json.loads(folder.recipe.read_text())["resumed"]] == [
+        1,
+        2,
+    ]
+
+
+def test_bad_images_are_replaced_counted_and_listed(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
+    """Two of 2,000, alike in a run that was interrupted."""
+    data = tree_of_links(tmp_path / "images", image_folder / "train/ant/0.jpg", num_classes=5, images_per_class=400)
+    recipe = replace(tiny, global_batch_size=40, epochs=1, image_size=16)
+    order = epoch_order(2000, recipe.seed, 1).tolist()
+    source = open_source(str(data), "train")
+    bad = sorted(source.image_name(index) for index in (order[60], order[1999]))
+    for name in bad:
+        Path(name).unlink()
+        Path(name).write_text("not an image")
+    how = {"on_bad_image": "skip", "log_every": 10, "checkpoint_every": 25, "keep_checkpoints": 9}
+    folder = run(recipe, data, tmp_path / "run", **how)
+    said = capsys.readouterr().out
+    assert folder.bad_images.read_text().splitlines() == bad
+    assert said.count("replaced by the next: ") == 2
+    state = json.loads((folder.checkpoints / "step_00000025/state.json").read_text())
+    assert state["bad_images"] == [order[60]]
+
+    copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
+    shutil.rmtree(copy.checkpoints / "step_00000050")
+    copy.bad_images.write_text("")
+    run(recipe, data, copy.path, resume=True, **how)
+    assert copy.bad_images.read_text().splitlines() == bad
+    assert_same_end(copy, folder)
+
+
+def test_too_many_bad_images_stop_the_run_all_the_same(tiny: Recipe, image_folder: Path, tmp_path: Path):
+    data = tree_of_links(tmp_path / "images", image_folder / "train/ant/0.jpg", num_classes=5, images_per_class=400)
+    for label in range(5):
+        broken = data / f"train/n{label:08d}/n{label:08d}_200.JPEG"
+        broken.unlink()
+        broken.write_text("not an image")
+    recipe = replace(tiny, global_batch_size=400, epochs=1, image_size=16)
+    words = r"[345] of 2,000 training images cannot be read .*more than the 0\.1 % .*they are listed in .*/bad_im"
+    with pytest.raises(UserError, match=words):
+        run(recipe, data, tmp_path / "run", on_bad_image="skip")
+    assert len((tmp_path / "run/bad_images.txt").read_text().splitlines()) >= 3
 
 
 def test_resume_without_a_run_starts_one(tiny: Recipe, image_folder: Path, tmp_path: Path):

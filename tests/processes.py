@@ -1,0 +1,69 @@
+"""Training in processes of its own, as a user starts it: started, signalled, killed, compared."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from resnet_in1k.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY_FLAGS = [
+    *("--recipe", "demo", "--model", "resnet18", "--epochs", "2", "--global-batch-size", "8", "--image-size", "32"),
+    *("--lr", "0.002"),
+    *("--eval-crop-ratio", "0.875", "--hflip-probability", "0.5", "--log-every", "1"),
+]
+"""The recipe `conftest.TINY`."""
+SLOW = [*TINY_FLAGS, "--precision", "fp32", "--workers", "1", "--checkpoint-every", "1000", "--keep-checkpoints", "9"]
+"""Eight steps, each of them said."""
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+
+
+def start(data: object, output: Path, *more: str, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    command = [sys.executable, *launcher, "scripts/train.py", *SLOW, "--data", str(data), "--output-dir", str(output)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *more], cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **pipes)
+
+
+def at(process: "subprocess.Popen[str]", text: str, do: Callable[[], None]) -> tuple[str, str]:
+    """Call `do` when a line with `text` has been printed; return all that was said when the process has ended."""
+    errors: list[str] = []
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
+    reader.start()
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            do()
+    process.wait(timeout=120)
+    reader.join()
+    return "".join(lines), errors[0]
+
+
+def rank_of(launcher: "subprocess.Popen[str]", rank: int) -> psutil.Process:
+    """The training process of that rank, or the only one there is."""
+    ranks = [child for child in psutil.Process(launcher.pid).children() if "scripts/train.py" in child.cmdline()]
+    ranks = [child for child in ranks if child.environ().get("RANK") == str(rank)]
+    return ranks[0] if ranks else psutil.Process(launcher.pid)
+
+
+def essence(folder: RunFolder) -> list[dict]:
+    """The log but for what a clock measured."""
+    timing = {"images_per_second", "load_seconds", "train_seconds", "val_seconds"}
+    return [{key: value for key, value in record.items() if key not in timing} for record in folder.records()]
+
+
+def assert_same_end(ours: RunFolder, theirs: RunFolder) -> None:
+    """Last checkpoint, best weights, verdict, log and curves are the same, bit for bit."""
+    (last, last_of_theirs) = (sorted(folder.checkpoints.glob("step_*"))[-1] for folder in (ours, theirs))
+    assert last.name == last_of_theirs.name
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        assert (last / name).read_bytes() == (last_of_theirs / name).read_bytes(), name
+    for name in ("model.safetensors", "eval.json", "curves.svg", "curves.png"):
+        assert (ours.path / name).read_bytes() == (theirs.path / name).read_bytes(), name
+    assert essence(ours) == essence(theirs)
