@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from resnet_in1k import files
 from resnet_in1k.augment import normalise
 from resnet_in1k.console import Console
-from resnet_in1k.devices import choose_cpu_threads, choose_workers, make_accelerator
 from resnet_in1k.errors import UserError
-from resnet_in1k.model import load_model, weights_file
-from resnet_in1k.pipeline import Batch, eval_loader, on_device, worker_deaths_explained
-from resnet_in1k.recipes import resize_size_for
-from resnet_in1k.run_folder import find_run, read_recipe
-from resnet_in1k.sources import Source, Split, check_same_classes, open_source
+from resnet_in1k.pipeline import Batch, eval_loader, on_device
+from resnet_in1k.sources import Source
 
 EVAL_BATCH_SIZE = 128
 """Images per process and forward; the result does not depend on it."""
@@ -47,8 +41,15 @@ class Evaluation:
     resize_size: int
     data: str
     split: str
+    class_names: tuple[str, ...] = ()
+    class_num_images: tuple[int, ...] = ()
+    """Of each class, how many images were counted; so for the two below."""
+    class_top1_correct: tuple[int, ...] = ()
+    class_topk_correct: tuple[int, ...] = ()
     bad_images: dict[str, str] = field(default_factory=dict)
     """Those that no decoder can read, with its reasons: counted as wrong, and with no part in the loss."""
+    verdicts: "Verdicts | None" = field(default=None, compare=False, repr=False)
+    """Image by image, on the main process."""
 
     @property
     def top1_accuracy(self) -> float:
@@ -83,7 +84,23 @@ class Evaluation:
             "data": self.data,
             "split": self.split,
             "weights_sha256": weights_sha256,
+            "class_names": self.class_names,
+            "class_num_images": self.class_num_images,
+            "class_top1_correct": self.class_top1_correct,
+            "class_top5_correct": self.class_topk_correct,
         }
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What was said of each image, in the order of the source."""
+
+    labels: np.ndarray
+    """(N,) int64: the true classes."""
+    top_ids: np.ndarray
+    """(N, k) int64: the k most probable classes, best first; NO_CLASS where the image cannot be read."""
+    confidences: np.ndarray
+    """(N,) float32: the probability of the first of them."""
 
 
 def evaluate_model(
@@ -140,11 +157,13 @@ def evaluate_model(
                 return answer
             images, labels, indices = take()
             logits = model(images)  # (B, C) float32
+            top = logits.topk(min(5, num_classes))
             mine.append(
                 {
                     "indices": indices,
                     "labels": labels,
-                    "top_ids": logits.topk(min(5, num_classes)).indices,
+                    "top_ids": top.indices,
+                    "confidences": (top.values[:, 0] - logits.logsumexp(dim=1)).exp(),
                     "losses": torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
                 }
             )
@@ -154,12 +173,13 @@ def evaluate_model(
     rows = {name: torch.cat([part[name] for part in mine]).cpu().numpy() for name in mine[0]} if mine else None
     everyone: list[tuple[dict[str, np.ndarray] | None, dict[int, str]]] = gather_object([(rows, bad_images)])
     results: list[Any] = [None]
+    verdicts = None
     if accelerator.is_main_process:
         gathered = [part for part, _ in everyone if part is not None]
         bad = {index: reason for _, found in everyone for index, reason in found.items()}
-        results = [
-            _count({name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}, bad, source)
-        ]
+        rows = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}
+        verdicts, counts = _count(rows, bad, source)
+        results = [counts]
     counts = broadcast_object_list(results)[0]
     if len(counts["bad_images"]) == len(source):
         name, reason = next(iter(counts["bad_images"].items()))
@@ -174,6 +194,8 @@ def evaluate_model(
         resize_size=resize_size,
         data=source.name,
         split=source.split,
+        class_names=source.class_names,
+        verdicts=verdicts,
     )
 
 
@@ -189,121 +211,36 @@ def _one_algorithm_for_any_batch() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic = before
 
 
-def _count(rows: dict[str, np.ndarray], bad_images: dict[int, str], source: Source) -> dict[str, Any]:
+def _count(rows: dict[str, np.ndarray], bad_images: dict[int, str], source: Source) -> tuple[Verdicts, dict[str, Any]]:
     """From all processes' rows, in whatever order they came, to counts."""
     from resnet_in1k.metrics import TopKAccuracy  # seconds to import, and only the main process needs it
 
     order = np.argsort(rows["indices"])
-    assert np.array_equal(rows["indices"][order], np.arange(len(source))), "each image exactly once"
-    assert np.array_equal(rows["labels"][order], source.labels)
+    rows = {name: values[order] for name, values in rows.items()}
+    assert np.array_equal(rows["indices"], np.arange(len(source))), "each image exactly once"
+    assert np.array_equal(rows["labels"], source.labels)
 
     bad = sorted(bad_images)
-    losses = np.delete(rows["losses"][order].astype(np.float64), bad)
-    rows["top_ids"][np.isin(rows["indices"], bad)] = NO_CLASS
+    losses = np.delete(rows["losses"].astype(np.float64), bad)
+    rows["top_ids"][bad], rows["confidences"][bad] = NO_CLASS, 0.0
+    verdicts = Verdicts(rows["labels"], rows["top_ids"], rows["confidences"])
     top_k = rows["top_ids"].shape[1]
     metric = TopKAccuracy(k=top_k)
-    metric.add_batch(predictions=rows["top_ids"][order], references=rows["labels"][order])
+    metric.add_batch(predictions=verdicts.top_ids, references=verdicts.labels)
     counts = metric.compute()
-    return {
+    hits = verdicts.top_ids == verdicts.labels[:, None]
+
+    def by_class(chosen: np.ndarray) -> tuple[int, ...]:
+        return tuple(np.bincount(verdicts.labels[chosen], minlength=len(source.class_names)).tolist())
+
+    return verdicts, {
         "num_images": counts["num_images"],
         "top_k": top_k,
         "top1_correct": counts["top1_correct"],
         "topk_correct": counts["topk_correct"],
         "loss": float(losses.mean()) if len(losses) else math.nan,
+        "class_num_images": by_class(np.ones(len(source), dtype=bool)),
+        "class_top1_correct": by_class(hits[:, 0]),
+        "class_topk_correct": by_class(hits.any(axis=1)),
         "bad_images": {source.image_name(index): bad_images[index] for index in bad},
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """What to evaluate, on what."""
-
-    ckpt: Path
-    """A run folder, a checkpoint folder, a .safetensors file, or an old .pth state dict."""
-    data: str | None = None
-    """As for training; by default what the run was trained on."""
-    split: Split = "val"
-    """Which split of the data."""
-    image_size: int | None = None
-    """Side of the centre crop, in pixels; by default the run's."""
-    eval_crop_ratio: float | None = None
-    """The short side is resized to image_size / this before the crop; by default the run's."""
-    output: Path | None = None
-    """Write the result to this file, as eval.json in a run folder."""
-    batch_size: int = EVAL_BATCH_SIZE
-    """Images per process and forward; the counts do not depend on it."""
-    workers: int | None = None
-    """Loader workers per process; by default from the number of CPU cores."""
-    cpu_threads: int | None = None
-    """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size {self.batch_size}: at least 1")
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"--image-size {self.image_size}: at least 1")
-        if self.eval_crop_ratio is not None and not 0 < self.eval_crop_ratio <= 1:
-            raise UserError(f"--eval-crop-ratio {self.eval_crop_ratio}: above 0, at most 1")
-
-
-def evaluate_checkpoint(options: EvalOptions) -> Evaluation:
-    """Evaluate saved weights; what the options leave open is as the run recorded it.
-
-    Raises:
-        UserError: if there are no weights or no data, if the classes of the two differ, or for weights outside a run
-            folder if `data` is not given.
-    """
-    file = weights_file(options.ckpt)
-    run = find_run(options.ckpt)
-    data, image_size, crop_ratio = options.data, options.image_size, options.eval_crop_ratio
-    if run is not None:
-        recipe, facts = read_recipe(run)
-        data = data or facts["data"]["source"]
-        image_size, crop_ratio = image_size or recipe.image_size, crop_ratio or recipe.eval_crop_ratio
-    if data is None:
-        raise UserError(
-            f"{options.ckpt} does not lie in a run folder, so nothing says what to evaluate it on; give --data"
-        )
-    image_size, crop_ratio = image_size or 224, crop_ratio or 0.875
-    if options.output is not None and not options.output.parent.is_dir():
-        raise UserError(f"--output {options.output}: no folder {options.output.parent}")
-
-    model = load_model(file)
-    source = open_source(data, options.split)
-    if run is not None:
-        check_same_classes(facts["data"]["class_names"], "the run", source.class_names, data, where=str(options.ckpt))
-    elif len(source.class_names) != model.fc.out_features:
-        raise UserError(
-            f"{file} knows {model.fc.out_features} classes, but {data} has {len(source.class_names)}: "
-            "these are not the data it was trained for"
-        )
-
-    accelerator = make_accelerator("fp32")
-    choose_cpu_threads(accelerator.device, options.cpu_threads)
-    console = Console(accelerator.is_main_process)
-    resize_size = resize_size_for(image_size, crop_ratio)
-    console.say(
-        f"{file}: {model.architecture}, {model.fc.out_features} classes\n"
-        f"{data}/{options.split}: {len(source):,} images, resized to {resize_size} px, centre {image_size} px cropped"
-    )
-    with worker_deaths_explained():
-        evaluation = evaluate_model(
-            model.to(accelerator.device, memory_format=torch.channels_last),
-            source,
-            accelerator,
-            image_size=image_size,
-            resize_size=resize_size,
-            num_workers=choose_workers(accelerator.device, options.workers),
-            batch_size=options.batch_size,
-        )
-    assert isinstance(evaluation, Evaluation), "nobody asked it to stop"
-    console.say(evaluation.summary())
-    for name, reason in evaluation.bad_images.items():
-        console.say(f"counted as wrong: {name} ({reason})")
-    if len(source.class_names) < 5:
-        console.say(f"fewer than five classes: top-{evaluation.top_k} stands in for top-5")
-    if options.output is not None and accelerator.is_main_process:
-        files.write_json(options.output, evaluation.to_json(files.sha256_of(file)))
-        console.say(f"written to {options.output}")
-    accelerator.end_training()
-    return evaluation

@@ -49,8 +49,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()  # in a folder that must be there: one that has vanished is an error, not to be made anew
     try:
         yield temporary
-        for file in temporary.iterdir():
-            _sync(file)
+        for path_below in temporary.rglob("*"):
+            _sync(path_below)
         _sync(temporary)
         if path.exists():  # the same step, saved again: a folder cannot take another's place in one call
             old = path.with_name(f".{path.name}.old")
@@ -112,6 +112,12 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def git_blob_sha1_of(path: Path) -> str:
+    """The id that git gives to a file's content."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _name(error: BaseException, path: Path) -> None:

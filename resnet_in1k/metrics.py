@@ -1,8 +1,17 @@
 """Top-1 and top-k accuracy as a metric of Hugging Face's `evaluate` that needs no network."""
 
+import sys
+
 import datasets
-import evaluate
 import numpy as np
+
+if "transformers" in sys.modules:
+    import evaluate
+else:  # where it is installed, evaluate imports it for pipelines of its own: seconds and a gigabyte in every process
+    sys.modules["transformers"] = None  # type: ignore[assignment]
+    import evaluate
+
+    del sys.modules["transformers"]
 
 
 class TopKAccuracy(evaluate.Metric):

@@ -1,4 +1,4 @@
-"""log.jsonl to curves: loss on the left axis, accuracy on the right."""
+"""Pictures: log.jsonl to curves, images with captions."""
 
 import functools
 import sys
@@ -10,6 +10,7 @@ from resnet_in1k import files
 from resnet_in1k.console import in_notebook
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 LOSS_COLOUR, TOP1_COLOUR, TOP5_COLOUR = "#c44e52", "#1f4e79", "#7fa8d1"
@@ -69,14 +70,37 @@ def draw_curves(records: Sequence[dict[str, Any]], title: str, top_k: int = 5) -
 
 
 def save_curves(figure: "Figure", path: Path) -> None:
-    """Write `path`.svg and `path`.png; the same curves give the same bytes, without a date or drawn names."""
+    """Write `path`.svg and `path`.png."""
+    for suffix in (".svg", ".png"):
+        save_figure(figure, path.with_suffix(suffix))
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """By its suffix .svg or .png; the same picture gives the same bytes, without a date or drawn names."""
     import matplotlib
 
-    metadata: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".png": {}}
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "resnet-in1k"}):
-        for suffix, facts in metadata.items():
-            save = functools.partial(figure.savefig, format=suffix[1:], metadata=facts)
-            files.write_atomically(path.with_suffix(suffix), save)
+        files.write_atomically(path, functools.partial(figure.savefig, format=path.suffix[1:], metadata=metadata))
+
+
+def picture_grid(images: "Sequence[np.ndarray]", captions: Sequence[str], title: str = "") -> "Figure":
+    """Images, (H, W, 3) uint8 each, in rows of at most five with their captions below."""
+    from matplotlib.figure import Figure
+
+    columns = min(5, len(images))
+    rows = -(-len(images) // columns)
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    size = (2.2 * columns + 0.4, (2.2 + 0.2 * lines) * rows + 0.4)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, image, caption in zip(figure.axes, images, captions, strict=False):
+        axes.imshow(image, interpolation="nearest" if len(image) < 100 else "antialiased")
+        axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=8)
+    return figure
 
 
 class LiveFigure:

@@ -26,6 +26,7 @@ from resnet_in1k.plan import Plan
 from resnet_in1k.randomness import Stream
 from resnet_in1k.sources import Source
 from resnet_in1k.step import TrainStep
+from resnet_in1k.stopwatch import size
 
 SAMPLED_AT_EACH_PLACE = 4
 """Images decoded from the beginning, the middle and the end of a split."""
@@ -159,12 +160,3 @@ def _save_load_compare(train_step: TrainStep, eval_model: ResNet, plan: Plan, fo
     loaded = weights_to_save(eval_model), optimizer_tensors(eval_model, other_optimizer)
     if (save(loaded[0]), save(loaded[1])) != (save(weights), save(momentum)):  # as bytes: nan is nan
         raise UserError(f"what was saved in {folder} is not what was loaded from it; choose another --output-dir")
-
-
-def size(num_bytes: float) -> str:
-    """In the units that `df -h` and shops use: 512 MB, 1.2 GB."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} GB"

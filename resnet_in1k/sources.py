@@ -163,7 +163,7 @@ def _folder(data: str, split: Split) -> Source:
 
         def paths() -> Iterator[bytes]:
             for name in classes:
-                images = sorted(_images_below(folder / name, name, ignored))
+                images = sorted(images_below(folder / name, name, ignored))
                 if not images:
                     raise UserError(f"{folder / name}: no images in this class; add some or remove the folder")
                 counts.append(len(images))
@@ -190,13 +190,13 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def _images_below(folder: Path, prefix: str, ignored: list[str]) -> list[str]:
+def images_below(folder: Path, prefix: str, ignored: list[str]) -> list[str]:
     """Paths of image files at any depth, relative to the split's folder; other files are added to `ignored`."""
     images: list[str] = []
     for entry in _visible(folder):
         relative = f"{prefix}/{entry.name}"
         if entry.is_dir():
-            images += _images_below(folder / entry.name, relative, ignored)
+            images += images_below(folder / entry.name, relative, ignored)
         elif entry.name.lower().endswith(IMAGE_SUFFIXES) or _is_image_by_content(folder / entry.name):
             images.append(relative)
         else:

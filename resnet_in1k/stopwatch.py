@@ -93,3 +93,12 @@ def duration(seconds: float) -> str:
             whole, rest = divmod(round(seconds / smaller_size), size // smaller_size)
             return f"{whole} {unit} {rest} {smaller_unit}"
     return f"{seconds:.0f} s"
+
+
+def size(num_bytes: float) -> str:
+    """In the units that `df -h` and shops use: 512 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} GB"

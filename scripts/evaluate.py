@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from resnet_in1k import cli
-from resnet_in1k.evaluation import EvalOptions, evaluate_checkpoint
+from resnet_in1k.scoring import EvalOptions, evaluate_checkpoint
 
 
 def main() -> None:

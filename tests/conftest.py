@@ -133,3 +133,11 @@ def trained_by_two(run_script: Run, image_folder: Path, tmp_path_factory: pytest
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return RunFolder(output), result.stdout
+
+
+@pytest.fixture(scope="session")
+def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """TINY on 37 images, in this process: two epochs of four steps."""
+    from test_training import run
+
+    return run(TINY, image_folder, tmp_path_factory.mktemp("run") / "finished", checkpoint_every=3, keep_checkpoints=9)

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from resnet_in1k.checkpoint import save_weights
 from resnet_in1k.errors import UserError
-from resnet_in1k.evaluation import EvalOptions, evaluate_checkpoint, evaluate_model
+from resnet_in1k.evaluation import evaluate_model
 from resnet_in1k.files import sha256_of
 from resnet_in1k.model import ResNet, weights_to_save
+from resnet_in1k.scoring import EvalOptions, evaluate_checkpoint
 from resnet_in1k.sources import Source, open_source
 
 

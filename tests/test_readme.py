@@ -9,8 +9,11 @@ import pytest
 from conftest import ROOT
 
 from resnet_in1k.benchmark import BenchmarkOptions
-from resnet_in1k.evaluation import EvalOptions
+from resnet_in1k.export import ExportOptions
+from resnet_in1k.prediction import PredictOptions
+from resnet_in1k.push import PushOptions
 from resnet_in1k.recipes import Recipe
+from resnet_in1k.scoring import EvalOptions
 from resnet_in1k.training import TrainOptions
 
 README, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
@@ -29,6 +32,13 @@ def flags_of(cls: type) -> set[str]:
     return {"--" + field.name.replace("_", "-") for field in fields(cls)}
 
 
+OPTIONS = {
+    "scripts/benchmark.py": BenchmarkOptions,
+    "scripts/evaluate.py": EvalOptions,
+    "scripts/export.py": ExportOptions,
+    "scripts/predict.py": PredictOptions,
+    "scripts/push_to_hub.py": PushOptions,
+}
 COMMANDS = commands(README)
 DIFFERENT = [command for command in COMMANDS if [*command, "--dry-run"] not in COMMANDS]
 
@@ -51,9 +61,8 @@ def test_every_command_can_be_given(command: list[str], run_script, image_folder
         assert result.returncode == 0, result.stderr
         assert "\n  steps         4 an epoch" in result.stdout
     else:
-        options = {"scripts/evaluate.py": EvalOptions, "scripts/benchmark.py": BenchmarkOptions}[command[1]]
         assert command[0] == "python"
-        assert {word for word in command if word.startswith("--")} <= flags_of(options)
+        assert {word for word in command if word.startswith("--")} <= flags_of(OPTIONS[command[1]])
 
 
 def test_the_python_lines_load_a_model(tmp_path: Path):
@@ -72,8 +81,11 @@ def test_the_table_of_flags_is_complete():
     table = README.read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(--[a-z-]+)`", table, re.M))
     assert documented == flags_of(TrainOptions) | {"--recipe"}
-    (sentence,) = re.findall(r"`scripts/evaluate.py --ckpt CKPT`.*?\.\n\n", table, re.S)
-    assert {"--ckpt", *re.findall(r"`(--[a-z-]+)`", sentence)} == flags_of(EvalOptions)
+    for script in ("evaluate", "predict", "push_to_hub", "export"):
+        (sentence,) = re.findall(rf"^`scripts/{script}.py\b.*?\.\n\n", table, re.S | re.M)
+        documented = {"--ckpt", *re.findall(r"`(--[a-z0-9-]+)`", sentence)}
+        assert documented - flags_of(OPTIONS[f"scripts/{script}.py"]) <= {"--ckpt"}
+        assert flags_of(OPTIONS[f"scripts/{script}.py"]) - documented <= {"--images"}  # which are given without a flag
     recipe_flags = re.search(r"^\| any field of the recipe.*$", table, re.M)
     assert set(re.findall(r"`(--[a-z-]+)`", recipe_flags[0])) - {"--help"} <= flags_of(Recipe)
 

@@ -15,13 +15,13 @@ from test_sources import tree_of_links
 from resnet_in1k import randomness
 from resnet_in1k.augment import augment, draw
 from resnet_in1k.errors import UserError
-from resnet_in1k.evaluation import EvalOptions, evaluate_checkpoint
 from resnet_in1k.files import sha256_of
 from resnet_in1k.optim import lr_at
 from resnet_in1k.pipeline import epoch_order, train_loader
 from resnet_in1k.randomness import Stream
 from resnet_in1k.recipes import DEFAULT_DATA, RECIPES, Recipe
 from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.scoring import EvalOptions, evaluate_checkpoint
 from resnet_in1k.sources import open_source
 from resnet_in1k.training import TrainOptions, train
 
@@ -37,14 +37,6 @@ def run(recipe: Recipe, data: object, output: Path, **options: object) -> RunFol
 
 def losses(folder: RunFolder) -> list[float]:
     return [record["loss"] for record in folder.records() if record["kind"] == "train"]
-
-
-@pytest.fixture(scope="module")
-def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """TINY on 37 images: two epochs of four steps."""
-    from conftest import TINY
-
-    return run(TINY, image_folder, tmp_path_factory.mktemp("run") / "finished", checkpoint_every=3, keep_checkpoints=9)
 
 
 def test_golden_losses(tiny: Recipe, tmp_path: Path):
