@@ -1,5 +1,6 @@
 """Training in processes of its own, as a user starts it: started, signalled, killed, compared."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -47,9 +48,11 @@ def at(process: "subprocess.Popen[str]", text: str, do: Callable[[], None]) -> t
 
 def rank_of(launcher: "subprocess.Popen[str]", rank: int) -> psutil.Process:
     """The training process of that rank, or the only one there is."""
-    ranks = [child for child in psutil.Process(launcher.pid).children() if "scripts/train.py" in child.cmdline()]
-    ranks = [child for child in ranks if child.environ().get("RANK") == str(rank)]
-    return ranks[0] if ranks else psutil.Process(launcher.pid)
+    for child in psutil.Process(launcher.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a loader worker that has just ended
+            if "scripts/train.py" in child.cmdline() and child.environ().get("RANK") == str(rank):
+                return child
+    return psutil.Process(launcher.pid)
 
 
 def essence(folder: RunFolder) -> list[dict]:

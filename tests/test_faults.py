@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import ROOT, SLOW, at, start
+from processes import ROOT, SLOW, TWO_PROCESSES, at, start
 from test_training import run
 
 from resnet_in1k import files
@@ -36,6 +36,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_what_to_try(tiny: Recipe, 
     assert len(listed) == 8
     assert all(Path(name).is_file() for name in listed)
     assert list_checkpoints(tmp_path / "run/checkpoints") == []
+
+
+def test_two_processes_stop_together_and_the_reason_is_said_once(image_folder: Path, tmp_path: Path):
+    flags = ("--lr", "1e25", "--warmup-epochs", "0")
+    _, said = start(image_folder, tmp_path / "run", *flags, launcher=TWO_PROCESSES).communicate(timeout=120)
+    assert len(re.findall(r"^error: the loss of step 2 ", said, re.M)) == 1
+    assert "lost the others" not in said
+    assert "training.py" not in said  # no traceback of ours
+    assert len((tmp_path / "run/nonfinite_batch.txt").read_text().splitlines()) == 8
 
 
 def test_out_of_memory_names_the_batch_and_suggests_accumulation(tiny, image_folder, tmp_path: Path, monkeypatch):
