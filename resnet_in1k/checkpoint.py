@@ -5,6 +5,7 @@ learning rate is a function of the step, so that is all.
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -39,6 +40,8 @@ class TrainState:
     """Step of the best weights so far; 0 if none were evaluated."""
     best_top1_accuracy: float = -1.0
     """Their accuracy, as a fraction; below 0 if none were evaluated."""
+    best_evaluation: dict[str, Any] | None = None
+    """Their eval.json."""
     grad_scaler: dict[str, Any] | None = None
     """The loss scaler's state, with fp16 only."""
     bad_images: list[int] = field(default_factory=list)
@@ -61,8 +64,22 @@ def save_checkpoint(
         _save_tensors(weights, temporary / WEIGHTS_NAME)
         _save_tensors(optimizer_tensors, temporary / OPTIMIZER_NAME)
         sums = {name: files.sha256_of(temporary / name) for name in (WEIGHTS_NAME, OPTIMIZER_NAME)}
-        files.write_json(temporary / STATE_NAME, {"format_version": FORMAT_VERSION, **asdict(state), "sha256": sums})
+        _write_state(temporary, state, sums)
     return folder
+
+
+def save_state_anew(checkpoints: Path, state: TrainState) -> None:
+    """Another state beside the same tensors: what changes in `checkpoints/step_<state.step>/` by its evaluation."""
+    folder = checkpoints / f"step_{state.step:08d}"
+    _, sums = _read_state(folder)
+    with files.new_folder(folder) as temporary:
+        for name in sums:
+            files.link_or_copy(folder / name, temporary / name)
+        _write_state(temporary, state, sums)
+
+
+def _write_state(folder: Path, state: TrainState, sums: Mapping[str, str]) -> None:
+    files.write_json(folder / STATE_NAME, {"format_version": FORMAT_VERSION, **asdict(state), "sha256": sums})
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -88,11 +105,15 @@ def recover_checkpoints(checkpoints: Path) -> None:
     files.remove_temporaries(checkpoints)
 
 
-def prune_checkpoints(checkpoints: Path, keep: int, best_step: int) -> None:
-    """Delete all but the `keep` newest and the best."""
-    for step, folder in list_checkpoints(checkpoints)[:-keep]:
+def prune_checkpoints(checkpoints: Path, keep: int, best_step: int, newest_step: int) -> None:
+    """Of those up to `newest_step`, delete all but the `keep` newest and the best.
+
+    Later ones were passed over as damaged when the run was resumed: they must not push out what it saves now.
+    """
+    ours = [(step, folder) for step, folder in list_checkpoints(checkpoints) if step <= newest_step]
+    for step, folder in ours[:-keep]:
         if step != best_step:
-            shutil.rmtree(folder)
+            files.delete_folder(folder)
 
 
 def load_newest_checkpoint(
@@ -150,8 +171,11 @@ def load_checkpoint(
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         parameter = parameters.get(name.rpartition(".")[0])
-        if parameter is None or parameter.shape != tensor.shape:
+        if parameter is None or parameter.shape != tensor.shape or parameter.dtype != tensor.dtype:
             raise UserError(f"{folder / OPTIMIZER_NAME} does not fit the model: {name}, {tuple(tensor.shape)}")
+    missing = parameters.keys() - {name.rpartition(".")[0] for name in tensors}
+    if missing and state.step:
+        raise UserError(f"{folder / OPTIMIZER_NAME} lacks {min(missing)}.momentum_buffer")
     load_strictly(model, weights, folder / WEIGHTS_NAME)
     load_optimizer_tensors(model, optimizer, tensors)
     return state
@@ -164,17 +188,7 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
         values = json.loads(path.read_text(encoding="utf-8"))
         version, sums = values.pop("format_version"), values.pop("sha256")
         state = TrainState(**values)
-        sound = (
-            isinstance(sums, dict)
-            and type(state.step) is type(state.best_step) is int
-            and state.step == int(folder.name.removeprefix("step_"))
-            and 0 <= state.best_step <= state.step
-            and all(isinstance(loss, float) for loss in state.epoch_losses)
-            and isinstance(state.best_top1_accuracy, float)
-            and isinstance(state.grad_scaler, dict | None)
-            and isinstance(state.recipe_sha256, str)
-            and all(type(index) is int for index in state.bad_images)
-        )
+        sound = isinstance(sums, dict) and state.step == int(folder.name.removeprefix("step_")) and _is_sound(state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{path} cannot be read ({reason})") from None
@@ -183,6 +197,28 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     if not sound:
         raise UserError(f"{path} does not describe a training after step {folder.name.removeprefix('step_')}")
     return state, sums
+
+
+SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+
+
+def _is_sound(state: TrainState) -> bool:
+    """Each value of the type and range that it must have."""
+    return (
+        type(state.step) is type(state.best_step) is int
+        and 0 <= state.best_step <= state.step
+        and isinstance(state.epoch_losses, list)
+        and len(state.epoch_losses) <= state.step
+        and all(isinstance(loss, float) and math.isfinite(loss) for loss in state.epoch_losses)
+        and isinstance(state.best_top1_accuracy, float)
+        and math.isfinite(state.best_top1_accuracy)
+        and isinstance(state.best_evaluation, dict | None)
+        and (state.best_evaluation is None) == (state.best_step == 0)
+        and (state.grad_scaler is None or state.grad_scaler.keys() == SCALER_KEYS)
+        and isinstance(state.recipe_sha256, str)
+        and isinstance(state.bad_images, list)
+        and all(type(index) is int and index >= 0 for index in state.bad_images)
+    )
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def run_script(main: Callable[[], Any]) -> None:
     try:
         record(main_with_short_traceback)()  # a launcher of several processes repeats the reason in its own report
     except UserError as error:
-        if _is_main_process() or isinstance(error, ProcessError):
+        if _speaks_for_its_machine() or isinstance(error, ProcessError):
             _fail(str(error))
         sys.exit(BAD_INPUT)
     except Preempted as stopped:
@@ -76,6 +76,11 @@ def choice_ahead(flag: str, default: str) -> str:
 
 def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def _speaks_for_its_machine() -> bool:
+    """Its first process: what is wrong on one machine alone must be said there, and on one machine once."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _fail(message: str) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,7 +58,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
             os.rename(temporary, path)
-            shutil.rmtree(old)
+            _sync(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(temporary, path)
     except BaseException as error:
@@ -65,6 +67,28 @@ def new_folder(path: Path) -> Iterator[Path]:
         _name(error, path)
         raise
     _sync(path.parent)
+
+
+def delete_folder(path: Path) -> None:
+    """At once for all who look for `path`; what cannot be deleted now is cleared away by the next run."""
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line, whole and synced; if it cannot be, what was there before is all that is there."""
+    with path.open("ab") as file:
+        size = file.tell()
+        try:
+            file.write(line.encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            _name(error, path)
+            raise
 
 
 def set_aside(folder: Path) -> list[tuple[Path, Path]]:
@@ -83,6 +107,7 @@ TEMPORARY_FOLDER = ".temporary."
 
 TRANSIENT_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
 """What a network file system may answer now and not in a moment."""
+RETRY_AFTER_SECONDS = 1.0
 
 
 def twice_if_need_be(call: Callable[[], T]) -> T:
@@ -92,6 +117,7 @@ def twice_if_need_be(call: Callable[[], T]) -> T:
     except OSError as error:
         if error.errno not in TRANSIENT_ERRORS:
             raise
+        time.sleep(RETRY_AFTER_SECONDS)
         return call()
 
 
@@ -112,6 +138,14 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same content under another name: for nothing, where the file system has hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def git_blob_sha1_of(path: Path) -> str:

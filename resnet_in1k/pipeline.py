@@ -152,10 +152,9 @@ class Samples(Dataset):
             place %= len(self._source)
             try:
                 return place, decode(files.twice_if_need_be(functools.partial(self._source.read, place)))
-            except OSError as error:
-                bad[place] = error.strerror or str(error)
-                if self._if_bad == "blank":  # this is about the disk, not the image: no verdict can be given
-                    raise ProcessError(f"{self._source.image_name(place)} cannot be read: {bad[place]}") from None
+            except OSError as error:  # about the disk, not the image: in a moment or an epoch it may be otherwise
+                name = self._source.image_name(place)
+                raise ProcessError(f"{name} cannot be read from its disk: {error.strerror or error}") from None
             except ValueError as error:
                 bad[place] = str(error)
         if self._if_bad == "blank":

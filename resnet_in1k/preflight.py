@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save
 
 from resnet_in1k import files, randomness
-from resnet_in1k.augment import augment, draw
+from resnet_in1k.augment import augment, draw, normalise
 from resnet_in1k.checkpoint import TrainState, load_checkpoint, optimizer_tensors, save_checkpoint
 from resnet_in1k.devices import local_world_size
 from resnet_in1k.errors import BadImageError, UserError
+from resnet_in1k.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.images import decode
 from resnet_in1k.model import ResNet, weights_to_save
 from resnet_in1k.optim import build_optimizer, lr_at
@@ -57,7 +58,9 @@ def check_images(source: Source, on_bad_image: OnBadImage) -> str:
     for place in sorted(places):
         try:
             decode(source.read(place))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(f"{source.image_name(place)} cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
             if source.split == "train" and on_bad_image == "fail":
                 raise BadImageError.about(source.image_name(place), str(error)) from None
             bad.append(f"{source.image_name(place)} ({error})")
@@ -143,6 +146,9 @@ def rehearse(
             ) from None
         if not math.isfinite(loss):
             raise UserError(f"the loss of a first step is {loss}; try --precision fp32")
+        eval_images = images[:1].expand(EVAL_BATCH_SIZE if device.type != "cpu" else 1, -1, -1, -1)
+        with torch.inference_mode():
+            eval_model.eval()(normalise(eval_images))
         step_told = f"forward and backward of {num_images} images in {time.monotonic() - start_seconds:.1f} s"
 
         start_seconds = time.monotonic()

@@ -68,6 +68,9 @@ class Recipe:
     """Seed of all that is random: initial weights, order, crops, augmentation."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type is float:  # 1 and 1.0 are the same recipe, and must have the same fingerprint
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         problems = [
             f"{name} must be {rule}, not {getattr(self, name)!r}"
             for name, rule, holds in self._rules()

@@ -1,5 +1,6 @@
 """The run folder: the one thing that passes between training, evaluation and publication."""
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.weights = path / WEIGHTS_NAME
         self.bad_images = path / "bad_images.txt"
+        self.bad_val_images = path / "bad_val_images.txt"
         self.evaluation = path / "eval.json"
         self.curves = path / "curves"
         """Without its suffix: there is an .svg and a .png."""
@@ -61,19 +63,32 @@ class RunFolder:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record to log.jsonl."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        files.append_line(self.log, json.dumps(record, allow_nan=False))
 
     def records(self) -> list[dict[str, Any]]:
-        """All whole records of log.jsonl; a last line cut off by a kill is not one."""
+        """All whole records of log.jsonl; a last line cut off by a kill is not one.
+
+        Raises:
+            UserError: if it cannot be read, or a line in it is none of ours.
+        """
         if not self.log.exists():
             return []
-        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+            records = [json.loads(line) for line in lines if line.endswith("\n")]
+            if not all(record["step"] >= 1 and record["kind"] in ("train", "epoch") for record in records):
+                raise ValueError("a record without kind or step")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.log} cannot be read ({error}); mend or remove the line") from None
+        return records
 
-    def forget_after(self, step: int) -> None:
-        """Drop the records of steps after `step`: a resumed run will write them again."""
-        kept = [record for record in self.records() if record["step"] <= step]
+    def forget_after(self, step: int, verdict_pending: bool = False) -> None:
+        """Drop the records that a run resumed after `step` will write again; with its verdict, if that is pending."""
+        kept = [
+            record
+            for record in self.records()
+            if record["step"] < step or (record["step"] == step and not (verdict_pending and record["kind"] == "epoch"))
+        ]
         files.write_text(self.log, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
 
@@ -90,7 +105,11 @@ class RunLock:
         self._file = (run.path / ".lock").open("a+")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"{run.path} cannot be locked ({error.strerror}); put the run folder on a file system with locks"
+                ) from None
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             raise UserError(f"{run.path} is being written to by {holder}; wait for it or stop it first") from None

@@ -87,7 +87,9 @@ class Source:
         """The encoded image, (n,) uint8; not to be written to."""
         if self.folder is None:
             return self.items.view(index % len(self.items))
-        return np.fromfile(os.path.join(os.fsencode(self.folder), self._item(index)), dtype=np.uint8)
+        # Not by np.fromfile, which takes a read error for the end of the file.
+        with open(os.path.join(os.fsencode(self.folder), self._item(index)), "rb", buffering=0) as file:
+            return np.frombuffer(bytearray(file.readall()), dtype=np.uint8)
 
     def image_name(self, index: int) -> str:
         """How to speak of the image to a person: its path, or its place in the source."""

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from resnet_in1k.checkpoint import (
     prune_checkpoints,
     recover_checkpoints,
     save_checkpoint,
+    save_state_anew,
     save_weights,
 )
 from resnet_in1k.console import Console
@@ -69,6 +71,8 @@ from resnet_in1k.stopwatch import WAITING_SHARE_WORTH_SAYING, Lap, Stopwatch, di
 
 SAVED_IS_INTACT = "; what was saved before is intact: mend that and go on with --resume"
 NOTHING_BEGUN = ""
+SAME_BITS = ("world_size", "gradient_accumulation_steps", "hardware", "cpu_threads")
+"""What must stay as it was for a resumed run to end with the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +132,12 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
     except Preempted:
         trainer.accelerator.end_training()
         raise
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
         raise ProcessError(trainer.out_of_memory(error)) from None
+    finally:
+        trainer.preemption.close()
     trainer.accelerator.end_training()
     return trainer.folder.path
 
@@ -144,8 +152,9 @@ class Trainer:
         self.lock: RunLock | None = None
         self.train_source, self.val_source = open_train_and_val(options.data)
 
-        self.accelerator = make_accelerator(options.precision, options.report_to, self.folder.path)
+        self.accelerator = make_accelerator(self._precision(), options.report_to, self.folder.path)
         self.device = self.accelerator.device
+        self.preemption = Preemption(self.accelerator)
         self.console = Console(self.accelerator.is_main_process)
         self.cpu_threads = choose_cpu_threads(self.device, options.cpu_threads)
         self.workers = choose_workers(self.device, options.workers)
@@ -178,6 +187,14 @@ class Trainer:
         self.stopwatch = Stopwatch(self.device)
         self.epoch_lap = Lap()
         self.live_figure = LiveFigure()
+        self.evaluating = False
+
+    def _precision(self) -> Precision:
+        """A run that is resumed keeps its own, wherever it goes on, unless another is asked for; that is refused."""
+        if self.options.precision != "auto" or not self.folder.recipe.exists():
+            return self.options.precision
+        _, facts = read_recipe(self.folder)
+        return {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}.get(facts["mixed_precision"], "auto")
 
     def announce(self) -> None:
         self.console.say(
@@ -224,6 +241,8 @@ class Trainer:
             lambda check: self._on_main_process(check, NOTHING_BEGUN),
         )
         self.console.say("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in told.items())]))
+        if stopped_by := self.preemption.agreed(0):
+            raise Preempted(f"stopped by {stopped_by} before the first step; start with the same command and --resume")
 
     def start_or_resume(self) -> None:
         """Raises UserError if there are checkpoints, but none that can be used."""
@@ -242,24 +261,31 @@ class Trainer:
 
     def _take_possession(self) -> None:
         self.folder.create()
-        self.lock = RunLock(self.folder)
+        if self.lock is None:  # this may be a second try, and a second lock would let go of the first
+            self.lock = RunLock(self.folder)
         files.remove_temporaries(self.folder.path)
         recover_checkpoints(self.folder.checkpoints)
 
     def _write_beginning(self) -> None:
-        session = {
-            "world_size": self.plan.num_processes,
-            "gradient_accumulation_steps": self.plan.gradient_accumulation_steps,
-            "mixed_precision": self.accelerator.mixed_precision,
-            "hardware": hardware_name(self.device),
-            **provenance(),
-        }
+        session = self._session()
         if self.folder.recipe.exists():
             write_resumed(self.folder, self.recipe_name, self.recipe, {"after_step": self.state.step, **session})
         else:
             write_recipe(self.folder, self.recipe_name, self.recipe, self.data, **session)
-        self.folder.forget_after(self.state.step)
+        self.folder.forget_after(self.state.step, self._verdict_is_pending())
         self._list_bad_images()
+        self._restore_best()
+
+    def _session(self) -> dict[str, Any]:
+        """What this process runs with, as recipe.json has it."""
+        return {
+            "world_size": self.plan.num_processes,
+            "gradient_accumulation_steps": self.plan.gradient_accumulation_steps,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "hardware": hardware_name(self.device),
+            "cpu_threads": self.cpu_threads,
+            **provenance(),
+        }
 
     def _list_bad_images(self) -> None:
         names = [self.train_source.image_name(index) for index in self.state.bad_images]
@@ -292,22 +318,20 @@ class Trainer:
                 f"{self.folder.path} was begun otherwise: {'; '.join(differences)}; "
                 "resume with what it was begun with, or choose another --output-dir"
             )
-        before = [facts, *facts.get("resumed", [])][-1]
-        parts = before["world_size"] * before["gradient_accumulation_steps"]
-        if parts != self.plan.num_processes * self.plan.gradient_accumulation_steps:
+        before, now = [facts, *facts.get("resumed", [])][-1], self._session()
+        changed = [f"{name} {before[name]} → {now[name]}" for name in SAME_BITS if before.get(name) != now[name]]
+        if changed:
             self.console.say(
-                f"a global batch was cut into {parts} before and is cut otherwise now: the same batches in the same "
-                "order, but each part has its own norm statistics and sums are rounded otherwise, so bits will differ"
+                f"{'; '.join(changed)}: the same batches in the same order, but sums are rounded otherwise, and a part "
+                "of a batch has norm statistics of its own; bits will differ from those of an uninterrupted run"
             )
 
     def run(self) -> None:
         begun_seconds = time.monotonic()
         steps_per_epoch, first_step = self.plan.steps_per_epoch, self.state.step + 1
         batches, pace = self._batches(first_step), Pace(self.plan, self.device, self.console, first_step)
-        self.preemption = Preemption(self.accelerator)
-        if self.state.epoch_losses and self.state.step % steps_per_epoch == 0:  # stopped in this epoch's validation
+        if self._verdict_is_pending():
             self._finish_epoch(self.state.step)
-            self._save(self.state.step)
         with self.console.bar(self.plan.total_steps, "train", done=self.state.step) as bar:
             for step in range(first_step, self.plan.total_steps + 1):
                 with self.stopwatch.section("load"):
@@ -324,8 +348,8 @@ class Trainer:
                     self._log_steps(step, step_in_epoch)
                 if step_in_epoch == steps_per_epoch:
                     with pace.paused():
+                        self._save(step)  # first, as a job's time may be over before its validation is
                         self._finish_epoch(step)
-                        self._save(step)
                 elif self.options.checkpoint_every and step % self.options.checkpoint_every == 0:
                     with pace.paused():
                         self._save(step)
@@ -333,7 +357,6 @@ class Trainer:
                     if self.state.step != step:
                         self._save(step)
                     raise Preempted(self._farewell(stopped_by))
-        self.preemption.close()
         self._say_goodbye(time.monotonic() - begun_seconds)
 
     def _batches(self, first_step: int) -> Iterator[Take]:
@@ -409,7 +432,7 @@ class Trainer:
             f"the loss of step {step:,} (epoch {self._epoch_of(step)}, lr "
             f"{lr_at(step, self.recipe, self.plan.steps_per_epoch):g}) is {loss}; the weights were not touched and the "
             f"checkpoints before it stay; its images are listed in {listed}; try a lower --lr, longer --warmup-epochs, "
-            "or --precision fp32"
+            "or --precision fp32, in another --output-dir"
         )
 
     def _log_steps(self, step: int, step_in_epoch: int) -> None:
@@ -446,6 +469,7 @@ class Trainer:
         """Evaluate, log, keep the weights if they are the best so far, draw the curves."""
         share_buffers(self.model, self.accelerator)
         self.eval_model.load_state_dict(self.model.state_dict())
+        self.evaluating = True
         with self.stopwatch.section("val"):
             evaluation = evaluate_model(
                 self.eval_model,
@@ -456,8 +480,8 @@ class Trainer:
                 num_workers=self.workers,
                 stop_asked=self.preemption.agreed,
             )
-        if isinstance(evaluation, str):
-            self._save(step)  # with this epoch's losses: a resumed run evaluates first
+        self.evaluating = False
+        if isinstance(evaluation, str):  # saved with this epoch's losses: a resumed run evaluates first
             raise Preempted(self._farewell(evaluation))
         self.epoch_lap.add(self.stopwatch.lap())
         lap, self.epoch_lap = self.epoch_lap, Lap()
@@ -493,16 +517,37 @@ class Trainer:
         def write() -> None:
             if best_so_far:
                 self._publish_best(evaluation)
+            if evaluation.bad_images:
+                lines = [f"{name} ({reason})\n" for name, reason in evaluation.bad_images.items()]
+                files.write_text(self.folder.bad_val_images, "".join(lines))
             title = f"{self.recipe.model} on {self.train_source.name}, recipe {self.recipe_name}"
             figure = draw_curves(self.folder.records(), title, evaluation.top_k)
             save_curves(figure, self.folder.curves)
             self.live_figure.show(figure)
+            save_state_anew(self.folder.checkpoints, self.state)
+            self._prune()
 
         self._on_main_process(write)
 
     def _publish_best(self, evaluation: Evaluation) -> None:
         save_weights(weights_to_save(self.eval_model), self.folder.weights)
-        files.write_json(self.folder.evaluation, evaluation.to_json(files.sha256_of(self.folder.weights)))
+        self.state.best_evaluation = evaluation.to_json(files.sha256_of(self.folder.weights))
+        files.write_json(self.folder.evaluation, self.state.best_evaluation)
+
+    def _restore_best(self) -> None:
+        """Undo the publication of an epoch that the checkpoint does not know of, as after a kill just then."""
+        best, checkpoint = self.state.best_evaluation, self.folder.checkpoints / f"step_{self.state.best_step:08d}"
+        if best is None or not checkpoint.is_dir():
+            return
+        if not self.folder.weights.exists() or files.sha256_of(self.folder.weights) != best["weights_sha256"]:
+            files.write_atomically(
+                self.folder.weights, lambda path: shutil.copyfile(checkpoint / self.folder.weights.name, path)
+            )
+        files.write_json(self.folder.evaluation, best)
+
+    def _verdict_is_pending(self) -> bool:
+        """Whether the state is that of an epoch's end without its evaluation."""
+        return bool(self.state.epoch_losses) and self.state.step % self.plan.steps_per_epoch == 0
 
     def _save(self, step: int) -> None:
         """Write a checkpoint, then delete those that are no longer needed."""
@@ -513,29 +558,34 @@ class Trainer:
             self.state.grad_scaler = self.accelerator.scaler.state_dict()
 
         def write() -> None:
-            save_checkpoint(
-                self.folder.checkpoints,
-                self.state,
-                weights_to_save(self.model),
-                optimizer_tensors(self.model, self.optimizer),
-            )
-            prune_checkpoints(self.folder.checkpoints, self.options.keep_checkpoints, self.state.best_step)
+            weights = weights_to_save(self.model)
+            if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+                raise UserError(f"after step {step:,} {broken[0]} is not finite, and was not saved; try a lower --lr")
+            tensors = optimizer_tensors(self.model, self.optimizer)
+            save_checkpoint(self.folder.checkpoints, self.state, weights, tensors)
+            self._prune()
 
         self._on_main_process(write)
 
+    def _prune(self) -> None:
+        keep, state = self.options.keep_checkpoints, self.state
+        prune_checkpoints(self.folder.checkpoints, keep, state.best_step, newest_step=state.step)
+
     def _record(self, record: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process and (problem := files.why_not(lambda: self.folder.append(record))):
-            raise ProcessError(f"{problem}; what was saved before is intact: mend that and go on with --resume")
+        self._on_main_process(lambda: self.folder.append(record))
         self.accelerator.log({key: value for key, value in record.items() if key != "kind"}, step=record["step"])
 
     def _epoch_of(self, step: int) -> int:
         return (step - 1) // self.plan.steps_per_epoch + 1
 
-    def out_of_memory(self, error: torch.OutOfMemoryError) -> str:
-        plan = self.plan
+    def out_of_memory(self, error: RuntimeError) -> str:
+        plan, reason = self.plan, str(error).splitlines()[0]
         more = plan.gradient_accumulation_steps * 2
+        if self.evaluating or plan.per_device_batch_size == 1:
+            num_images = EVAL_BATCH_SIZE if self.evaluating else 1
+            return f"out of memory with {num_images} images in a forward pass ({reason}); take a smaller --image-size"
         return (
-            f"out of memory with {plan.per_device_batch_size} images in a forward pass ({str(error).splitlines()[0]}); "
+            f"out of memory with {plan.per_device_batch_size} images in a forward pass ({reason}); "
             f"--gradient-accumulation-steps {more} makes it {plan.per_process_batch_size // more} and leaves the "
             f"global batch of {self.recipe.global_batch_size} as it is; what was saved is intact, go on with --resume"
         )

@@ -79,14 +79,19 @@ def tiny() -> Recipe:
     return TINY
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state() -> None:
-    """Accelerate remembers its first answers for the whole process; each test asks anew."""
+def forget_accelerate_state() -> None:
+    """Accelerate remembers its first answers for the whole process."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state() -> None:
+    """Each test asks anew."""
+    forget_accelerate_state()
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -140,4 +145,5 @@ def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     """TINY on 37 images, in this process: two epochs of four steps."""
     from test_training import run
 
+    forget_accelerate_state()  # fixtures of the session come before those of a test
     return run(TINY, image_folder, tmp_path_factory.mktemp("run") / "finished", checkpoint_every=3, keep_checkpoints=9)

@@ -48,6 +48,7 @@ def save(folder: Path, trained, **state: object) -> Path:
 
 def test_everything_comes_back_and_goes_on_alike(tmp_path: Path, trained, tiny):
     state = {"step": 7, "epoch_losses": [0.1, 1 / 3], "best_step": 5, "best_top1_accuracy": 0.7}
+    state |= {"best_evaluation": {"top1_accuracy": 0.7}, "bad_images": [3, 4]}
     folder = save(tmp_path, trained, **state)
     assert folder.name == "step_00000007"
     torch.manual_seed(1)
@@ -94,10 +95,21 @@ def test_listing_is_numeric_and_knows_whole_folders_only(tmp_path: Path):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path):
-    for step in (1, 2, 3, 4, 5):
+    for step in (1, 2, 3, 4, 5, 9):
         (tmp_path / f"step_{step:08d}").mkdir()
-    C.prune_checkpoints(tmp_path, keep=2, best_step=2)
-    assert [step for step, _ in C.list_checkpoints(tmp_path)] == [2, 4, 5]
+    C.prune_checkpoints(tmp_path, keep=2, best_step=2, newest_step=5)  # 9 was passed over as damaged
+    assert [step for step, _ in C.list_checkpoints(tmp_path)] == [2, 4, 5, 9]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_state_can_be_written_anew_beside_the_same_tensors(tmp_path: Path, trained):
+    folder = save(tmp_path, trained, step=2, epoch_losses=[1.0, 0.5])
+    before = {name: (folder / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
+    verdict = {"best_step": 2, "best_top1_accuracy": 0.5, "best_evaluation": {"loss": 1.0}}
+    C.save_state_anew(tmp_path, C.TrainState(step=2, **verdict))
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert C.load_checkpoint(folder, *trained) == C.TrainState(step=2, **verdict)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
 
 
 def rewrite(folder: Path, name: str, data: bytes) -> None:
@@ -163,6 +175,7 @@ def raw_state(text: bytes):
     return lambda folder: (folder / C.STATE_NAME).write_bytes(text)
 
 
+HALF = torch.zeros(3, dtype=torch.float16)
 HUGE_HEADER = (1 << 60).to_bytes(8, "little") + b"{}"
 WEIGHTS, OPTIMIZER, STATE = C.WEIGHTS_NAME, C.OPTIMIZER_NAME, C.STATE_NAME
 MALFORMED = {
@@ -201,6 +214,17 @@ MALFORMED = {
     "state with a key too many": state(extra=1),
     "state of another recipe": state(recipe_sha256="0" * 64),
     "state with a recipe that is none": state(recipe_sha256=5),
+    "state with losses that are a mapping": state(epoch_losses={}),
+    "state with a loss that is not finite": state(epoch_losses=[float("nan")]),
+    "state with more losses than steps": state(epoch_losses=[1.0, 1.0, 1.0]),
+    "state with a best that is not finite": state(best_top1_accuracy=float("nan")),
+    "state with a best step and no verdict": state(best_step=1),
+    "state with a scaler that is none": state(grad_scaler={"x": 1}),
+    "state with a bad image before the first": state(bad_images=[-1]),
+    "momentum of another type": tensors(
+        OPTIMIZER, lambda s: s.update({"fc.bias.momentum_buffer": torch.zeros(3).half()})
+    ),
+    "momentum of a parameter missing": tensors(OPTIMIZER, lambda s: s.pop("fc.bias.momentum_buffer")),
     "state with bad images that are none": state(bad_images=["a.jpg"]),
     "state that is a list": raw_state(b"[]"),
     "state that is no text": raw_state(b"\xff\xfe\x00"),

@@ -59,12 +59,12 @@ def test_one_flag_can_be_read_ahead(monkeypatch, arguments: list, value: str):
     ("rank", "error", "printed"),
     [
         ("0", UserError("the folder is gone"), "error: the folder is gone\n"),
-        ("1", UserError("the folder is gone"), ""),  # the main process says it
+        ("1", UserError("the folder is gone"), ""),  # the first process of the machine says it
         ("1", BadImageError.about("a.jpg", "cut"), "error: a.jpg cannot be read as an image (cut);"),
     ],
 )
 def test_a_user_error_is_one_line_by_one_process(monkeypatch, capsys, rank: str, error: UserError, printed: str):
-    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", rank)
 
     def main() -> None:
         raise error

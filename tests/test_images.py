@@ -1,6 +1,9 @@
 import io
 import resource
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -8,6 +11,7 @@ import pytest
 import torch
 import torchvision.transforms as v1
 from PIL import Image
+from processes import ROOT
 
 from resnet_in1k.images import EvalTransform, TrainTransform, decode
 from resnet_in1k.randomness import Stream, key
@@ -48,6 +52,36 @@ def test_sixteen_bit_png_keeps_its_upper_eight_bits():
     values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16) + 7
     image = decode(encoded(Image.fromarray(values), format="PNG"))
     assert np.array_equal(image[0].numpy(), np.arange(256, dtype=np.uint8).reshape(16, 16))
+
+
+def test_a_damaged_byte_anywhere_is_an_image_or_a_value_error(photographs, tmp_path: Path):
+    """In a process of its own: torchvision's PNG decoder would end it."""
+    for kind in ("PNG", "WEBP", "GIF", "JPEG", "TIFF", "BMP"):
+        Image.fromarray(photographs[0][:64, :64]).save(tmp_path / kind, format=kind)
+    code = """
+import pathlib, sys
+import numpy as np
+from resnet_in1k.images import decode
+generator = np.random.default_rng(0)
+for file in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    data = np.fromfile(file, dtype=np.uint8)
+    for place in generator.integers(0, len(data), 100):
+        damaged = data.copy()
+        damaged[place] ^= 1 << generator.integers(8)
+        try:
+            assert decode(damaged).shape[0] == 3
+        except ValueError as error:
+            assert str(error)
+    print(file.name)
+"""
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stdout.split()) == (0, ["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
+
+
+def test_what_would_be_run_by_another_program_is_no_image():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match="no known image format"):
+        decode(np.frombuffer(bytearray(postscript), dtype=np.uint8))
 
 
 def test_sixteen_bit_tiff_does_so_too():

@@ -167,7 +167,7 @@ def test_more_bad_images_in_a_row_than_may_be_skipped_stop_the_run(source: Sourc
 
 def test_a_vanished_file_is_named(source: Source, tmp_path: Path):
     gone = Source("gone", "val", source.class_names, source.labels[:1], PackedBytes([b"a/b.jpg"]), folder=tmp_path)
-    with pytest.raises(ProcessError, match=r"a/b.jpg cannot be read: No such file"):
+    with pytest.raises(ProcessError, match=r"a/b.jpg cannot be read from its disk: No such file"):
         list(eval_loader(gone, image_size=8, resize_size=8, batch_size=1, num_workers=0, pin_memory=False))
 
 

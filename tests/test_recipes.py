@@ -36,6 +36,14 @@ def test_differences_name_what_an_override_changed():
     ]
 
 
+def test_equal_recipes_have_equal_fingerprints():
+    """As from code and from flags, which know of a float that it is one."""
+    whole = replace(DEMO, warmup_epochs=1, rotation_degrees=10)
+    decimal = replace(DEMO, warmup_epochs=1.0, rotation_degrees=10.0)
+    assert whole == decimal
+    assert whole.fingerprint() == decimal.fingerprint()
+
+
 def test_epochs_may_grow_where_the_schedule_does_not_depend_on_them():
     longer = replace(TUTORIAL, epochs=30)
     assert TUTORIAL.objections_to(longer) == []

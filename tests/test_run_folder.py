@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,22 @@ def test_an_output_folder_that_cannot_be_is_refused(tmp_path: Path):
         RunFolder(tmp_path / "file").check_free(resume=False)
     with pytest.raises(UserError, match="cannot be written to: Not a directory"):
         RunFolder(tmp_path / "file/run").create()
+
+
+def test_a_line_that_cannot_be_added_leaves_no_half(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    run.append({"kind": "train", "step": 1})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left") as error:
+        run.append({"kind": "train", "step": 2})
+    assert error.value.filename == str(run.log)
+    assert [record["step"] for record in run.records()] == [1]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"kind": "train"}', '{"kind": "other", "step": 1}'])
+def test_a_line_that_is_none_of_ours_is_named(run: RunFolder, line: str):
+    run.log.write_text(line + "\n")
+    with pytest.raises(UserError, match=r"log.jsonl cannot be read"):
+        run.records()
 
 
 def test_records_after_a_step_are_forgotten(run: RunFolder):

@@ -33,7 +33,13 @@ def cluster(tmp_path: Path) -> dict[str, str]:
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node",
+        "SLURM_NTASKS": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     requeued = str(tmp_path / "requeued")
     return {

@@ -12,7 +12,7 @@ from processes import assert_same_end
 from safetensors.torch import load_file
 from test_sources import tree_of_links
 
-from resnet_in1k import randomness
+from resnet_in1k import randomness, training
 from resnet_in1k.augment import augment, draw
 from resnet_in1k.errors import UserError
 from resnet_in1k.files import sha256_of
@@ -150,6 +150,39 @@ def test_a_resumed_run_ends_as_if_never_interrupted(tiny, image_folder, finished
         assert {k: v for k, v in ours.items() if k not in timing} == {
             k: v for k, v in theirs.items() if k not in timing
         }
+
+
+def test_an_epochs_verdict_is_written_once_and_published_as_the_checkpoint_has_it(
+    tiny, image_folder, finished: RunFolder, tmp_path: Path, monkeypatch
+):
+    """Killed after the second epoch's record and publication, but before its checkpoint knew of them."""
+    folder = RunFolder(tmp_path / "run")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = training.save_state_anew
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_state_anew", lambda *known: (killed if known[1].step == 8 else whole)(*known))
+        patch.setattr(training.Evaluation, "top1_accuracy", property(lambda self: len(folder.records()) / 100))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny, image_folder, folder.path, checkpoint_every=3, keep_checkpoints=9)
+    assert folder.records()[-1]["kind"] == "epoch"
+    first = json.loads((folder.checkpoints / "step_00000008/state.json").read_text())
+    assert first["best_step"] == 4
+    assert len(first["epoch_losses"]) == 4
+    assert sha256_of(folder.weights) != first["best_evaluation"]["weights_sha256"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny, image_folder, folder.path, resume=True)
+    assert folder.records()[-1]["kind"] == "train"
+    assert sha256_of(folder.weights) == sha256_of(folder.checkpoints / "step_00000004/model.safetensors")
+    assert json.loads(folder.evaluation.read_text()) == first["best_evaluation"]
+
+    run(tiny, image_folder, folder.path, resume=True, checkpoint_every=3, keep_checkpoints=9)
+    assert [record["step"] for record in folder.records() if record["kind"] == "epoch"] == [4, 8]
 
 
 def test_a_finished_run_resumed_is_left_as_it_is(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp_path: Path):
