@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from statistics import median
 from typing import Any
 
 from resnet_in1k.names import human_names, is_imagenet_1k
-from resnet_in1k.recipes import RECIPES, Recipe, resize_size_for
+from resnet_in1k.recipes import RECIPES, Recipe, crop_ratio_for
 from resnet_in1k.stopwatch import duration
 
 PROJECT = "resnet-in1k"
 IMAGENET_ID = "ILSVRC/imagenet-1k"
+IMAGENET_NUM_TRAIN_IMAGES, IMAGENET_NUM_VAL_IMAGES = 1_281_167, 50_000
 FEW_CLASSES = 20
 """So many are listed one by one; of more, the strongest and the weakest."""
 
@@ -46,7 +48,13 @@ class Evidence:
 
     @property
     def is_imagenet(self) -> bool:
-        return is_imagenet_1k(self.class_names)
+        """By its classes and by how many images there are: others have its classes too (ImageNetV2, subsets)."""
+        trained_on = self.facts["data"]["num_train_images"] if self.facts else IMAGENET_NUM_TRAIN_IMAGES
+        return (
+            is_imagenet_1k(self.class_names)
+            and (self.evaluation["split"], self.evaluation["num_images"]) == ("val", IMAGENET_NUM_VAL_IMAGES)
+            and trained_on == IMAGENET_NUM_TRAIN_IMAGES
+        )
 
     @property
     def dataset_name(self) -> str:
@@ -63,10 +71,8 @@ class Evidence:
     @property
     def crop_ratio(self) -> float:
         """Of which resize_size is made again from image_size."""
-        image_size, resize_size = self.image_size, self.evaluation["resize_size"]
-        if self.recipe is not None and resize_size_for(image_size, self.recipe.eval_crop_ratio) == resize_size:
-            return self.recipe.eval_crop_ratio
-        return float(image_size / resize_size)
+        preferred = self.recipe.eval_crop_ratio if self.recipe is not None else 0.875
+        return crop_ratio_for(self.image_size, self.evaluation["resize_size"], preferred)
 
 
 def data_name(source: str) -> str:
@@ -101,7 +107,7 @@ def make_card(evidence: Evidence) -> str:
         license=evidence.license,
         library_name="timm",
         pipeline_tag="image-classification",
-        datasets=[evidence.dataset_id],
+        datasets=[evidence.dataset_id] if evidence.is_imagenet else None,
         metrics=["accuracy"],
         tags=["image-classification", "timm", "transformers", "torchvision", evidence.architecture, PROJECT],
         eval_results=[
@@ -120,17 +126,19 @@ def make_card(evidence: Evidence) -> str:
         _classes(evidence),
         _reproduction(evidence),
         _limits(evidence),
-        f"## Licence\n\nThe weights are published under `{evidence.license}`. The images they were trained on have "
-        "terms of their own.",
+        f"## Licence\n\nThe weights are published under `{evidence.license}`. Images that weights are "
+        "trained on have terms of their own.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _opening(evidence: Evidence) -> str:
     name = evidence.architecture.replace("resnet", "ResNet-")
-    trained = "trained from scratch" if evidence.recipe else "(trained elsewhere)"
+    trained = f"trained from scratch on {evidence.dataset_name}"
+    if evidence.recipe is None:
+        trained = f"trained elsewhere and evaluated on {evidence.dataset_name}"
     return (
-        f"A {name} {trained} on {evidence.dataset_name}: {len(evidence.class_names):,} classes, "
+        f"A {name} {trained}: {len(evidence.class_names):,} classes, "
         f"{evidence.image_size} px. One `model.safetensors` that loads in {PROJECT}, torchvision, timm and "
         "transformers, with the same logits."
     )
@@ -140,9 +148,13 @@ def _results(evidence: Evidence) -> str:
     result = evidence.evaluation
     low, high = interval(result["top1_correct"], result["num_images"])
     bad = result.get("num_bad_images", 0)
+    num_epochs = sum(record["kind"] == "epoch" for record in evidence.records)
     sentences = [
-        f"Every image of the split is counted once, at one crop, without test-time augmentation, in float32. With "
-        f"{result['num_images']:,} images, the 95 % interval of top-1 is {low:.2%} to {high:.2%}.",
+        f"Every image of the split is counted once, at one crop, without test-time augmentation, outside mixed "
+        f"precision. With {result['num_images']:,} images, the 95 % interval of top-1 is {low:.2%} to {high:.2%}.",
+        f"The weights are the best of {num_epochs} epochs on this very split, so the figure is a little flattered."
+        if num_epochs > 1
+        else "",
         f"{bad} images that no decoder could read are counted as wrong." if bad else "",
         f"The numbers belong to the file with sha256 `{result['weights_sha256']}`.",
     ]
@@ -159,7 +171,7 @@ def _results(evidence: Evidence) -> str:
 def _reference(evidence: Evidence) -> str:
     """Beside torchvision's own weights, whose figures come with the library; where the data are the same."""
     result = evidence.evaluation
-    if not (evidence.is_imagenet and result["split"] == "val" and result["num_images"] == 50_000):
+    if not evidence.is_imagenet:
         return ""
     from torchvision.models import get_model_weights
 
@@ -167,10 +179,13 @@ def _reference(evidence: Evidence) -> str:
     for weights in get_model_weights(evidence.architecture):
         published = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
         difference = 100 * result["top1_accuracy"] - published
-        rows.append(f"| torchvision {weights.name} | {published:.2f} % | {difference:+.2f} points |")
+        preprocessing = weights.transforms()
+        conditions = f"{preprocessing.resize_size[0]} px, crop {preprocessing.crop_size[0]} px"
+        rows.append(f"| torchvision {weights.name} | {conditions} | {published:.2f} % | {difference:+.2f} points |")
     return (
         "## Beside published weights\n\n"
-        "| weights | their top-1, published | this model's difference |\n|---|---|---|\n" + "\n".join(rows)
+        "| weights | evaluated at | their top-1, published | this model's difference |\n|---|---|---|---|\n"
+        + "\n".join(rows)
     )
 
 
@@ -240,6 +255,24 @@ def _usage(evidence: Evidence) -> str:
                     logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
                 """,
             ),
+            f"ONNX Runtime and torch.export, by {PROJECT}'s own export, which compares the logits first:\n\n"
+            "```bash\n"
+            f"python scripts/export.py --ckpt {repo} --format onnx --output model.onnx\n"
+            f"python scripts/export.py --ckpt {repo} --format pt2 --output model.pt2\n"
+            "```",
+            snippet(
+                "Both take images prepared as above:",
+                f"""
+                import numpy as np
+                import onnxruntime
+                import torch
+
+                images = np.zeros((1, 3, {size}, {size}), dtype=np.float32)
+                session = onnxruntime.InferenceSession("model.onnx")
+                logits_of_onnx = session.run(None, {{"images": images}})[0]
+                logits_of_export = torch.export.load("model.pt2").module()(torch.from_numpy(images))
+                """,
+            ),
         ]
     )
 
@@ -253,12 +286,16 @@ def _training(evidence: Evidence) -> str:
     sessions = [facts, *facts.get("resumed", [])]
     hardware = list(dict.fromkeys(f"{s['world_size']} × {s['hardware']}" for s in sessions))
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    done = f"{len(epochs)} of {facts['recipe']['epochs']}"
+    best = max(epochs, key=lambda record: record["top1_accuracy"], default=None)
     rows = [
+        ("epochs", done + (f"; the weights are those after epoch {best['epoch']}" if best else "")),
         ("hardware (processes × device)", "; ".join(hardware)),
         ("time", f"{duration(seconds)}, of which validation {duration(sum(r['val_seconds'] for r in epochs))}"),
         ("throughput", f"{median(rates):,.0f} images/s, the median of the log's lines" if rates else "not recorded"),
         ("precision", {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[facts["mixed_precision"]]),
-        ("sessions", f"{len(sessions)}" if len(sessions) > 1 else ""),
+        ("accumulation steps", str(facts["gradient_accumulation_steps"])),
+        ("sessions", f"{len(sessions)}, of which versions and commit are the first's" if len(sessions) > 1 else ""),
         ("images", f"{facts['data']['num_train_images']:,} for training"),
         ("unreadable images", f"{evidence.num_bad_train_images}" if evidence.num_bad_train_images else ""),
         ("versions", versions),
@@ -315,10 +352,19 @@ def _reproduction(evidence: Evidence) -> str:
     changed = [n for n in names if named is None or getattr(named, n) != getattr(evidence.recipe, n)]
     recipe = f" --recipe {evidence.recipe_name}" if named else ""
     flags = "".join(" " + _flag(name, getattr(evidence.recipe, name)) for name in changed)
-    train = f"accelerate launch scripts/train.py{recipe} --data {_data_flag(evidence)}{flags}"
+    precision = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}[evidence.facts["mixed_precision"]]
+    flags += f" --precision {precision}"
+    if evidence.facts["gradient_accumulation_steps"] > 1:
+        flags += f" --gradient-accumulation-steps {evidence.facts['gradient_accumulation_steps']}"
+    if evidence.num_bad_train_images:
+        flags += " --on-bad-image skip"
+    launch = f"accelerate launch --num_processes {evidence.facts['world_size']}"
+    train = f"{launch} scripts/train.py{recipe} --data {_data_flag(evidence)}{flags}"
+    facts = evidence.facts
+    commit = f"Commit `{facts['commit']}` of {PROJECT}" if facts["commit"] else f"Commit of {PROJECT}: not recorded"
     exact = (
-        f"At commit `{evidence.facts['commit']}` of {PROJECT}, with {evidence.facts['world_size']} process(es). The "
-        "same machine and versions give the same weights on a CPU; other hardware rounds otherwise."
+        f"{commit}. The same hardware, versions and number of processes give the same weights on a CPU; other hardware "
+        "rounds otherwise."
     )
     return f"## Reproduce\n\n```bash\n{train}\n{evaluate}\n```\n\n{exact}"
 
@@ -332,7 +378,7 @@ def _flag(name: str, value: Any) -> str:
 
 def _data_flag(evidence: Evidence) -> str:
     name = data_name(evidence.evaluation["data"])
-    return name if name in ("digits", "synthetic") else f"path/to/{name}"
+    return name if name in ("digits", "synthetic") else shlex.quote(f"path/to/{name}")
 
 
 def _limits(evidence: Evidence) -> str:
@@ -340,8 +386,8 @@ def _limits(evidence: Evidence) -> str:
     points = [
         f"It knows its {len(evidence.class_names):,} classes and nothing else: shown anything at all, it names one of "
         "them, and may be sure of it.",
-        "The validation images come from the same collection as those for training. On images taken elsewhere or "
-        "otherwise it will do worse, and these numbers do not say by how much.",
+        "The numbers are of these validation images. On images taken elsewhere or otherwise it may do worse, and they "
+        "do not say by how much.",
     ]
     if evidence.is_imagenet:
         points += [

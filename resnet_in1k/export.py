@@ -35,6 +35,10 @@ class ExportOptions:
     image_size: int | None = None
     """Side of the images that an .onnx or .pt2 takes, in pixels; by default as the weights were evaluated."""
 
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"--image-size {self.image_size}: at least 1")
+
 
 def export(options: ExportOptions) -> float:
     """Export, load again, compare logits, and only then put the file in place.

@@ -42,9 +42,19 @@ def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") 
 
     Raises:
         UserError: if the repository id or the licence is none; if the metrics are missing, partial, not finite or of
-            other weights; if the weights do not fit, carry a prefix or are not finite.
+            other weights; if the weights do not fit, carry a prefix or are not finite; if something cannot be read or
+            written.
     """
-    evidence = gather_evidence(run, repo_id, license)
+    try:
+        _write_hub_folder(run, gather_evidence(run, repo_id, license))
+    except OSError as error:
+        raise UserError(f"{error.filename or run.path} cannot be read or written: {error.strerror or error}") from None
+    except (KeyError, TypeError) as error:  # recipe.json and log.jsonl, of another version or edited by hand
+        raise UserError(f"the records in {run.path} are not whole ({type(error).__name__}: {error})") from None
+    return run.path / "hub"
+
+
+def _write_hub_folder(run: RunFolder, evidence: Evidence) -> None:
     with files.new_folder(run.path / "hub") as folder:
         shutil.copyfile(run.weights, folder / WEIGHTS_NAME)
         if files.sha256_of(folder / WEIGHTS_NAME) != evidence.evaluation["weights_sha256"]:
@@ -60,7 +70,6 @@ def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") 
         results = yaml.safe_dump(_eval_results(evidence), sort_keys=False)
         files.write_text(folder / ".eval_results" / f"{_slug(evidence.dataset_name)}.yaml", results)
         files.write_text(folder / "README.md", make_card(evidence))
-    return run.path / "hub"
 
 
 def gather_evidence(run: RunFolder, repo_id: str, license: str) -> Evidence:
@@ -127,7 +136,8 @@ def _checked_model(run: RunFolder) -> ResNet:
 
 
 def _checked_evaluation(run: RunFolder, model: ResNet, facts: dict[str, Any] | None) -> dict[str, Any]:
-    again = f"evaluate again: python scripts/evaluate.py --ckpt {run.path} --output {run.evaluation}"
+    data_flag = "" if facts is not None else " --data DATA"
+    again = f"evaluate again: python scripts/evaluate.py --ckpt {run.path}{data_flag} --output {run.evaluation}"
     try:
         result = dict(json.loads(run.evaluation.read_text(encoding="utf-8")))
         contradiction = _contradiction(result, model.fc.out_features)
@@ -140,6 +150,10 @@ def _checked_evaluation(run: RunFolder, model: ResNet, facts: dict[str, Any] | N
         raise UserError(f"{run.evaluation} is of other weights: its sha256 is not that of {run.weights}; {again}")
     if contradiction:
         raise UserError(f"{run.evaluation}: {contradiction}; {again}")
+    if result["split"] != "val":
+        raise UserError(
+            f"{run.evaluation} is of the {result['split']} split; what is published is measured on val; {again}"
+        )
     if facts is not None:
         data, split = facts["data"], result["split"]
         if data["class_names"] != result["class_names"] or data[f"num_{split}_images"] != result["num_images"]:
@@ -205,13 +219,14 @@ def _eval_results(evidence: Evidence) -> list[dict[str, Any]]:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     result = evidence.evaluation
+    dataset_id = evidence.dataset_id if evidence.is_imagenet else _slug(evidence.dataset_name)
     notes = (
         f"{result['num_images']} images of {result['split']}, resized to {result['resize_size']} px, "
-        f"centre {evidence.image_size} px, float32, no test-time augmentation"
+        f"centre {evidence.image_size} px, no test-time augmentation"
     )
     return eval_result_entries_to_yaml(
         [
-            EvalResultEntry(dataset_id=evidence.dataset_id, task_id=task, value=result[key], notes=notes)
+            EvalResultEntry(dataset_id=dataset_id, task_id=task, value=result[key], notes=notes)
             for task, key in [("top1_accuracy", "top1_accuracy"), (f"top{result['top_k']}_accuracy", "top5_accuracy")]
         ]
     )

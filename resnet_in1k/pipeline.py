@@ -110,8 +110,9 @@ Filled = tuple[int, np.ndarray, np.ndarray, dict[int, str]]
 """A slot, the labels and indices of the samples that are in it, and the bad images met, with reasons."""
 OnBadImage = Literal["fail", "skip"]
 """What training does about an image that cannot be read."""
-IfBad = Literal["fail", "replace", "blank"]
-"""`replace`: by the next image of the source that can be read; `blank`: by zeros, to be counted as wrong."""
+IfBad = Literal["fail", "replace", "blank", "blank_even_without_disk"]
+"""`replace`: by the next image of the source that can be decoded; `blank`: by zeros, to be counted as wrong. All stop
+at a file that cannot be read from its disk, but for the last, which is for predictions of whatever there is."""
 Transform = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 
@@ -153,11 +154,14 @@ class Samples(Dataset):
             try:
                 return place, decode(files.twice_if_need_be(functools.partial(self._source.read, place)))
             except OSError as error:  # about the disk, not the image: in a moment or an epoch it may be otherwise
+                if self._if_bad == "blank_even_without_disk":
+                    bad[place] = error.strerror or str(error)
+                    return index, None
                 name = self._source.image_name(place)
                 raise ProcessError(f"{name} cannot be read from its disk: {error.strerror or error}") from None
             except ValueError as error:
                 bad[place] = str(error)
-        if self._if_bad == "blank":
+        if self._if_bad.startswith("blank"):
             return index, None
         if self._if_bad == "replace":
             raise ProcessError(too_many_bad_images(bad, self._source))
@@ -354,6 +358,7 @@ def eval_loader(
     pin_memory: bool,
     rank: int = 0,
     world_size: int = 1,
+    if_bad: IfBad = "blank",
 ) -> Loader:
     """Each image of the split once; one that cannot be decoded is blank, and said to be bad."""
     return Loader(
@@ -364,7 +369,7 @@ def eval_loader(
         image_size=image_size,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        if_bad="blank",
+        if_bad=if_bad,
     )
 
 

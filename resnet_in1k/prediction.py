@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -96,7 +96,10 @@ def predict(options: PredictOptions, say: Callable[[str], None] = print) -> list
     """
     weights = find_weights(options.ckpt)
     model = load_model(weights.file).eval()
-    device = make_accelerator("fp32").device
+    accelerator = make_accelerator("fp32")
+    if accelerator.num_processes > 1:
+        raise UserError("predict.py is for one process: python scripts/predict.py …")
+    device = accelerator.device
     choose_cpu_threads(device, options.cpu_threads)
     model = model.to(device, memory_format=torch.channels_last)
     folders = weights.class_names or [f"class {number}" for number in range(model.fc.out_features)]
@@ -140,6 +143,7 @@ def _answers(
         batch_size=options.batch_size,
         num_workers=choose_workers(device, workers),
         pin_memory=device.type == "cuda",
+        if_bad="blank_even_without_disk",
     )
     bad: dict[int, str] = {}
 
@@ -187,14 +191,10 @@ def _draw(predictions: Sequence[Prediction], path: Path, transform: EvalTransfor
     shown = [prediction for prediction in predictions if not prediction.error][:MOST_IMAGES_IN_A_PICTURE]
     if not shown:
         return
-    images = [transform(decode(np.fromfile(p.file, dtype=np.uint8)), 0, 0).permute(1, 2, 0).numpy() for p in shown]
+    encoded = [np.frombuffer(bytearray(Path(prediction.file).read_bytes()), dtype=np.uint8) for prediction in shown]
+    images = [transform(decode(data), 0, 0).permute(1, 2, 0).numpy() for data in encoded]
     captions = ["\n".join(f"{name} {share:.0%}" for _, name, share in p.classes[:3]) for p in shown]
     if problem := files.why_not(lambda: save_figure(picture_grid(images, captions), path)):
         raise UserError(f"--picture: {problem}")
     more = len([p for p in predictions if not p.error]) - len(shown)
     print(f"picture written to {path}" + (f", without the last {more}" if more else ""), file=sys.stderr)
-
-
-def as_dicts(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """As JSON lines have them."""
-    return [json.loads(prediction.to_json()) for prediction in predictions]

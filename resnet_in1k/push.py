@@ -1,27 +1,28 @@
 """Hub folder to the Hub: signed in, one commit, verified; whatever interrupts it, running it again finishes it."""
 
 import contextlib
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from resnet_in1k import files
 from resnet_in1k.errors import UserError
 from resnet_in1k.hub import build_hub_folder
-from resnet_in1k.model import WEIGHTS_NAME, load_model
+from resnet_in1k.model import WEIGHTS_NAME, ResNet, load_model
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.stopwatch import size
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
 
+OWNED = ("recipe.json", "curves.png", ".eval_results/*")
+"""What an earlier publication may have left that is no part of this one: deleted with it."""
 MAX_ATTEMPTS = 5
 LONGEST_WAIT_SECONDS = 300.0
 """The Hub counts requests in windows of five minutes."""
@@ -63,7 +64,8 @@ def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
     folder = build_hub_folder(RunFolder(options.run), options.repo_id, options.license)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     width = max(len(str(path.relative_to(folder))) for path in paths)
-    say(f"{options.repo_id} ← {folder}" + (", private" * options.private))
+    where = "a pull request" if options.pr else f"branch {options.revision}"
+    say(f"{options.repo_id}, {where} ← {folder}" + (", private" * options.private))
     for path in paths:
         say(f"  {path.relative_to(folder)!s:<{width}}  {size(path.stat().st_size):>8}")
     if options.dry_run:
@@ -85,6 +87,7 @@ class Push:
         self.api: HfApi = HfApi(token=self.token)
         self.local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         self.title = f"Publish {options.repo_id.split('/')[1]}, {files.sha256_of(folder / WEIGHTS_NAME)[:12]}"
+        self.user = ""
         self.so_far = "nothing was published"
 
     def run(self) -> None:
@@ -97,8 +100,8 @@ class Push:
         except KeyboardInterrupt:
             self.say(f"interrupted: {self.so_far}; the same command finishes it")
             raise
-        place = f" in revision {revision}" if revision != "main" else ""
-        self.say(f'load it{place}:  ResNet.from_pretrained("{self.options.repo_id}")')
+        place = f', revision="{revision}"' if revision != "main" else ""
+        self.say(f'load it:  ResNet.from_pretrained("{self.options.repo_id}"{place})')
 
     def _sign_in(self) -> None:
         who = self._persistently("sign in", self.api.whoami)
@@ -115,7 +118,8 @@ class Push:
                 f"--repo-id {self.options.repo_id}: {who['name']} may not publish as {owner}; choose "
                 f"{' or '.join(f'{name}/…' for name in sorted(allowed))}, or propose it with --pr"
             )
-        self.say(f"signed in as {who['name']}")
+        self.user = who["name"]
+        self.say(f"signed in as {self.user}")
 
     def _prepare(self) -> str:
         """The repository and the branch are there after it; returns the branch."""
@@ -133,6 +137,8 @@ class Push:
                 f"{options.repo_id} is there already and public; leave out --private, or change its settings"
             )
         if options.pr:
+            if there and self._persistently("look", lambda: self._is_published("main")):
+                return "main"  # merged, or published before: nothing is left to propose
             return f"refs/pr/{self._persistently('open the pull request', self._pull_request)}"
         if options.revision != "main":
             self._persistently(
@@ -144,7 +150,8 @@ class Push:
         """The number of the one that proposes these very weights, whoever began it; opened if there is none."""
         api, repo_id = self.api, self.options.repo_id
         for discussion in api.get_repo_discussions(repo_id, discussion_type="pull_request"):
-            if discussion.title == self.title and discussion.status in ("draft", "open"):
+            mine = discussion.author == self.user and discussion.title == self.title
+            if mine and discussion.status in ("draft", "open"):
                 return discussion.num
         return api.create_pull_request(repo_id, title=self.title, description="See README.md.").num
 
@@ -156,6 +163,7 @@ class Push:
             head = api.repo_info(repo_id, revision=revision, files_metadata=True)
             if self._are_there(head.siblings or []):
                 return head.sha, False
+            self.so_far = f"whether all has arrived in {repo_id} is not known"
             # With the parent given, a commit whose answer was lost cannot be made a second time.
             commit = api.upload_folder(
                 repo_id=repo_id,
@@ -163,25 +171,35 @@ class Push:
                 revision=revision,
                 commit_message=self.title,
                 parent_commit=head.sha,
+                delete_patterns=list(OWNED),
             )
             return commit.oid, True
 
         oid, new = self._persistently("upload", publish)
         self.so_far = f"all is published in commit {oid[:12]}, but not verified"
         self.say(f"published in commit {oid[:12]}" if new else f"nothing to do: commit {oid[:12]} has just these files")
-        if self.options.pr:
+        if revision.startswith("refs/pr/"):
             number = int(revision.rpartition("/")[2])
             self.say(f"proposed in {api.endpoint}/{repo_id}/discussions/{number}")
         return oid
 
+    def _is_published(self, revision: str) -> bool:
+        head = self.api.repo_info(self.options.repo_id, revision=revision, files_metadata=True)
+        return self._are_there(head.siblings or [])
+
     def _are_there(self, siblings: list[Any]) -> bool:
-        """Whether each local file is in the repository with the same content."""
+        """Whether each local file is in the repository with the same content, and nothing of an earlier publication."""
         remote = {file.rfilename: file for file in siblings}
-        return self.local.keys() <= remote.keys() and all(
-            (remote[name].lfs.sha256 == files.sha256_of(path))
-            if remote[name].lfs is not None
-            else (remote[name].blob_id == files.git_blob_sha1_of(path))
-            for name, path in self.local.items()
+        stale = [name for name in remote.keys() - self.local.keys() if any(fnmatch(name, kind) for kind in OWNED)]
+        return (
+            not stale
+            and self.local.keys() <= remote.keys()
+            and all(
+                (remote[name].lfs.sha256 == files.sha256_of(path))
+                if remote[name].lfs is not None
+                else (remote[name].blob_id == files.git_blob_sha1_of(path))
+                for name, path in self.local.items()
+            )
         )
 
     def _verify(self, oid: str) -> None:
@@ -195,7 +213,7 @@ class Push:
                     if not (there / name).is_file() or files.sha256_of(there / name) != files.sha256_of(path)
                 ]
                 if not differing:
-                    self._compare_logits(there / WEIGHTS_NAME)
+                    self._compare_logits(there)
                     break
                 if attempt == 2:
                     raise UserError(
@@ -208,13 +226,20 @@ class Push:
     def _download(self, oid: str, cache: str) -> str:
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(self.options.repo_id, revision=oid, cache_dir=cache, token=self.token)
+        return snapshot_download(
+            self.options.repo_id, revision=oid, cache_dir=cache, token=self.token, allow_patterns=list(self.local)
+        )
 
     def _compare_logits(self, downloaded: Path) -> None:
+        """Between the run's own weights and what others will load."""
         images = torch.linspace(-2, 2, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
         with torch.inference_mode():
-            ours, theirs = (load_model(file).eval()(images) for file in (self.folder / WEIGHTS_NAME, downloaded))
-        assert torch.equal(ours, theirs), "equal bytes, equal logits"
+            ours = load_model(self.options.run / WEIGHTS_NAME).eval()(images)
+            theirs = ResNet.from_pretrained(downloaded)(images)
+        if not torch.equal(ours, theirs):
+            raise UserError(
+                f"{self.options.run / WEIGHTS_NAME} has changed since it was published; run the same command again"
+            )
 
     def _persistently(self, what: str, call: Callable[[], T]) -> T:
         """Call it again, a few times and with growing pauses, while what is wrong may pass.
@@ -270,7 +295,9 @@ def _seconds_to_wait(error: BaseException, attempt: int) -> float | None:
         if (status := _status(part)) is not None:
             if status not in TRANSIENT_STATUS:
                 return None
-            asked = part.response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
+            headers = part.response.headers  # type: ignore[attr-defined]
+            window = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))  # the Hub's own way to say when
+            asked = headers.get("Retry-After", "") or (window[1] if window and status == 429 else "")
             return min(float(asked), LONGEST_WAIT_SECONDS) if asked.isdigit() else 2.0 ** (attempt - 1)
         kinds = {cls.__name__ for cls in type(part).__mro__}  # httpx's or httpx2's: the client changed with 2.0
         if kinds & {"TransportError", "ConnectionError", "TimeoutError"}:

@@ -129,6 +129,16 @@ def resize_size_for(image_size: int, eval_crop_ratio: float) -> int:
     return math.floor(image_size / eval_crop_ratio)
 
 
+def crop_ratio_for(image_size: int, resize_size: int, preferred: float) -> float:
+    """A ratio of which `resize_size_for` makes `resize_size` again: the preferred one, if it does."""
+    ratio = preferred
+    if resize_size_for(image_size, ratio) != resize_size:
+        ratio = image_size / resize_size
+    while resize_size_for(image_size, ratio) < resize_size:  # the division has been rounded up
+        ratio = math.nextafter(ratio, 0)
+    return ratio
+
+
 TUTORIAL = Recipe(
     model="resnet50",
     zero_init_residual=False,

@@ -51,6 +51,8 @@ def write_report(evaluation: Evaluation, source: Source, folder: Path) -> None:
                 "mean_confidence": float(verdicts.confidences.mean()),
             },
         )
+        for stale in ("worst_mistakes.png", "confusion_matrix.png"):
+            (folder / stale).unlink(missing_ok=True)
         if mistakes := worst_mistakes(verdicts):
             save_figure(_draw_mistakes(mistakes, verdicts, evaluation, source, names), folder / "worst_mistakes.png")
         if len(names) <= MOST_CLASSES_IN_A_PICTURE:

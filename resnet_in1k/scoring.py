@@ -54,18 +54,19 @@ class EvalOptions:
             raise UserError(f"--eval-crop-ratio {self.eval_crop_ratio}: above 0, at most 1")
 
 
-CONDITIONS = ("weights_sha256", "split", "num_images", "num_classes", "image_size", "resize_size")
+CONDITIONS = ("split", "num_images", "num_classes", "image_size", "resize_size")
 
 
-def compared(result: dict[str, Any], recorded: dict[str, Any] | None) -> str | None:
-    """Whether numbers published or kept beside the weights were reproduced; None if they are of something else."""
-    if recorded is None or any(result[name] != recorded.get(name) for name in CONDITIONS):
-        return None
-    counts = ("top1_correct", "top5_correct")
-    if all(result[name] == recorded[name] for name in counts):
-        return "reproduced: the recorded eval.json says the same, image for image counted"
-    apart = [f"{name} {recorded[name]:,} there, {result[name]:,} here" for name in counts]
-    return f"not reproduced: the recorded eval.json has {'; '.join(apart)}; other hardware may round a few images apart"
+def compared(result: dict[str, Any], recorded: dict[str, Any]) -> str:
+    """Whether numbers published or kept beside the weights were reproduced, in words."""
+    known = {name: recorded.get(name) for name in CONDITIONS} | {"data": Path(str(recorded.get("data"))).name}
+    now = {name: result[name] for name in CONDITIONS} | {"data": Path(result["data"]).name}
+    if apart := [f"{name} {known[name]} there, {now[name]} here" for name in known if known[name] != now[name]]:
+        return f"not comparable to the recorded eval.json: {'; '.join(apart)}"
+    counts = [(name, recorded.get(name), result[name]) for name in ("top1_correct", "top5_correct")]
+    if apart := [f"{name} {there} there, {here} here" for name, there, here in counts if there != here]:
+        return f"not reproduced: {'; '.join(apart)}, by the recorded eval.json; other hardware may round otherwise"
+    return "reproduced: the recorded eval.json has the same counts"
 
 
 def evaluate_checkpoint(options: EvalOptions) -> Evaluation:
@@ -85,6 +86,8 @@ def evaluate_checkpoint(options: EvalOptions) -> Evaluation:
         )
     if options.output is not None and not options.output.parent.is_dir():
         raise UserError(f"--output {options.output}: no folder {options.output.parent}")
+    if options.report is not None and (options.report.exists() and not options.report.is_dir()):
+        raise UserError(f"--report {options.report} is a file, not a folder")
 
     model = load_model(file)
     source = open_source(data, options.split)
@@ -122,11 +125,13 @@ def evaluate_checkpoint(options: EvalOptions) -> Evaluation:
         console.say(f"fewer than five classes: top-{evaluation.top_k} stands in for top-5")
     if accelerator.is_main_process:
         result = evaluation.to_json(files.sha256_of(file))
-        if (told := compared(result, weights.recorded_evaluation)) is not None:
-            console.say(told)
-        if options.output is not None:
-            files.write_json(options.output, result)
-            console.say(f"written to {options.output}")
+        output = options.output
+        if output is not None:
+            if problem := files.why_not(lambda: files.write_json(output, result)):
+                raise UserError(f"--output: {problem}")
+            console.say(f"written to {output}")
+        if weights.recorded_evaluation is not None:
+            console.say(compared(result, weights.recorded_evaluation))
         if options.report is not None:
             write_report(evaluation, source, options.report)
             console.say(f"report written to {options.report}")

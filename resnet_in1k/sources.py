@@ -141,6 +141,10 @@ def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: 
             f"{where}: {a_name} and {b_name} must have the same classes, but {'; '.join(parts)}; "
             "add or remove those class folders"
         )
+    if list(a) != list(b):
+        raise UserError(
+            f"{where}: {a_name} and {b_name} have the same classes in another order; labels would be mixed up"
+        )
 
 
 def _folder(data: str, split: Split) -> Source:

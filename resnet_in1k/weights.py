@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet_in1k import files
+from resnet_in1k.augment import IMAGENET_MEAN
 from resnet_in1k.errors import UserError
 from resnet_in1k.model import WEIGHTS_NAME, weights_file
+from resnet_in1k.recipes import crop_ratio_for
 from resnet_in1k.run_folder import RECIPE_NAME, find_run, read_recipe
 
 CONFIG_NAME = "config.json"
@@ -22,7 +25,7 @@ class Weights:
 
     file: Path
     class_names: list[str] | None
-    """As the folders of its training data were named."""
+    """As the folders of its training data were named; of foreign repositories, as these name them."""
     data: str | None
     """What it was trained on, as `--data` said it."""
     image_size: int
@@ -34,27 +37,48 @@ class Weights:
 def find_weights(checkpoint: str | Path) -> Weights:
     """`--ckpt`: a run folder, a checkpoint folder, a file, or a repository on the Hub, which is downloaded.
 
+    The size that images are brought to is that of the evaluation recorded beside the weights, if it is theirs, else
+    what a published config.json says, else the run's recipe, else 224 px of 256.
+
     Raises:
         UserError: if there are no weights, or what lies beside them cannot be read.
     """
     path = Path(checkpoint)
-    if not path.exists() and _REPOSITORY.fullmatch(str(checkpoint)):
+    if not path.exists() and _is_repository(str(checkpoint)):
         path = _download(str(checkpoint))
     file = weights_file(path)
     recorded = _read_json(file.parent / EVALUATION_NAME)
-    if (run := find_run(path)) is not None:
-        recipe, facts = read_recipe(run)
-        names, data = facts["data"]["class_names"], facts["data"]["source"]
-        return Weights(file, names, data, recipe.image_size, recipe.eval_crop_ratio, recorded)
+    if recorded is not None and recorded.get("weights_sha256") != files.sha256_of(file):
+        recorded = None
     config = _read_json(file.parent / CONFIG_NAME) or {}
-    settings = config.get("pretrained_cfg", {})
-    return Weights(
-        file,
-        class_names=config.get("label_names") or (recorded or {}).get("class_names"),
-        data=None,
-        image_size=settings.get("input_size", [3, DEFAULT_IMAGE_SIZE])[1],
-        eval_crop_ratio=settings.get("crop_pct", DEFAULT_CROP_RATIO),
-        recorded_evaluation=recorded,
+    settings = config.get("pretrained_cfg") or {}
+    run = find_run(path)
+    recipe, facts = read_recipe(run) if run is not None else (None, {})
+    try:
+        if settings and (settings["interpolation"], tuple(settings["mean"])) != ("bilinear", IMAGENET_MEAN):
+            raise UserError(f"{file}: made for images resized or normalised otherwise than here; use timm for it")
+        names = (recorded or {}).get("class_names") or facts.get("data", {}).get("class_names")
+        if recorded is not None:
+            image_size, resize_size = recorded["image_size"], recorded["resize_size"]
+        elif settings:
+            image_size, resize_size = settings["input_size"][1], None
+        elif recipe is not None:
+            image_size, resize_size = recipe.image_size, recipe.eval_resize_size
+        else:
+            image_size, resize_size = DEFAULT_IMAGE_SIZE, None
+        crop_ratio = recipe.eval_crop_ratio if recipe is not None else settings.get("crop_pct", DEFAULT_CROP_RATIO)
+        if resize_size is not None:
+            crop_ratio = crop_ratio_for(image_size, resize_size, crop_ratio)
+        source = facts["data"]["source"] if facts else None
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"what lies beside {file} is not whole ({type(error).__name__}: {error})") from None
+    return Weights(file, names or config.get("label_names"), source, image_size, crop_ratio, recorded)
+
+
+def _is_repository(checkpoint: str) -> bool:
+    """Whether it can be meant so: USER/NAME, and no path of which a part is here."""
+    return bool(_REPOSITORY.fullmatch(checkpoint)) and not (
+        Path(checkpoint).parent.exists() or Path(checkpoint).suffix in (".pth", ".pt", ".safetensors")
     )
 
 
@@ -70,16 +94,16 @@ def _download(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=wanted))
     except Exception as error:  # the client's errors share no base, and their lines are many
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        lines = str(error.__cause__ or error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
         raise UserError(
             f"{repository} is no file or folder here, and no repository that could be downloaded ({reason})"
         ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
+    """None if there is none, or it is not whole: what it would say is then unknown."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); mend or remove it") from None
+    except (OSError, ValueError, TypeError):
+        return None

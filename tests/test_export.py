@@ -90,7 +90,7 @@ def test_old_weights_to_the_hub_folder(finished: RunFolder, image_folder: Path, 
         EvalOptions(ckpt=str(run.path), data=str(image_folder), image_size=32, output=run.evaluation, workers=0)
     )
     card = (build_hub_folder(run, "me/old") / "README.md").read_text()
-    assert "(trained elsewhere)" in card
+    assert "trained elsewhere and evaluated on" in card
 
 
 def test_a_pickle_bomb_is_refused(tmp_path: Path):

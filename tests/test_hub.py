@@ -23,7 +23,7 @@ from resnet_in1k.files import sha256_of
 from resnet_in1k.hub import build_hub_folder, gather_evidence
 from resnet_in1k.model import ResNet, weights_to_save
 from resnet_in1k.names import human_names, imagenet_names, is_imagenet_1k
-from resnet_in1k.recipes import TUTORIAL
+from resnet_in1k.recipes import crop_ratio_for
 from resnet_in1k.run_folder import RunFolder, read_recipe
 
 
@@ -218,7 +218,13 @@ def test_every_architecture_and_imagenet_itself(architecture: str, tmp_path: Pat
     assert (config["pretrained_cfg"]["crop_pct"], config["pretrained_cfg"]["input_size"]) == (0.875, [3, 224, 224])
     assert "type: ILSVRC/imagenet-1k" in card
     if architecture == "resnet50":
-        assert "| torchvision IMAGENET1K_V1 | 76.13 % | +3.87 points |" in card
-        assert "| torchvision IMAGENET1K_V2 | 80.86 % | -0.86 points |" in card
-    trained = replace(evidence, recipe=TUTORIAL, recipe_name="tutorial")
-    assert trained.crop_ratio == 0.875
+        assert "| torchvision IMAGENET1K_V1 | 256 px, crop 224 px | 76.13 % | +3.87 points |" in card
+        assert "| torchvision IMAGENET1K_V2 | 232 px, crop 224 px | 80.86 % | -0.86 points |" in card
+    fewer = replace(evidence, evaluation=result | {"num_images": 49_000})  # as of ImageNetV2
+    assert "ILSVRC" not in make_card(replace(fewer, evaluation=fewer.evaluation | {"data": "data/imagenetv2"}))
+
+
+@pytest.mark.parametrize("sizes", [(224, 256), (160, 232), (192, 225), (64, 93), (32, 32), (224, 232)])
+def test_the_published_crop_makes_the_same_resize_again(sizes: tuple[int, int]):
+    """By timm's own rule, floor(size / crop_pct)."""
+    assert math.floor(sizes[0] / crop_ratio_for(*sizes, preferred=0.875)) == sizes[1]

@@ -51,15 +51,21 @@ def test_bad_files_are_told_and_the_rest_is_done(finished: RunFolder, image_fold
         Image.open(image_folder / "val/ant/0.jpg").save(tmp_path / name, format=kind)
     (tmp_path / "broken.jpg").write_bytes((image_folder / "val/ant/0.jpg").read_bytes()[:300])
     (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
     said: list[str] = []
     options = PredictOptions(
         ckpt=str(finished.path), images=(tmp_path, tmp_path / "nowhere.jpg"), json=True, top_k=2, batch_size=2
     )
-    with pytest.raises(UserError, match=r"3 of 7 images cannot be read: .*broken.jpg"):
+    with pytest.raises(UserError, match=r"4 of 8 images cannot be read: .*broken.jpg"):
         predict(options, say=said.append)
     lines = {Path(line["file"]).name: line for line in map(json.loads, said)}
-    assert list(lines) == ["a", "b.jpg", "broken.jpg", "c.tif", "d.gif", "text.jpg", "nowhere.jpg"]
-    assert [name for name, line in lines.items() if "error" in line] == ["broken.jpg", "text.jpg", "nowhere.jpg"]
+    assert list(lines) == ["a", "b.jpg", "broken.jpg", "c.tif", "d.gif", "gone.jpg", "text.jpg", "nowhere.jpg"]
+    assert [name for name, line in lines.items() if "error" in line] == [
+        "broken.jpg",
+        "gone.jpg",
+        "text.jpg",
+        "nowhere.jpg",
+    ]
     assert lines["nowhere.jpg"]["error"] == "No such file or directory"
     assert all(len(line["predictions"]) == 2 for line in lines.values() if "error" not in line)
 

@@ -63,7 +63,7 @@ def test_the_worst_mistakes_come_first(verdicts: Verdicts):
 def test_evaluating_with_a_report_writes_it_from_the_one_pass(finished: RunFolder, tmp_path: Path, capsys):
     folder = tmp_path / "a/report"
     evaluation = evaluate_checkpoint(EvalOptions(ckpt=str(finished.path), report=folder))
-    assert "reproduced: the recorded eval.json says the same" in capsys.readouterr().out
+    assert "reproduced: the recorded eval.json has the same counts" in capsys.readouterr().out
     rows = list(csv.DictReader((folder / "per_class.csv").open()))
     assert [row["class"] for row in rows] == ["ant", "bee", "cat", "dog", "eel", "fox"]
     assert sum(int(row["top1_correct"]) for row in rows) == evaluation.top1_correct
@@ -83,6 +83,9 @@ def test_other_numbers_than_recorded_are_told(finished: RunFolder, tmp_path: Pat
     recorded = json.loads(copy.evaluation.read_text())
     copy.evaluation.write_text(json.dumps(recorded | {"top1_correct": recorded["top1_correct"] + 1}))
     evaluate_checkpoint(EvalOptions(ckpt=str(copy.path)))
-    assert "not reproduced: the recorded eval.json has top1_correct" in capsys.readouterr().out
+    assert f"not reproduced: top1_correct {recorded['top1_correct'] + 1} there, " in capsys.readouterr().out
     evaluate_checkpoint(EvalOptions(ckpt=str(copy.path), image_size=48))
-    assert "reproduced" not in capsys.readouterr().out  # under other conditions there is nothing to compare
+    said = capsys.readouterr().out
+    assert (
+        "not comparable to the recorded eval.json: image_size 32 there, 48 here; resize_size 36 there, 54 here" in said
+    )

@@ -27,41 +27,55 @@ def last_record(folder: RunFolder) -> dict:
     return records[-1] if records else {"kind": "none", "step": 0}
 
 
-def half_written(folder: RunFolder) -> list[Path]:
-    return list(folder.checkpoints.glob(".step_*"))
+def holder(folder: RunFolder) -> str:
+    """The process id of the run that has the folder, or had it last."""
+    lock = folder.path / ".lock"
+    words = lock.read_text().split() if lock.exists() else []
+    return words[1] if len(words) > 1 else ""
+
+
+def half_written(folder: RunFolder, process_id: str = "") -> list[Path]:
+    return [path for path in folder.checkpoints.glob(".step_*") if process_id in path.name]
 
 
 def moment(kind: str, folder: RunFolder, whole_seconds: float, draw: random.Random) -> tuple[Callable[[], bool], float]:
-    """What to wait for, and how long at most from there to the kill."""
+    """What to wait for, once the run has begun, and how long at most from there to the kill."""
     step = draw.randint(1, 8)
     if kind == "checkpoint":
-        return lambda: last_record(folder)["step"] >= step and bool(half_written(folder)), 0.3
+        return lambda: last_record(folder)["step"] >= step and bool(half_written(folder, holder(folder))), 0.3
     if kind == "validation":
         epoch_end = draw.choice([4, 8])
         return lambda: last_record(folder)["step"] >= epoch_end and last_record(folder)["kind"] == "train", 0.5
-    return lambda: folder.recipe.exists(), whole_seconds
+    return lambda: True, whole_seconds
 
 
 def train_until_killed(
     data: Path, folder: RunFolder, rank: int, launcher: tuple[str, ...], happened: Callable[[], bool], delay: float
 ) -> str:
     """Start or resume, kill -9 that rank so long after it has happened; say where that was, or "" if all was over."""
+    before = holder(folder)
     process = start(data, folder.path, *EVERY_STEP, launcher=launcher)
     try:
-        while process.poll() is None and not (folder.log.exists() and happened()):
+        # What the run before has left must not be taken for a sign of this one.
+        while process.poll() is None and not (
+            holder(folder) not in ("", before) and folder.log.exists() and happened()
+        ):
             time.sleep(0.002)
         try:
-            process.wait(delay)
+            assert process.wait(delay) == 0
             return ""
         except subprocess.TimeoutExpired:
             rank_of(process, rank).kill()
-        where = f"after step {last_record(folder)['step']}"
+        last, ours = last_record(folder), half_written(folder, holder(folder))
+        where = f"after step {last['step']}"
+        if last["step"] in (4, 8) and last["kind"] == "train" and not ours:
+            where += ", in or just before the validation"
         killed_seconds = time.monotonic()
         _, said = process.communicate(timeout=90)
         if launcher:
             assert time.monotonic() - killed_seconds < 60
             assert "Signal 9 (SIGKILL) received by PID" in said
-        return where + (", in a checkpoint" if half_written(folder) else "")
+        return where + (", in a checkpoint" if ours else "")
     finally:
         process.kill()
 
