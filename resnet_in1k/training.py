@@ -51,7 +51,7 @@ from resnet_in1k.pipeline import (
     train_loader,
     worker_deaths_explained,
 )
-from resnet_in1k.plan import PRECISION_NAMES, Plan, describe
+from resnet_in1k.plan import Plan, describe
 from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
 from resnet_in1k.preemption import Preemption
 from resnet_in1k.preflight import check_disk, check_images, check_workers, classes_told, rehearse
@@ -60,19 +60,16 @@ from resnet_in1k.run_folder import (
     RunFolder,
     RunLock,
     describe_data,
-    provenance,
-    read_recipe,
     write_recipe,
     write_resumed,
 )
+from resnet_in1k.session import check_resumable, precision_of, session_facts
 from resnet_in1k.sources import open_train_and_val, some
 from resnet_in1k.step import TrainStep
 from resnet_in1k.stopwatch import WAITING_SHARE_WORTH_SAYING, Lap, Stopwatch, diagnose
 
 SAVED_IS_INTACT = "; what was saved before is intact: mend that and go on with --resume"
 NOTHING_BEGUN = ""
-SAME_BITS = ("world_size", "gradient_accumulation_steps", "hardware", "cpu_threads")
-"""What must stay as it was for a resumed run to end with the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +149,9 @@ class Trainer:
         self.lock: RunLock | None = None
         self.train_source, self.val_source = open_train_and_val(options.data)
 
-        self.accelerator = make_accelerator(self._precision(), options.report_to, self.folder.path)
+        self.accelerator = make_accelerator(
+            precision_of(self.folder, options.precision), options.report_to, self.folder.path
+        )
         self.device = self.accelerator.device
         self.preemption = Preemption(self.accelerator)
         self.console = Console(self.accelerator.is_main_process)
@@ -189,13 +188,6 @@ class Trainer:
         self.live_figure = LiveFigure()
         self.evaluating = False
 
-    def _precision(self) -> Precision:
-        """A run that is resumed keeps its own, wherever it goes on, unless another is asked for; that is refused."""
-        if self.options.precision != "auto" or not self.folder.recipe.exists():
-            return self.options.precision
-        _, facts = read_recipe(self.folder)
-        return {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}.get(facts["mixed_precision"], "auto")
-
     def announce(self) -> None:
         self.console.say(
             describe(
@@ -214,8 +206,11 @@ class Trainer:
     def preflight(self) -> None:
         """Fail now and not in an hour. From here on the run folder is this run's, unless it is a dry run."""
         self.data = describe_data(self.train_source, self.val_source)
-        if self.folder.recipe.exists():
-            self._check_resumable()
+        self.session = session_facts(
+            self.plan, self.accelerator.mixed_precision, hardware_name(self.device), self.cpu_threads
+        )
+        if self.folder.recipe.exists() and (note := check_resumable(self.folder, self.recipe, self.data, self.session)):
+            self.console.say(note)
         self.accelerator.wait_for_everyone()  # before the main process writes what the others have just looked for
         told = {"classes": classes_told(self.train_source, self.val_source)}
 
@@ -267,25 +262,13 @@ class Trainer:
         recover_checkpoints(self.folder.checkpoints)
 
     def _write_beginning(self) -> None:
-        session = self._session()
         if self.folder.recipe.exists():
-            write_resumed(self.folder, self.recipe_name, self.recipe, {"after_step": self.state.step, **session})
+            write_resumed(self.folder, self.recipe_name, self.recipe, {"after_step": self.state.step, **self.session})
         else:
-            write_recipe(self.folder, self.recipe_name, self.recipe, self.data, **session)
+            write_recipe(self.folder, self.recipe_name, self.recipe, self.data, **self.session)
         self.folder.forget_after(self.state.step, self._verdict_is_pending())
         self._list_bad_images()
         self._restore_best()
-
-    def _session(self) -> dict[str, Any]:
-        """What this process runs with, as recipe.json has it."""
-        return {
-            "world_size": self.plan.num_processes,
-            "gradient_accumulation_steps": self.plan.gradient_accumulation_steps,
-            "mixed_precision": self.accelerator.mixed_precision,
-            "hardware": hardware_name(self.device),
-            "cpu_threads": self.cpu_threads,
-            **provenance(),
-        }
 
     def _list_bad_images(self) -> None:
         names = [self.train_source.image_name(index) for index in self.state.bad_images]
@@ -304,27 +287,6 @@ class Trainer:
             broadcast_object_list(problem)
         if problem[0]:
             raise UserError(problem[0] + advice)
-
-    def _check_resumable(self) -> None:
-        begun, facts = read_recipe(self.folder)
-        differences = begun.objections_to(self.recipe)
-        if facts["data"]["fingerprint"] != self.data["fingerprint"]:
-            differences.append(f"data {facts['data']['source']} → {self.data['source']} (other files)")
-        if facts["mixed_precision"] != self.accelerator.mixed_precision:
-            names = [PRECISION_NAMES[name] for name in (facts["mixed_precision"], self.accelerator.mixed_precision)]
-            differences.append(f"precision {' → '.join(names)}")
-        if differences:
-            raise UserError(
-                f"{self.folder.path} was begun otherwise: {'; '.join(differences)}; "
-                "resume with what it was begun with, or choose another --output-dir"
-            )
-        before, now = [facts, *facts.get("resumed", [])][-1], self._session()
-        changed = [f"{name} {before[name]} → {now[name]}" for name in SAME_BITS if before.get(name) != now[name]]
-        if changed:
-            self.console.say(
-                f"{'; '.join(changed)}: the same batches in the same order, but sums are rounded otherwise, and a part "
-                "of a batch has norm statistics of its own; bits will differ from those of an uninterrupted run"
-            )
 
     def run(self) -> None:
         begun_seconds = time.monotonic()

@@ -206,6 +206,28 @@ def test_what_passes_is_waited_for(station: Station, fault: str):
         assert time.monotonic() - started_seconds > 2
 
 
+def test_by_xet_faults_of_the_upload_are_waited_for_too(hub: HubServer, publish, finished_run):
+    hub.drop("POST", "/v1/xorbs/", midway=True)
+    hub.fail("POST", "/v1/shards", status=500)
+    status, said = publish(hub, xet=True)
+    assert status == 0, said
+    assert all(rule.times == 0 for rule in hub.faults)
+    assert_published(hub, finished_run.path)
+
+
+def test_a_second_publication_leaves_nothing_of_the_first(hub: HubServer, publish, finished_run, tmp_path: Path):
+    """A run; then to the same repository its weights as if trained elsewhere, without recipe and curves."""
+    assert publish(hub)[0] == 0
+    bare = RunFolder(tmp_path / "bare")
+    bare.path.mkdir()
+    for path in (finished_run.weights, finished_run.evaluation):
+        shutil.copy(path, bare.path)
+    status, said = Publisher(bare.path, tmp_path / "home")(hub)
+    assert status == 0, said
+    assert hub.repos[REPO].files("main").keys() == names_in(bare.path / "hub") | NOTHING
+    assert "recipe.json" not in hub.repos[REPO].files("main")
+
+
 def test_by_xet_a_lost_answer_makes_no_second_commit(hub: HubServer, publish, finished_run):
     """The client itself tries such commits again; without their parent given, the Hub would take both."""
     hub.lose_response("POST", "/commit/")
@@ -311,7 +333,7 @@ from safetensors.torch import load_file
 card, repo, run = open(sys.argv[1]).read(), sys.argv[2], sys.argv[3]
 blocks = re.findall(r"```python\\n(.*?)```", card, re.S)
 assert len(blocks) == 5, len(blocks)
-for command in re.search(r"```bash\n(python scripts/export.*?)```", card, re.S)[1].splitlines():
+for command in re.search(r"```bash\\n(python scripts/export.*?)```", card, re.S)[1].splitlines():
     words = [sys.executable, sys.argv[4] + "/" + command.split()[1], *command.split()[2:]]
     subprocess.run(words, check=True)
 names = [{} for _ in blocks]
