@@ -62,7 +62,7 @@ print("still here")
 
 
 def test_stopped_in_validation_and_resumed(
-    image_folder: Path, tmp_path: Path, trained_by_one: RunFolder, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
 ):
     """In this process, so that the signal surely comes between two batches of the validation."""
     from test_training import run
@@ -70,7 +70,7 @@ def test_stopped_in_validation_and_resumed(
     from resnet_in1k import evaluation
     from resnet_in1k.errors import Preempted
 
-    recipe, _ = read_recipe(trained_by_one)
+    recipe, _ = read_recipe(finished)
     whole = evaluation.normalise
 
     def send(images):
@@ -92,7 +92,7 @@ def test_stopped_in_validation_and_resumed(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert_same_end(folder, trained_by_one)
+    assert_same_end(folder, finished)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
