@@ -20,11 +20,10 @@ from torch import Tensor
 
 from resnet_in1k import files
 from resnet_in1k.errors import UserError
-from resnet_in1k.model import WEIGHTS_NAME, load_strictly, read_weights
+from resnet_in1k.model import STATE_NAME, WEIGHTS_NAME, load_strictly, read_weights
 
 FORMAT_VERSION = 2
 OPTIMIZER_NAME = "optimizer.safetensors"
-STATE_NAME = "state.json"
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 
 
@@ -212,8 +211,8 @@ def _is_sound(state: TrainState) -> bool:
         and all(isinstance(loss, float) and math.isfinite(loss) for loss in state.epoch_losses)
         and isinstance(state.best_top1_accuracy, float)
         and math.isfinite(state.best_top1_accuracy)
-        and isinstance(state.best_evaluation, dict | None)
         and (state.best_evaluation is None) == (state.best_step == 0)
+        and (state.best_evaluation is None or isinstance(state.best_evaluation["weights_sha256"], str))
         and (state.grad_scaler is None or state.grad_scaler.keys() == SCALER_KEYS)
         and isinstance(state.recipe_sha256, str)
         and isinstance(state.bad_images, list)

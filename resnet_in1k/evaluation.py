@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from resnet_in1k.augment import normalise
 from resnet_in1k.console import Console
 from resnet_in1k.errors import UserError
-from resnet_in1k.pipeline import Batch, eval_loader, on_device
+from resnet_in1k.pipeline import Batch, Loader, eval_loader, on_device
 from resnet_in1k.sources import Source
 
 EVAL_BATCH_SIZE = 128
@@ -125,7 +125,6 @@ def evaluate_model(
         UserError: if the loss is not finite.
         ProcessError: if a file cannot be read from its disk.
     """
-    num_classes = len(source.class_names)
     loader = eval_loader(
         source,
         image_size=image_size,
@@ -136,42 +135,18 @@ def evaluate_model(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    model.eval()
-    console = Console(accelerator.is_main_process)
-    mine: list[dict[str, torch.Tensor]] = []
-    bad_images: dict[int, str] = {}
-
-    def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
-        bad_images.update(batch.bad_images)
-        return normalise(batch.images), batch.labels, batch.indices
-
-    with (
-        torch.inference_mode(),
-        _one_algorithm_for_any_batch(),
-        console.bar(len(loader), f"evaluate {source.split}") as bar,
-    ):
-        # All processes must ask equally often: as often as the one with the fewest images can.
-        num_common_batches = -(-(len(source) // accelerator.num_processes) // batch_size)
-        for number, take in enumerate(on_device(loader, accelerator.device, prepare)):
-            if number < num_common_batches and (answer := stop_asked(number)):
-                return answer
-            images, labels, indices = take()
-            logits = model(images)  # (B, C) float32
-            top = logits.topk(min(5, num_classes))
-            mine.append(
-                {
-                    "indices": indices,
-                    "labels": labels,
-                    "top_ids": top.indices,
-                    "confidences": (top.values[:, 0] - logits.logsumexp(dim=1)).exp(),
-                    "losses": torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
-                }
-            )
-            bar.update()
-
-    # One transfer for the whole split: the only point where the host waits for the device.
-    rows = {name: torch.cat([part[name] for part in mine]).cpu().numpy() for name in mine[0]} if mine else None
-    everyone: list[tuple[dict[str, np.ndarray] | None, dict[int, str]]] = gather_object([(rows, bad_images)])
+    # All processes must ask equally often: as often as the one with the fewest images can.
+    num_common_batches = -(-(len(source) // accelerator.num_processes) // batch_size)
+    share = _judge(
+        model,
+        loader,
+        accelerator,
+        bar_label=f"evaluate {source.split}",
+        stop_asked=lambda number: stop_asked(number) if number < num_common_batches else "",
+    )
+    if isinstance(share, str):
+        return share
+    everyone: list[Share] = gather_object([share])
     results: list[Any] = [None]
     verdicts = None
     if accelerator.is_main_process:
@@ -188,7 +163,7 @@ def evaluate_model(
         raise UserError(f"the loss on {source.name}/{source.split} is {counts['loss']}: these weights have diverged")
     return Evaluation(
         num_images_in_split=len(source),
-        num_classes=num_classes,
+        num_classes=len(source.class_names),
         **counts,
         image_size=image_size,
         resize_size=resize_size,
@@ -197,6 +172,51 @@ def evaluate_model(
         class_names=source.class_names,
         verdicts=verdicts,
     )
+
+
+Share = tuple[dict[str, np.ndarray] | None, dict[int, str]]
+"""What one process has judged: rows by name, None if it had no image; and the decoder's reasons, by place."""
+
+
+def _judge(
+    model: torch.nn.Module,
+    loader: Loader,
+    accelerator: Accelerator,
+    *,
+    bar_label: str,
+    stop_asked: Callable[[int], str],
+) -> Share | str:
+    """This process's images through the model; or the answer, if it was asked to stop."""
+    model.eval()
+    console = Console(accelerator.is_main_process)
+    mine: list[dict[str, torch.Tensor]] = []
+    bad_images: dict[int, str] = {}
+
+    def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+        bad_images.update(batch.bad_images)
+        return normalise(batch.images), batch.labels, batch.indices
+
+    with torch.inference_mode(), _one_algorithm_for_any_batch(), console.bar(len(loader), bar_label) as bar:
+        for number, take in enumerate(on_device(loader, accelerator.device, prepare)):
+            if answer := stop_asked(number):
+                return answer
+            images, labels, indices = take()
+            logits = model(images)  # (B, C) float32
+            top = logits.topk(min(5, logits.shape[1]))
+            mine.append(
+                {
+                    "indices": indices,
+                    "labels": labels,
+                    "top_ids": top.indices,
+                    "confidences": (top.values[:, 0] - logits.logsumexp(dim=1)).exp(),
+                    "losses": torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
+                }
+            )
+            bar.update()
+
+    # One transfer for the whole split: the only point where the host waits for the device.
+    rows = {name: torch.cat([part[name] for part in mine]).cpu().numpy() for name in mine[0]} if mine else None
+    return rows, bad_images
 
 
 @contextlib.contextmanager

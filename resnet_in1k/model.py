@@ -1,6 +1,7 @@
 """torchvision's ResNet with the Hub's `from_pretrained`, and the one way to read weights of any origin."""
 
 import functools
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,13 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from resnet_in1k import files
 from resnet_in1k.errors import UserError
 from resnet_in1k.recipes import Architecture
 
 WEIGHTS_NAME = "model.safetensors"
+STATE_NAME = "state.json"
+"""Beside the weights of a checkpoint, with their sha256."""
 
 LAYOUTS: dict[Architecture, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -71,19 +75,42 @@ def load_model(checkpoint: Path) -> ResNet:
 
 
 def weights_file(checkpoint: Path) -> Path:
-    """The file that `--ckpt` means: itself, or `model.safetensors` in a run, checkpoint or hub folder."""
+    """The file that `--ckpt` means: itself, or `model.safetensors` in a run, checkpoint or hub folder.
+
+    Raises:
+        UserError: if there is none, or it is not what its checkpoint has recorded.
+    """
     if not checkpoint.exists():
         raise UserError(
             f"{checkpoint}: no such file or folder; give a run folder, a checkpoint folder or a weights file"
         )
     if checkpoint.is_file():
+        _check_sum(checkpoint)
         return checkpoint
     if not (checkpoint / WEIGHTS_NAME).is_file():
         raise UserError(
             f"{checkpoint}: no {WEIGHTS_NAME} in it; a run folder has one after its first epoch, "
             "and each folder in its checkpoints/ has one"
         )
+    _check_sum(checkpoint / WEIGHTS_NAME)
     return checkpoint / WEIGHTS_NAME
+
+
+def _check_sum(file: Path) -> None:
+    """A single flipped bit is still a safetensors file, and only its sum tells."""
+    state = file.parent / STATE_NAME
+    if file.name != WEIGHTS_NAME or not state.is_file():
+        return
+    try:
+        recorded = json.loads(state.read_text(encoding="utf-8"))["sha256"][file.name]
+        actual = files.sha256_of(file)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{file} cannot be compared with the sum in its {STATE_NAME} ({type(error).__name__}: {error}); "
+            "take another checkpoint"
+        ) from None
+    if actual != recorded:
+        raise UserError(f"{file} is damaged: its sha256 is not the recorded one; take another checkpoint")
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -99,6 +126,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}); take another checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} holds no plain tensors ({reason}); nothing in it was executed") from None

@@ -17,19 +17,30 @@ ECHO_SECONDS = 2.0
 
 
 class Preemption:
-    """Watches for SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 from its making on; a second one ends the process at once.
+    """Watches for SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 in the body of a `with`; a second one ends the process at once.
 
     A handler may do next to nothing, and it runs in the process that got the signal only. So it leaves a note, and
     `agreed` lets all processes look at all notes, over the CPU: no process stops where another goes on to wait for it.
     """
 
-    def __init__(self, accelerator: Accelerator):
+    def __init__(self) -> None:
         self._signal = 0
         self._first_seconds = 0.0
-        self._alone = accelerator.num_processes == 1
-        self._group = None if self._alone else torch.distributed.new_group(backend="gloo")
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+        self._group: torch.distributed.ProcessGroup | None = None
+        """Of all processes; None while this one decides alone."""
+
+    def __enter__(self) -> "Preemption":
+        self._handlers_before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: one that Python knows nothing of
+
+    def agree_with_others(self, accelerator: Accelerator) -> None:
+        """From now on all processes must ask `agreed` alike."""
+        if accelerator.num_processes > 1:
+            self._group = torch.distributed.new_group(backend="gloo")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._signal:
@@ -39,18 +50,13 @@ class Preemption:
 
     def agreed(self, count: int) -> str:
         """The signal's name if any process has got one, else "". All processes must ask with the same counts."""
-        if self._alone:
+        if self._group is None:
             return _name(self._signal)
         if count % POLL_EVERY:
             return ""
         note = torch.tensor([self._signal])
         torch.distributed.all_reduce(note, torch.distributed.ReduceOp.MAX, group=self._group)
         return _name(int(note))
-
-    def close(self) -> None:
-        """From here on signals do what they do by default."""
-        for number in SIGNALS:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _name(number: int) -> str:

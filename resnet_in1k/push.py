@@ -147,7 +147,7 @@ class Push:
         return options.revision
 
     def _pull_request(self) -> int:
-        """The number of the one that proposes these very weights, whoever began it; opened if there is none."""
+        """The number of this user's own that proposes these very weights; opened if there is none."""
         api, repo_id = self.api, self.options.repo_id
         for discussion in api.get_repo_discussions(repo_id, discussion_type="pull_request"):
             mine = discussion.author == self.user and discussion.title == self.title

@@ -3,28 +3,16 @@
 import dataclasses
 import itertools
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
-from resnet_in1k import files
 from resnet_in1k.augment import augment, draw
-from resnet_in1k.checkpoint import (
-    TrainState,
-    load_newest_checkpoint,
-    optimizer_tensors,
-    prune_checkpoints,
-    recover_checkpoints,
-    save_checkpoint,
-    save_state_anew,
-    save_weights,
-)
+from resnet_in1k.checkpoint import TrainState, load_newest_checkpoint
 from resnet_in1k.console import Console
 from resnet_in1k.devices import (
     Precision,
@@ -36,8 +24,8 @@ from resnet_in1k.devices import (
     share_buffers,
 )
 from resnet_in1k.errors import Preempted, ProcessError, UserError
-from resnet_in1k.evaluation import EVAL_BATCH_SIZE, Evaluation, evaluate_model
-from resnet_in1k.model import ResNet, weights_to_save
+from resnet_in1k.evaluation import EVAL_BATCH_SIZE, evaluate_model
+from resnet_in1k.model import ResNet
 from resnet_in1k.optim import lr_at
 from resnet_in1k.pace import Pace
 from resnet_in1k.pipeline import (
@@ -52,24 +40,15 @@ from resnet_in1k.pipeline import (
     worker_deaths_explained,
 )
 from resnet_in1k.plan import Plan, describe
-from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
 from resnet_in1k.preemption import Preemption
 from resnet_in1k.preflight import check_disk, check_images, check_workers, classes_told, rehearse
 from resnet_in1k.recipes import RECIPES, Recipe
-from resnet_in1k.run_folder import (
-    RunFolder,
-    RunLock,
-    describe_data,
-    write_recipe,
-    write_resumed,
-)
+from resnet_in1k.run_folder import RunFolder, describe_data
+from resnet_in1k.run_writer import NOTHING_BEGUN, RunWriter
 from resnet_in1k.session import check_resumable, precision_of, session_facts
 from resnet_in1k.sources import open_train_and_val, some
 from resnet_in1k.step import TrainStep
 from resnet_in1k.stopwatch import WAITING_SHARE_WORTH_SAYING, Lap, Stopwatch, diagnose
-
-SAVED_IS_INTACT = "; what was saved before is intact: mend that and go on with --resume"
-NOTHING_BEGUN = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,42 +97,42 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
         UserError: for anything wrong with recipe, data, machine or output folder that a person can mend.
         Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped it, once everything is saved.
     """
-    trainer = Trainer(recipe_name, recipe, options)
-    try:
-        with worker_deaths_explained(), lost_processes_explained(trainer.accelerator.process_index):
-            trainer.announce()
-            trainer.preflight()
-            if not options.dry_run:
-                trainer.start_or_resume()
-                trainer.run()
-    except Preempted:
-        trainer.accelerator.end_training()
-        raise
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+    with Preemption() as preemption:
+        trainer = Trainer(recipe_name, recipe, options, preemption)
+        try:
+            with worker_deaths_explained(), lost_processes_explained(trainer.accelerator.process_index):
+                trainer.announce()
+                trainer.preflight()
+                if not options.dry_run:
+                    trainer.start_or_resume()
+                    trainer.run()
+        except Preempted:
+            trainer.accelerator.end_training()
             raise
-        raise ProcessError(trainer.out_of_memory(error)) from None
-    finally:
-        trainer.preemption.close()
-    trainer.accelerator.end_training()
-    return trainer.folder.path
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            raise ProcessError(trainer.out_of_memory(error)) from None
+        trainer.accelerator.end_training()
+        return trainer.folder.path
 
 
 class Trainer:
     """The parts of one run, and the steps of its loop."""
 
-    def __init__(self, recipe_name: str, recipe: Recipe, options: TrainOptions):
+    def __init__(self, recipe_name: str, recipe: Recipe, options: TrainOptions, preemption: Preemption):
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
         self.folder = RunFolder(options.output_dir or Path("runs", recipe_name))
         self.folder.check_free(options.resume)
-        self.lock: RunLock | None = None
         self.train_source, self.val_source = open_train_and_val(options.data)
 
         self.accelerator = make_accelerator(
             precision_of(self.folder, options.precision), options.report_to, self.folder.path
         )
         self.device = self.accelerator.device
-        self.preemption = Preemption(self.accelerator)
+        self.preemption = preemption
+        self.preemption.agree_with_others(self.accelerator)
+        self.writer = RunWriter(self.folder, self.accelerator, options.keep_checkpoints)
         self.console = Console(self.accelerator.is_main_process)
         self.cpu_threads = choose_cpu_threads(self.device, options.cpu_threads)
         self.workers = choose_workers(self.device, options.workers)
@@ -185,7 +164,6 @@ class Trainer:
         """Met by this process since they were last collected from all, with the decoder's reasons."""
         self.stopwatch = Stopwatch(self.device)
         self.epoch_lap = Lap()
-        self.live_figure = LiveFigure()
         self.evaluating = False
 
     def announce(self) -> None:
@@ -224,16 +202,16 @@ class Trainer:
                 self.workers, self.plan.per_process_batch_size + EVAL_BATCH_SIZE, self.recipe.image_size
             )
 
-        self._on_main_process(check_surroundings, NOTHING_BEGUN)
+        self.writer.on_main_process(check_surroundings, NOTHING_BEGUN)
         if not self.options.dry_run:
-            self._on_main_process(self._take_possession, NOTHING_BEGUN)
+            self.writer.take_possession()
         told["step"], told["checkpoint"] = rehearse(
             self.train_step,
             self.eval_model,
             self.plan,
             self.device,
             self.folder.nearest_existing(),
-            lambda check: self._on_main_process(check, NOTHING_BEGUN),
+            lambda check: self.writer.on_main_process(check, NOTHING_BEGUN),
         )
         self.console.say("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in told.items())]))
         if stopped_by := self.preemption.agreed(0):
@@ -250,43 +228,21 @@ class Trainer:
                 self.accelerator.scaler.load_state_dict(state.grad_scaler)
         if len(set(gather_object([self.state.step]))) > 1:
             raise UserError(f"the machines see other checkpoints in {self.folder.path}; it must lie on shared storage")
-        self._on_main_process(self._write_beginning)
+        self.writer.begin(
+            self.state,
+            self.recipe_name,
+            self.recipe,
+            self.data,
+            self.session,
+            verdict_pending=self._verdict_is_pending(),
+        )
+        self._list_bad_images()
         if self.options.report_to:
             self.accelerator.init_trackers(self.folder.path.name, config=dataclasses.asdict(self.recipe))
 
-    def _take_possession(self) -> None:
-        self.folder.create()
-        if self.lock is None:  # this may be a second try, and a second lock would let go of the first
-            self.lock = RunLock(self.folder)
-        files.remove_temporaries(self.folder.path)
-        recover_checkpoints(self.folder.checkpoints)
-
-    def _write_beginning(self) -> None:
-        if self.folder.recipe.exists():
-            write_resumed(self.folder, self.recipe_name, self.recipe, {"after_step": self.state.step, **self.session})
-        else:
-            write_recipe(self.folder, self.recipe_name, self.recipe, self.data, **self.session)
-        self.folder.forget_after(self.state.step, self._verdict_is_pending())
-        self._list_bad_images()
-        self._restore_best()
-
     def _list_bad_images(self) -> None:
         names = [self.train_source.image_name(index) for index in self.state.bad_images]
-        if names or self.folder.bad_images.exists():
-            files.write_text(self.folder.bad_images, "".join(f"{name}\n" for name in names))
-
-    def _on_main_process(self, write: Callable[[], None], advice: str = SAVED_IS_INTACT) -> None:
-        """Let the main process write while the others wait; if it cannot, all of them fail together.
-
-        What fails in passing, as network file systems do, is tried once more.
-        """
-        problem = [""]
-        if self.accelerator.is_main_process:
-            problem = [files.why_not(write) or ""]
-        if self.plan.num_processes > 1:
-            broadcast_object_list(problem)
-        if problem[0]:
-            raise UserError(problem[0] + advice)
+        self.writer.write_list(self.folder.bad_images, names)
 
     def run(self) -> None:
         begun_seconds = time.monotonic()
@@ -370,7 +326,7 @@ class Trainer:
         if not new:
             return
         self.state.bad_images = sorted([*self.state.bad_images, *new])
-        self._on_main_process(self._list_bad_images)
+        self._list_bad_images()
         for index in new:
             self.console.say(f"replaced by the next: {self.train_source.image_name(index)} ({found[index]})")
         if len(self.state.bad_images) > most_bad_images(len(self.train_source)):
@@ -389,7 +345,7 @@ class Trainer:
             last_step=step,
         )
         names = [self.train_source.image_name(index) for batch in order for _, index in batch]
-        self._on_main_process(lambda: files.write_text(listed, "".join(f"{name}\n" for name in names)))
+        self.writer.write_list(listed, names)
         raise UserError(
             f"the loss of step {step:,} (epoch {self._epoch_of(step)}, lr "
             f"{lr_at(step, self.recipe, self.plan.steps_per_epoch):g}) is {loss}; the weights were not touched and the "
@@ -415,7 +371,7 @@ class Trainer:
             "load_seconds": lap["load"] / measured_steps,
             "train_seconds": lap["train"] / measured_steps,
         }
-        self._record(record)
+        self.writer.record(record)
         self.console.say(
             f"epoch {record['epoch']}/{self.recipe.epochs}  step {step:,}/{self.plan.total_steps:,}  "
             f"loss {record['loss']:.4f}  lr {record['lr']:.3g}  {record['images_per_second']:,.0f} images/s  "
@@ -460,7 +416,7 @@ class Trainer:
             "val_seconds": lap["val"],
             "lr": lr_at(step, self.recipe, self.plan.steps_per_epoch),
         }
-        self._record(record)
+        self.writer.record(record)
         self.console.say(
             f"epoch {record['epoch']}/{self.recipe.epochs} done  train loss {record['train_loss']:.4f}  "
             f"{evaluation.summary()}\n"
@@ -470,42 +426,11 @@ class Trainer:
 
         if evaluation.bad_images:
             self.console.say(f"  unreadable: {some(list(evaluation.bad_images))}")
-
+        bad = (f"{name} ({reason})" for name, reason in evaluation.bad_images.items())
+        self.writer.write_list(self.folder.bad_val_images, bad)
         self.state.epoch_losses.clear()
-        best_so_far = evaluation.top1_accuracy > self.state.best_top1_accuracy
-        if best_so_far:
-            self.state.best_step, self.state.best_top1_accuracy = step, evaluation.top1_accuracy
-
-        def write() -> None:
-            if best_so_far:
-                self._publish_best(evaluation)
-            if evaluation.bad_images:
-                lines = [f"{name} ({reason})\n" for name, reason in evaluation.bad_images.items()]
-                files.write_text(self.folder.bad_val_images, "".join(lines))
-            title = f"{self.recipe.model} on {self.train_source.name}, recipe {self.recipe_name}"
-            figure = draw_curves(self.folder.records(), title, evaluation.top_k)
-            save_curves(figure, self.folder.curves)
-            self.live_figure.show(figure)
-            save_state_anew(self.folder.checkpoints, self.state)
-            self._prune()
-
-        self._on_main_process(write)
-
-    def _publish_best(self, evaluation: Evaluation) -> None:
-        save_weights(weights_to_save(self.eval_model), self.folder.weights)
-        self.state.best_evaluation = evaluation.to_json(files.sha256_of(self.folder.weights))
-        files.write_json(self.folder.evaluation, self.state.best_evaluation)
-
-    def _restore_best(self) -> None:
-        """Undo the publication of an epoch that the checkpoint does not know of, as after a kill just then."""
-        best, checkpoint = self.state.best_evaluation, self.folder.checkpoints / f"step_{self.state.best_step:08d}"
-        if best is None or not checkpoint.is_dir():
-            return
-        if not self.folder.weights.exists() or files.sha256_of(self.folder.weights) != best["weights_sha256"]:
-            files.write_atomically(
-                self.folder.weights, lambda path: shutil.copyfile(checkpoint / self.folder.weights.name, path)
-            )
-        files.write_json(self.folder.evaluation, best)
+        title = f"{self.recipe.model} on {self.train_source.name}, recipe {self.recipe_name}"
+        self.writer.finish_epoch(self.state, evaluation, self.eval_model, title)
 
     def _verdict_is_pending(self) -> bool:
         """Whether the state is that of an epoch's end without its evaluation."""
@@ -518,24 +443,7 @@ class Trainer:
         self.state.step = step
         if self.accelerator.scaler is not None:
             self.state.grad_scaler = self.accelerator.scaler.state_dict()
-
-        def write() -> None:
-            weights = weights_to_save(self.model)
-            if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-                raise UserError(f"after step {step:,} {broken[0]} is not finite, and was not saved; try a lower --lr")
-            tensors = optimizer_tensors(self.model, self.optimizer)
-            save_checkpoint(self.folder.checkpoints, self.state, weights, tensors)
-            self._prune()
-
-        self._on_main_process(write)
-
-    def _prune(self) -> None:
-        keep, state = self.options.keep_checkpoints, self.state
-        prune_checkpoints(self.folder.checkpoints, keep, state.best_step, newest_step=state.step)
-
-    def _record(self, record: dict[str, Any]) -> None:
-        self._on_main_process(lambda: self.folder.append(record))
-        self.accelerator.log({key: value for key, value in record.items() if key != "kind"}, step=record["step"])
+        self.writer.save_checkpoint(self.state, self.model, self.optimizer)
 
     def _epoch_of(self, step: int) -> int:
         return (step - 1) // self.plan.steps_per_epoch + 1

@@ -9,7 +9,7 @@ import torch
 from resnet_in1k import checkpoint as C
 from resnet_in1k import files
 from resnet_in1k.errors import UserError
-from resnet_in1k.model import weights_to_save
+from resnet_in1k.model import weights_file, weights_to_save
 from resnet_in1k.optim import build_optimizer
 
 
@@ -48,7 +48,7 @@ def save(folder: Path, trained, **state: object) -> Path:
 
 def test_everything_comes_back_and_goes_on_alike(tmp_path: Path, trained, tiny):
     state = {"step": 7, "epoch_losses": [0.1, 1 / 3], "best_step": 5, "best_top1_accuracy": 0.7}
-    state |= {"best_evaluation": {"top1_accuracy": 0.7}, "bad_images": [3, 4]}
+    state |= {"best_evaluation": {"top1_accuracy": 0.7, "weights_sha256": "0" * 64}, "bad_images": [3, 4]}
     folder = save(tmp_path, trained, **state)
     assert folder.name == "step_00000007"
     torch.manual_seed(1)
@@ -105,7 +105,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
 def test_the_state_can_be_written_anew_beside_the_same_tensors(tmp_path: Path, trained):
     folder = save(tmp_path, trained, step=2, epoch_losses=[1.0, 0.5])
     before = {name: (folder / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
-    verdict = {"best_step": 2, "best_top1_accuracy": 0.5, "best_evaluation": {"loss": 1.0}}
+    verdict = {"best_step": 2, "best_top1_accuracy": 0.5, "best_evaluation": {"loss": 1.0, "weights_sha256": "0" * 64}}
     C.save_state_anew(tmp_path, C.TrainState(step=2, **verdict))
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert C.load_checkpoint(folder, *trained) == C.TrainState(step=2, **verdict)
@@ -212,6 +212,7 @@ MALFORMED = {
     "state with a step in words": state(step="two"),
     "state with losses that are none": state(epoch_losses=["much"]),
     "state with a key too many": state(extra=1),
+    "state whose best is of no weights": state(best_step=1, best_top1_accuracy=0.5, best_evaluation={}),
     "state of another recipe": state(recipe_sha256="0" * 64),
     "state with a recipe that is none": state(recipe_sha256=5),
     "state with losses that are a mapping": state(epoch_losses={}),
@@ -267,6 +268,17 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, t
     assert "passed over: " in said[0]
     assert "step_00000002/model.safetensors is damaged" in said[0]
     assert "resuming after step 1" in said[1]
+
+
+def test_weights_that_are_not_their_checkpoints_are_refused_by_other_readers_too(tmp_path: Path, trained):
+    folder = save(tmp_path, trained)
+    flip(WEIGHTS, -1)(folder)
+    for checkpoint in (folder, folder / WEIGHTS):
+        with pytest.raises(UserError, match=r"step_00000002/model.safetensors is damaged: its sha256 is not"):
+            weights_file(checkpoint)
+    (folder / STATE).write_text("{")
+    with pytest.raises(UserError, match=r"cannot be compared with the sum in its state.json \(JSONDecodeError"):
+        weights_file(folder)
 
 
 def test_what_a_kill_left_half_done_is_mended(tmp_path: Path, trained):

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "resnet_in1k"
 FLOORS = [
     "errors", "files", "randomness", "recipes", "sources", "console", "stopwatch", "metrics", "images", "model",
     "pipeline", "augment", "optim", "devices", "preemption", "step", "checkpoint", "run_folder", "plan", "session",
-    "pace", "plots", "evaluation", "preflight", "training", "benchmark", "names", "weights", "report", "scoring",
-    "card", "hub", "push", "prediction", "export", "cli",
+    "pace", "plots", "evaluation", "run_writer", "preflight", "training", "benchmark", "names", "weights", "report",
+    "scoring", "card", "hub", "push", "prediction", "export", "cli",
 ]  # fmt: skip
 """Ground floor first; each module may import only what stands before it."""
 

@@ -10,7 +10,10 @@ import psutil
 import pytest
 from processes import ROOT, TWO_PROCESSES, assert_same_end, at, rank_of, start
 
+from resnet_in1k.errors import Preempted
+from resnet_in1k.recipes import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe
+from resnet_in1k.sources import Source, open_train_and_val
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
@@ -47,15 +50,14 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
     """In a process that never looks at the note: it must not need the training loop to end."""
     code = """
 import os, signal, time
-from accelerate import Accelerator
 from resnet_in1k import preemption
 preemption.ECHO_SECONDS = 0.0
-watch = preemption.Preemption(Accelerator(cpu=True))
-os.kill(os.getpid(), signal.SIGTERM)
-print(watch.agreed(1), flush=True)
-time.sleep(0.01)
-os.kill(os.getpid(), signal.SIGTERM)
-print("still here")
+with preemption.Preemption() as watch:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(watch.agreed(1), flush=True)
+    time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (result.stdout, result.returncode) == ("SIGTERM\n", 128 + signal.SIGTERM)
@@ -68,7 +70,6 @@ def test_stopped_in_validation_and_resumed(
     from test_training import run
 
     from resnet_in1k import evaluation
-    from resnet_in1k.errors import Preempted
 
     recipe, _ = read_recipe(finished)
     whole = evaluation.normalise
@@ -79,20 +80,36 @@ def test_stopped_in_validation_and_resumed(
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     folder = RunFolder(tmp_path / "run")
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(evaluation, "normalise", send)
-            patch.setattr(evaluation.evaluate_model, "__kwdefaults__", {
-                **evaluation.evaluate_model.__kwdefaults__, "batch_size": 5
-            })  # fmt: skip
-            with pytest.raises(Preempted, match="stopped by SIGTERM after step 4 of 8"):
-                run(recipe, image_folder, folder.path, keep_checkpoints=9)
-        assert [record["kind"] for record in folder.records()] == ["train"] * 4
-        run(recipe, image_folder, folder.path, keep_checkpoints=9, resume=True)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "normalise", send)
+        patch.setattr(evaluation.evaluate_model, "__kwdefaults__", {
+            **evaluation.evaluate_model.__kwdefaults__, "batch_size": 5
+        })  # fmt: skip
+        with pytest.raises(Preempted, match="stopped by SIGTERM after step 4 of 8"):
+            run(recipe, image_folder, folder.path, keep_checkpoints=9)
+    assert [record["kind"] for record in folder.records()] == ["train"] * 4
+    assert {number: signal.getsignal(number) for number in before} == before
+    run(recipe, image_folder, folder.path, keep_checkpoints=9, resume=True)
     assert_same_end(folder, finished)
+
+
+def test_a_signal_while_the_data_is_being_opened_is_not_lost(
+    tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On network storage that may take minutes, and a job that goes back into the queue must end with status 75."""
+    from test_training import run
+
+    from resnet_in1k import training
+
+    def signalled(data: str) -> tuple[Source, Source]:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return open_train_and_val(data)
+
+    monkeypatch.setattr(training, "open_train_and_val", signalled)
+    with pytest.raises(Preempted, match="stopped by SIGUSR1 before the first step; start with the same command and"):
+        run(tiny, image_folder, tmp_path / "run")
+    monkeypatch.undo()
+    assert len(run(tiny, image_folder, tmp_path / "run", resume=True).records()) == 10
 
 
 @pytest.mark.parametrize("rank", [0, 1])

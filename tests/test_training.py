@@ -12,7 +12,7 @@ from processes import assert_same_end
 from safetensors.torch import load_file
 from test_sources import tree_of_links
 
-from resnet_in1k import randomness, training
+from resnet_in1k import randomness, run_writer, training
 from resnet_in1k.augment import augment, draw
 from resnet_in1k.errors import UserError
 from resnet_in1k.files import sha256_of
@@ -161,10 +161,10 @@ def test_an_epochs_verdict_is_written_once_and_published_as_the_checkpoint_has_i
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    whole = training.save_state_anew
+    whole = run_writer.save_state_anew
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_state_anew", lambda *known: (killed if known[1].step == 8 else whole)(*known))
-        patch.setattr(training.Evaluation, "top1_accuracy", property(lambda self: len(folder.records()) / 100))
+        patch.setattr(run_writer, "save_state_anew", lambda *known: (killed if known[1].step == 8 else whole)(*known))
+        patch.setattr(run_writer.Evaluation, "top1_accuracy", property(lambda self: len(folder.records()) / 100))
         with pytest.raises(KeyboardInterrupt):
             run(tiny, image_folder, folder.path, checkpoint_every=3, keep_checkpoints=9)
     assert folder.records()[-1]["kind"] == "epoch"
