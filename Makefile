@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## train a ResNet-50 on handwritten digits, evaluate it, dra
 	@printf '  . .venv/bin/activate\n  accelerate launch scripts/train.py --data DATA --output-dir runs/mine --dry-run\n'
 
 test: lint  ## lint, then the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 torture: $(INSTALLED)  ## kill and signal real training processes at every moment, at length; an hour on two cores
 	$(BIN)/python -m pytest tests/test_torture.py --torture -s

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,10 @@ TINY = replace(
 """A recipe small enough for tests, with every augmentation but hue."""
 
 
+LONG = ("test_torture", "test_training", "test_preemption", "test_push", "test_launch", "test_faults")
+"""These files first, so that no worker is left with one of them when the others have finished."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="kill and signal training processes at length (an hour)")
 
@@ -36,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--torture"):
         items[:] = [item for item in items if "torture" not in item.keywords]
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -92,6 +97,25 @@ def forget_accelerate_state() -> None:
 def fresh_accelerate_state() -> None:
     """Each test asks anew."""
     forget_accelerate_state()
+
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+NUM_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+ALLOWED_CORES = sorted(os.sched_getaffinity(0))
+
+if NUM_WORKERS > 1:
+    # Each its share of the cores, which all that it starts inherits: trainings that think they have the machine to
+    # themselves hold one another up many times longer than they run.
+    os.sched_setaffinity(0, ALLOWED_CORES[WORKER % len(ALLOWED_CORES) :: NUM_WORKERS])
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Not this worker's alone, for once."""
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALLOWED_CORES)
+    yield
+    os.sched_setaffinity(0, ours)
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

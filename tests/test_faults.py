@@ -10,9 +10,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from processes import ROOT, SLOW, TWO_PROCESSES, at, start
+from processes import ROOT, SLOW, TWO_PROCESSES, at, rank_of, start
 from test_training import run
 
 from resnet_in1k import files
@@ -97,6 +98,20 @@ def test_a_quota_met_by_a_real_process_is_one_line(image_folder: Path, tmp_path:
     assert re.fullmatch(
         r"error: .*step_00000001 cannot be written: File too large\n", result.stderr
     )  # by the preflight
+
+
+@pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
+def test_a_disk_full_in_mid_run_stops_all_processes_with_one_line(image_folder: Path, tmp_path: Path, launcher):
+    """From step 5 on the kernel refuses files over 20 MB to the process that writes; a checkpoint has 45."""
+    process = start(image_folder, tmp_path / "run", launcher=launcher)
+    limit = (20 << 20, 20 << 20)
+    _, said = at(process, "step 5/8", lambda: rank_of(process, 0).rlimit(psutil.RLIMIT_FSIZE, limit))
+    assert process.returncode != 0
+    assert (
+        len(re.findall(r"^error: .*step_00000008 cannot be written: File too large; what was saved", said, re.M)) == 1
+    )
+    assert "lost the others" not in said
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tiny, image_folder, tmp_path: Path, monkeypatch):

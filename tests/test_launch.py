@@ -90,12 +90,12 @@ def test_two_processes_fail_with_our_line_and_a_short_report(run_script):
     assert "sources.py" not in result.stderr  # the launcher's report gives the reason, not our code
 
 
-def test_one_process_on_the_cpu_uses_all_physical_cores(run_script, image_folder: Path):
+def test_one_process_on_the_cpu_uses_all_physical_cores(run_script, image_folder: Path, tmp_path: Path, all_cores):
     """accelerate launch sets OMP_NUM_THREADS=1 where a configuration does not say otherwise."""
     from resnet_in1k.devices import usable_cores
 
     result = run_script(
-        "scripts/train.py", *TINY_FLAGS, "--data", image_folder, "--dry-run",
+        "scripts/train.py", *TINY_FLAGS, "--data", image_folder, "--output-dir", tmp_path / "run", "--dry-run",
         config="one_gpu.yaml", env={"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
