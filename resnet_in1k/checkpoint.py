@@ -4,11 +4,12 @@
 learning rate is a function of the step, so that is all.
 """
 
+import hashlib
 import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from resnet_in1k import files
 from resnet_in1k.errors import UserError
 from resnet_in1k.model import STATE_NAME, WEIGHTS_NAME, load_strictly, read_weights
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 OPTIMIZER_NAME = "optimizer.safetensors"
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 
@@ -78,7 +79,15 @@ def save_state_anew(checkpoints: Path, state: TrainState) -> None:
 
 
 def _write_state(folder: Path, state: TrainState, sums: Mapping[str, str]) -> None:
-    files.write_json(folder / STATE_NAME, {"format_version": FORMAT_VERSION, **asdict(state), "sha256": sums})
+    values = {"format_version": FORMAT_VERSION, **asdict(state), "sha256": dict(sums)}
+    values["sha256"][STATE_NAME] = state_sha256(values)
+    files.write_json(folder / STATE_NAME, values)
+
+
+def state_sha256(values: Mapping[str, Any]) -> str:
+    """Of what state.json says but for this very sum, however it is laid out: one digit amiss is still JSON."""
+    sums = {name: value for name, value in values["sha256"].items() if name != STATE_NAME}
+    return hashlib.sha256(json.dumps({**values, "sha256": sums}, sort_keys=True).encode()).hexdigest()
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -104,12 +113,9 @@ def recover_checkpoints(checkpoints: Path) -> None:
     files.remove_temporaries(checkpoints)
 
 
-def prune_checkpoints(checkpoints: Path, keep: int, best_step: int, newest_step: int) -> None:
-    """Of those up to `newest_step`, delete all but the `keep` newest and the best.
-
-    Later ones were passed over as damaged when the run was resumed: they must not push out what it saves now.
-    """
-    ours = [(step, folder) for step, folder in list_checkpoints(checkpoints) if step <= newest_step]
+def prune_checkpoints(checkpoints: Path, keep: int, best_step: int, passed_over: Container[int] = ()) -> None:
+    """Delete all but the `keep` newest and the best; what was passed over as damaged neither goes nor counts."""
+    ours = [(step, folder) for step, folder in list_checkpoints(checkpoints) if step not in passed_over]
     for step, folder in ours[:-keep]:
         if step != best_step:
             files.delete_folder(folder)
@@ -138,7 +144,8 @@ def load_newest_checkpoint(
         return state
     if folders:
         raise UserError(
-            f"none of the {len(folders)} checkpoints in {checkpoints} can be used; remove them to start afresh"
+            f"none of the {len(folders)} checkpoints in {checkpoints} can be used, as said above; mend that, or start "
+            "afresh in another --output-dir"
         )
     return None
 
@@ -164,7 +171,7 @@ def load_checkpoint(
             raise UserError(f"{folder / name} is damaged: its sha256 is not the recorded one")
     weights = read_weights(folder / WEIGHTS_NAME)
     try:
-        tensors = load_file(folder / OPTIMIZER_NAME)
+        tensors = files.twice_if_need_be(lambda: load_file(folder / OPTIMIZER_NAME))
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder / OPTIMIZER_NAME} is not a whole safetensors file ({error})") from None
     parameters = dict(model.named_parameters())
@@ -173,7 +180,9 @@ def load_checkpoint(
         if parameter is None or parameter.shape != tensor.shape or parameter.dtype != tensor.dtype:
             raise UserError(f"{folder / OPTIMIZER_NAME} does not fit the model: {name}, {tuple(tensor.shape)}")
     missing = parameters.keys() - {name.rpartition(".")[0] for name in tensors}
-    if missing and state.step:
+    # SGD without momentum has no tensors, and none has any whose steps so far a loss scaler has skipped.
+    may_be_empty = state.step == 0 or not optimizer.defaults["momentum"] or state.grad_scaler is not None
+    if missing and (tensors or not may_be_empty):
         raise UserError(f"{folder / OPTIMIZER_NAME} lacks {min(missing)}.momentum_buffer")
     load_strictly(model, weights, folder / WEIGHTS_NAME)
     load_optimizer_tensors(model, optimizer, tensors)
@@ -184,18 +193,29 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     """state.json, each value of the type and range that it must have; and the sha256 of the other files."""
     path = folder / STATE_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version, sums = values.pop("format_version"), values.pop("sha256")
+        values = json.loads(files.read_text(path), parse_constant=_refuse)
+        version = values["format_version"]
+        actual = state_sha256(values) if version == FORMAT_VERSION else ""
+        del values["format_version"]
+        sums = values.pop("sha256")
+        recorded = sums.pop(STATE_NAME, "")
         state = TrainState(**values)
-        sound = isinstance(sums, dict) and state.step == int(folder.name.removeprefix("step_")) and _is_sound(state)
+        sound = state.step == int(folder.name.removeprefix("step_")) and _is_sound(state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{path} cannot be read ({reason})") from None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version!r}; this version of resnet_in1k reads {FORMAT_VERSION}")
+    if actual != recorded:
+        raise UserError(f"{path} is damaged: its sha256 is not the recorded one")
     if not sound:
         raise UserError(f"{path} does not describe a training after step {folder.name.removeprefix('step_')}")
     return state, sums
+
+
+def _refuse(constant: str) -> None:
+    """Raises ValueError: NaN and infinities are not JSON, and nothing in a state may be one."""
+    raise ValueError(f"{constant} in it")
 
 
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
@@ -214,6 +234,7 @@ def _is_sound(state: TrainState) -> bool:
         and (state.best_evaluation is None) == (state.best_step == 0)
         and (state.best_evaluation is None or isinstance(state.best_evaluation["weights_sha256"], str))
         and (state.grad_scaler is None or state.grad_scaler.keys() == SCALER_KEYS)
+        and all(type(value) in (int, float) for value in (state.grad_scaler or {}).values())
         and isinstance(state.recipe_sha256, str)
         and isinstance(state.bad_images, list)
         and all(type(index) is int and index >= 0 for index in state.bad_images)

@@ -24,6 +24,9 @@ def run_script(main: Callable[[], Any]) -> None:
     """Call `main`; a UserError becomes one line on standard error and exit status 2, Preempted one and 75."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no name of a file shall end a run
+
     def main_with_short_traceback() -> None:
         try:
             main()

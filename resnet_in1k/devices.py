@@ -152,8 +152,28 @@ def choose_workers(device: torch.device, workers: int | None) -> int:
     return max(1, cores // 8) if device.type == "cpu" else min(cores, 32)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, whichever of its libraries asked for it, or of the CPU."""
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 @contextlib.contextmanager
-def lost_processes_explained(rank: int) -> Iterator[None]:
+def inference_memory_explained(num_images: int) -> Iterator[None]:
+    """Raises ProcessError where a forward pass of so many images does not fit into memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ProcessError(
+            f"out of memory with {num_images} images in a forward pass for evaluation "
+            f"({str(error).splitlines()[0]}); take a smaller --image-size or, where there is one, --batch-size"
+        ) from None
+
+
+@contextlib.contextmanager
+def lost_processes_explained() -> Iterator[None]:
     """Raises ProcessError where this process cannot reach the others any more: one of them has ended."""
     try:
         yield
@@ -162,8 +182,8 @@ def lost_processes_explained(rank: int) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0].rpartition("] ")[2] or type(error).__name__
         raise ProcessError(
-            f"process {rank} has lost the others ({reason}): one of them has ended, and the launcher or its last line "
-            "says why; what was saved is intact, go on with --resume"
+            f"process {os.environ.get('RANK', '0')} has lost the others ({reason}): one of them has ended, and the "
+            "launcher or its last line says why; what was saved is intact, go on with --resume"
         ) from None
 
 

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from resnet_in1k.augment import normalise
 from resnet_in1k.console import Console
+from resnet_in1k.devices import inference_memory_explained
 from resnet_in1k.errors import UserError
 from resnet_in1k.pipeline import Batch, Loader, eval_loader, on_device
 from resnet_in1k.sources import Source
@@ -123,7 +124,7 @@ def evaluate_model(
 
     Raises:
         UserError: if the loss is not finite.
-        ProcessError: if a file cannot be read from its disk.
+        ProcessError: if a file cannot be read from its disk, or a batch does not fit into memory.
     """
     loader = eval_loader(
         source,
@@ -201,7 +202,8 @@ def _judge(
             if answer := stop_asked(number):
                 return answer
             images, labels, indices = take()
-            logits = model(images)  # (B, C) float32
+            with inference_memory_explained(len(images)):
+                logits = model(images)  # (B, C) float32
             top = logits.topk(min(5, logits.shape[1]))
             mine.append(
                 {

@@ -1,6 +1,7 @@
 """Weights to other formats: ONNX, torch.export's archive, or clean safetensors; compared before they are kept."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,6 +54,8 @@ def export(options: ExportOptions) -> float:
     if options.output.suffix != suffix:
         raise UserError(f"--output {options.output}: a file that ends in {suffix} for --format {options.format}")
     weights = find_weights(options.ckpt)
+    if weights.note:
+        print(weights.note, file=sys.stderr)
     model = load_model(weights.file).eval()
     image_size = options.image_size or weights.image_size
     images = [

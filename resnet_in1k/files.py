@@ -34,7 +34,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """UTF-8; a byte of a file name that is not, as old archives have them, as \\udcXX, which JSON reads back."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", errors="backslashreplace")))
+
+
+def read_text(path: Path) -> str:
+    return twice_if_need_be(lambda: path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,7 +62,11 @@ def new_folder(path: Path) -> Iterator[Path]:
             old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
-            os.rename(temporary, path)
+            try:
+                os.rename(temporary, path)
+            except BaseException:
+                os.rename(old, path)
+                raise
             _sync(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         else:
@@ -133,11 +142,14 @@ def why_not(write: Callable[[], None]) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    def read_all() -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return twice_if_need_be(read_all)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -56,6 +56,8 @@ def _jpeg_size(encoded: np.ndarray) -> tuple[int, int] | None:
         marker = data[place + 1]
         if marker == 0xFF:  # a fill byte
             place += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers that stand alone
+            place += 2
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header, ITU-T T.81 table B.1
             return int.from_bytes(data[place + 7 : place + 9], "big"), int.from_bytes(
                 data[place + 5 : place + 7], "big"

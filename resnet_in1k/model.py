@@ -2,7 +2,6 @@
 
 import functools
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,7 @@ def _check_sum(file: Path) -> None:
     if file.name != WEIGHTS_NAME or not state.is_file():
         return
     try:
-        recorded = json.loads(state.read_text(encoding="utf-8"))["sha256"][file.name]
+        recorded = json.loads(files.read_text(state))["sha256"][file.name]
         actual = files.sha256_of(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
@@ -121,14 +120,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """
     try:
         if file.suffix == ".safetensors":
-            state = safetensors.torch.load_file(file)
+            state = files.twice_if_need_be(lambda: safetensors.torch.load_file(file))
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = files.twice_if_need_be(lambda: torch.load(file, map_location="cpu", weights_only=True))
     except safetensors.SafetensorError as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}); take another checkpoint") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch's unpickler raises whatever a file leads it to that is none of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} holds no plain tensors ({reason}); nothing in it was executed") from None
     for wrapper in ("state_dict", "model"):  # what old training scripts put around the weights

@@ -10,8 +10,11 @@ import functools
 import gc
 import math
 import mmap
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -219,7 +222,7 @@ class Loader:
             num_workers=self._num_workers,
             prefetch_factor=PREFETCH_FACTOR if self._num_workers else None,
             multiprocessing_context=worker_context() if self._num_workers else None,
-            worker_init_fn=_be_a_modest_worker,
+            worker_init_fn=functools.partial(_be_a_modest_worker, parent=os.getpid()),
         )
         with _workers_at_work(loader) as results, worker_deaths_explained():
             for result in results:
@@ -308,11 +311,26 @@ def worker_context() -> str | None:
     return "fork" if sys.platform == "linux" else None
 
 
-def _be_a_modest_worker(worker_id: int) -> None:
+PARENT_CHECKED_EVERY_SECONDS = 2.0
+
+
+def _be_a_modest_worker(worker_id: int, parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)  # the workers are the parallelism
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the main process decides when to stop, and then needs them no more
     gc.freeze()  # collecting what was inherited would touch, and so copy, the pages shared with the main process
+
+
+def _end_with(parent: int) -> None:
+    """End this worker once its parent has ended.
+
+    torch's own watchdog asks a worker's first moments who the parent is: of one killed by then it never hears, and the
+    worker stays for ever, with the memory and the open pipes of the run.
+    """
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECKED_EVERY_SECONDS)
+    os._exit(1)
 
 
 def train_loader(

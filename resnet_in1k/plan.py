@@ -45,6 +45,12 @@ class Plan:
         return self.per_process_batch_size // self.gradient_accumulation_steps
 
     @property
+    def more_accumulation_steps(self) -> int | None:
+        """The next larger number by which the batch can be divided; None if it is down to single images."""
+        larger = range(self.gradient_accumulation_steps + 1, self.per_process_batch_size + 1)
+        return next((steps for steps in larger if self.per_process_batch_size % steps == 0), None)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Whole global batches in an epoch."""
         return self.num_train_images // self.recipe.global_batch_size

@@ -13,7 +13,7 @@ import tyro
 
 from resnet_in1k import files
 from resnet_in1k.augment import normalise
-from resnet_in1k.devices import choose_cpu_threads, choose_workers, make_accelerator
+from resnet_in1k.devices import choose_cpu_threads, choose_workers, inference_memory_explained, make_accelerator
 from resnet_in1k.errors import UserError
 from resnet_in1k.images import EvalTransform, decode
 from resnet_in1k.model import load_model
@@ -95,6 +95,8 @@ def predict(options: PredictOptions, say: Callable[[str], None] = print) -> list
         UserError: if there are no weights; after all others are done, if some images cannot be read.
     """
     weights = find_weights(options.ckpt)
+    if weights.note:
+        print(weights.note, file=sys.stderr)
     model = load_model(weights.file).eval()
     accelerator = make_accelerator("fp32")
     if accelerator.num_processes > 1:
@@ -154,8 +156,8 @@ def _answers(
     def answers() -> Iterator[np.ndarray | str]:
         place = 0
         for take in on_device(loader, device, prepare):
-            with torch.inference_mode():
-                (images,) = take()
+            (images,) = take()
+            with torch.inference_mode(), inference_memory_explained(len(images)):
                 rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)
             for row in rows:
                 yield bad.get(place, row)

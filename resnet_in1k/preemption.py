@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -14,6 +15,8 @@ POLL_EVERY = 4
 """Steps or batches between two agreements of several processes."""
 ECHO_SECONDS = 2.0
 """A launcher passes on to its processes what the terminal has already sent them: not a second request yet."""
+LAUNCHER_ENDED = 255
+"""Noted as a signal is, and none is as high: the launcher was killed, and passes nothing on any more."""
 
 
 class Preemption:
@@ -21,21 +24,29 @@ class Preemption:
 
     A handler may do next to nothing, and it runs in the process that got the signal only. So it leaves a note, and
     `agreed` lets all processes look at all notes, over the CPU: no process stops where another goes on to wait for it.
+    Nor does it run while this process waits for another, which may be for ever: of a second signal a thread takes care.
     """
 
     def __init__(self) -> None:
         self._signal = 0
-        self._first_seconds = 0.0
+        launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+        self._launcher = os.getppid() if launched else None
         self._group: torch.distributed.ProcessGroup | None = None
         """Of all processes; None while this one decides alone."""
 
     def __enter__(self) -> "Preemption":
+        heard, self._told = os.pipe()
+        os.set_blocking(self._told, False)
+        threading.Thread(target=_end_at_the_second, args=(heard,), daemon=True).start()
+        self._told_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
         self._handlers_before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: one that Python knows nothing of
+        signal.set_wakeup_fd(self._told_before)
+        os.close(self._told)
 
     def agree_with_others(self, accelerator: Accelerator) -> None:
         """From now on all processes must ask `agreed` alike."""
@@ -43,13 +54,12 @@ class Preemption:
             self._group = torch.distributed.new_group(backend="gloo")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._signal:
-            self._signal, self._first_seconds = number, time.monotonic()
-        elif time.monotonic() - self._first_seconds > ECHO_SECONDS:
-            os._exit(128 + number)  # at once: files are whole or not there, whatever is interrupted
+        self._signal = self._signal or number
 
     def agreed(self, count: int) -> str:
         """The signal's name if any process has got one, else "". All processes must ask with the same counts."""
+        if not self._signal and self._launcher not in (None, os.getppid()):
+            self._signal = LAUNCHER_ENDED
         if self._group is None:
             return _name(self._signal)
         if count % POLL_EVERY:
@@ -60,4 +70,19 @@ class Preemption:
 
 
 def _name(number: int) -> str:
+    if number == LAUNCHER_ENDED:
+        return "its launcher's end"
     return signal.Signals(number).name if number else ""
+
+
+def _end_at_the_second(heard: int) -> None:
+    """Read the numbers of arriving signals until nobody is left to write them."""
+    first_seconds = None
+    with open(heard, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if number[0] not in SIGNALS:
+                continue  # as of a child's end
+            if first_seconds is None:
+                first_seconds = time.monotonic()
+            elif time.monotonic() - first_seconds > ECHO_SECONDS:
+                os._exit(128 + number[0])  # at once: files are whole or not there, whatever is interrupted

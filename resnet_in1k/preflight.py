@@ -16,7 +16,7 @@ from safetensors.torch import save
 from resnet_in1k import files, randomness
 from resnet_in1k.augment import augment, draw, normalise
 from resnet_in1k.checkpoint import TrainState, load_checkpoint, optimizer_tensors, save_checkpoint
-from resnet_in1k.devices import local_world_size
+from resnet_in1k.devices import inference_memory_explained, local_world_size
 from resnet_in1k.errors import BadImageError, UserError
 from resnet_in1k.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.images import decode
@@ -147,7 +147,7 @@ def rehearse(
         if not math.isfinite(loss):
             raise UserError(f"the loss of a first step is {loss}; try --precision fp32")
         eval_images = images[:1].expand(EVAL_BATCH_SIZE if device.type != "cpu" else 1, -1, -1, -1)
-        with torch.inference_mode():
+        with torch.inference_mode(), inference_memory_explained(len(eval_images)):
             eval_model.eval()(normalise(eval_images))
         step_told = f"forward and backward of {num_images} images in {time.monotonic() - start_seconds:.1f} s"
 
@@ -160,7 +160,8 @@ def _save_load_compare(train_step: TrainStep, eval_model: ResNet, plan: Plan, fo
     weights = weights_to_save(train_step.model)
     momentum = optimizer_tensors(train_step.model, train_step.optimizer)
     with tempfile.TemporaryDirectory(dir=folder, prefix=files.TEMPORARY_FOLDER) as temporary:
-        saved = save_checkpoint(Path(temporary), TrainState(step=1), weights, momentum)
+        state = TrainState(step=1, grad_scaler=train_step.scaler_state())
+        saved = save_checkpoint(Path(temporary), state, weights, momentum)
         other_optimizer = build_optimizer(eval_model, plan.recipe)
         load_checkpoint(saved, eval_model, other_optimizer)
     loaded = weights_to_save(eval_model), optimizer_tensors(eval_model, other_optimizer)

@@ -38,20 +38,30 @@ class RunFolder:
         """Without its suffix: there is an .svg and a .png."""
 
     def check_free(self, resume: bool) -> None:
-        """Raises UserError if there is a run already and it is not to be resumed."""
+        """Raises UserError if there is a run already and it is not to be resumed, or nothing says what run it is."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output-dir {self.path} is a file, not a folder; choose another")
-        if self.recipe.exists() and not resume:
+        has_checkpoints = any(self.checkpoints.glob("step_*"))
+        if (self.recipe.exists() or has_checkpoints) and not resume:
             raise UserError(
                 f"{self.path} already holds a run; go on with it by --resume, or choose another --output-dir"
+            )
+        if has_checkpoints and not self.recipe.exists():
+            raise UserError(
+                f"{self.path} has checkpoints, but no {RECIPE_NAME} to say of what data and recipe; put that back, or "
+                "choose another --output-dir"
             )
 
     def create(self) -> None:
         """Raises UserError if the folder cannot be made or written to."""
-        try:
+
+        def try_out() -> None:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             files.write_text(self.path / ".writable", "")
             (self.path / ".writable").unlink()
+
+        try:
+            files.twice_if_need_be(try_out)
         except OSError as error:
             raise UserError(
                 f"--output-dir {self.path} cannot be written to: {error.strerror}; choose another"
@@ -74,7 +84,7 @@ class RunFolder:
         if not self.log.exists():
             return []
         try:
-            lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = files.read_text(self.log).splitlines(keepends=True)
             records = [json.loads(line) for line in lines if line.endswith("\n")]
             if not all(record["step"] >= 1 and record["kind"] in ("train", "epoch") for record in records):
                 raise ValueError("a record without kind or step")
@@ -152,7 +162,7 @@ def read_recipe(run: RunFolder) -> tuple[Recipe, dict[str, Any]]:
         UserError: if it is missing or not one.
     """
     try:
-        facts = json.loads(run.recipe.read_text(encoding="utf-8"))
+        facts = json.loads(files.read_text(run.recipe))
         fields = {key: value for key, value in facts["recipe"].items() if key != "name"}
         return Recipe(**fields), facts
     except (OSError, ValueError, KeyError, TypeError) as error:

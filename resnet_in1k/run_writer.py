@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from resnet_in1k import files
 from resnet_in1k.checkpoint import (
     TrainState,
+    list_checkpoints,
     optimizer_tensors,
     prune_checkpoints,
     recover_checkpoints,
@@ -37,8 +38,11 @@ class RunWriter:
         UserError: on all processes, if the main process cannot write; what was there before is intact then.
     """
 
-    def __init__(self, folder: RunFolder, accelerator: Accelerator, keep_checkpoints: int):
+    def __init__(self, folder: RunFolder, accelerator: Accelerator, keep_checkpoints: int, say: Callable[[str], None]):
         self._folder, self._accelerator, self._keep_checkpoints = folder, accelerator, keep_checkpoints
+        self._say = say
+        self._passed_over: set[int] = set()
+        """Steps of checkpoints that were found damaged when the run was resumed."""
         self._lock: RunLock | None = None
         self._live_figure = LiveFigure()
 
@@ -80,19 +84,44 @@ class RunWriter:
         """Describe the run, or that it goes on after `state`; what was written later than that is taken back."""
 
         def write() -> None:
-            if self._folder.recipe.exists():
+            self._passed_over = {step for step, _ in list_checkpoints(self._folder.checkpoints) if step > state.step}
+            self._folder.forget_after(state.step, verdict_pending)
+            self._restore_best(state)
+            if self._folder.recipe.exists():  # last, as all this may be tried twice
                 write_resumed(self._folder, recipe_name, recipe, {"after_step": state.step, **session})
             else:
                 write_recipe(self._folder, recipe_name, recipe, data, **session)
-            self._folder.forget_after(state.step, verdict_pending)
-            self._restore_best(state)
 
         self.on_main_process(write)
 
     def record(self, record: dict[str, Any]) -> None:
         """Add a line to log.jsonl, and tell the trackers."""
         self.on_main_process(lambda: self._folder.append(record))
-        self._accelerator.log({key: value for key, value in record.items() if key != "kind"}, step=record["step"])
+        values = {key: value for key, value in record.items() if key != "kind"}
+        self._tell_trackers(lambda: self._accelerator.log(values, step=record["step"]))
+
+    def start_trackers(self, config: dict[str, Any]) -> None:
+        """Raises UserError if one cannot be started, as without a login."""
+        problem = ""
+        try:
+            self._accelerator.init_trackers(self._folder.path.name, config=config)
+        except Exception as error:  # each tracker has errors of its own
+            problem = f"--report-to: the tracker cannot be started ({_first_line(error)}); mend that, or leave it out"
+        if problems := [each for each in gather_object([problem]) if each]:
+            raise UserError(problems[0])
+
+    def finish_trackers(self) -> None:
+        for tracker in self._accelerator.trackers:
+            self._tell_trackers(tracker.finish)
+        self._accelerator.trackers = []
+
+    def _tell_trackers(self, tell: Callable[[], None]) -> None:
+        """What is far away may be unwell: it is left out then, and the run goes on, as log.jsonl has everything."""
+        try:
+            tell()
+        except Exception as error:
+            self._accelerator.trackers = []
+            self._say(f"the tracker has failed and is left out from here on ({_first_line(error)})")
 
     def write_list(self, path: Path, lines: Iterable[str]) -> None:
         """A text file of those lines; none of no lines, unless there is one already."""
@@ -115,9 +144,11 @@ class RunWriter:
             weights = weights_to_save(model)
             if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
                 raise UserError(
-                    f"after step {state.step:,} {broken[0]} is not finite, and was not saved; try a lower --lr"
+                    f"after step {state.step:,} {broken[0]} is not finite, and was not saved; try a lower --lr in "
+                    "another --output-dir"
                 )
             save_checkpoint(self._folder.checkpoints, state, weights, optimizer_tensors(model, optimizer))
+            self._passed_over.discard(state.step)
             self._prune(state)
 
         self.on_main_process(write)
@@ -157,7 +188,11 @@ class RunWriter:
         files.write_json(self._folder.evaluation, best)
 
     def _prune(self, state: TrainState) -> None:
-        prune_checkpoints(self._folder.checkpoints, self._keep_checkpoints, state.best_step, newest_step=state.step)
+        prune_checkpoints(self._folder.checkpoints, self._keep_checkpoints, state.best_step, self._passed_over)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_that(file: Path, sha256: str) -> bool:

@@ -103,6 +103,8 @@ def evaluate_checkpoint(options: EvalOptions) -> Evaluation:
     choose_cpu_threads(accelerator.device, options.cpu_threads)
     console = Console(accelerator.is_main_process)
     resize_size = resize_size_for(image_size, crop_ratio)
+    if weights.note:
+        console.say(weights.note)
     console.say(
         f"{file}: {model.architecture}, {model.fc.out_features} classes\n"
         f"{data}/{options.split}: {len(source):,} images, resized to {resize_size} px, centre {image_size} px cropped"

@@ -41,9 +41,12 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], sessio
     """
     begun, facts = read_recipe(run)
     differences = begun.objections_to(recipe)
-    if facts["data"]["fingerprint"] != data["fingerprint"]:
-        differences.append(f"data {facts['data']['source']} → {data['source']} (other files)")
-    precisions = [entry["mixed_precision"] for entry in (facts, session)]
+    try:
+        if facts["data"]["fingerprint"] != data["fingerprint"]:
+            differences.append(f"data {facts['data']['source']} → {data['source']} (other files)")
+        precisions = [entry["mixed_precision"] for entry in (facts, session)]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run.recipe} does not tell what the run was begun with ({error} is missing)") from None
     if precisions[0] != precisions[1]:
         differences.append("precision " + " → ".join(PRECISION_NAMES.get(name, name) for name in precisions))
     if differences:

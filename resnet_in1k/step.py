@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -61,7 +62,7 @@ class TrainStep:
                 # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.
                 logits = self._prepared_model(images_part)  # (B / parts, C)
                 loss = self._loss_function(logits, labels_part) / self._num_parts
-                self._accelerator.backward(loss)
+                self._accelerator.backward(self._nan_once_diverged(loss))
             losses.append(loss.detach())
         loss = sum(losses[1:], start=losses[0])
         self._update_unless_diverged(loss)
@@ -71,8 +72,7 @@ class TrainStep:
     def rehearsal(self) -> Iterator[None]:
         """Steps taken in the body, before any other, are forgotten after it."""
         assert not self.optimizer.state, "only before the first step"
-        weights, scaler = weights_to_save(self.model), self._accelerator.scaler
-        scaler_state = scaler.state_dict() if scaler is not None else None
+        weights, scaler_state = weights_to_save(self.model), self.scaler_state()
         try:
             yield
         finally:
@@ -80,14 +80,27 @@ class TrainStep:
             self.optimizer.state.clear()
             self.optimizer.zero_grad(set_to_none=True)
             self._diverged.zero_()
-            if scaler is not None:
-                scaler.load_state_dict(scaler_state)
+            self.load_scaler_state(scaler_state)
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """The loss scaler's, with fp16 only."""
+        scaler = self._accelerator.scaler
+        return scaler.state_dict() if scaler is not None else None
+
+    def load_scaler_state(self, state: dict[str, Any] | None) -> None:
+        if self._accelerator.scaler is not None and state is not None:
+            self._accelerator.scaler.load_state_dict(state)
+
+    def _nan_once_diverged(self, loss: torch.Tensor) -> torch.Tensor:
+        """With fp16, a loss to go backward by; its gradients make the scaler skip the step, as all after divergence."""
+        # A factor: where() would give its gradient, zero, to the loss that it does not choose.
+        return loss if self._accelerator.scaler is None else loss * torch.where(self._diverged > 0, torch.nan, 1.0)
 
     def _update_unless_diverged(self, loss: torch.Tensor) -> None:
         """Update the weights, but never again once a loss of any process was not finite.
 
         The host learns of such a loss only when it next looks, many steps later. So the device decides: the fused
-        optimizer leaves weights and momentum alone where `found_inf` is set. With fp16, Accelerate's scaler does that.
+        optimizer leaves weights and momentum alone where `found_inf` is set. With fp16 the scaler leaves them alone.
         """
         self._diverged = torch.maximum(self._diverged, (~loss.isfinite()).to(self._diverged.dtype))
         if self._accelerator.num_processes > 1:

@@ -19,6 +19,7 @@ from resnet_in1k.devices import (
     choose_cpu_threads,
     choose_workers,
     hardware_name,
+    is_out_of_memory,
     lost_processes_explained,
     make_accelerator,
     share_buffers,
@@ -97,24 +98,39 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
         UserError: for anything wrong with recipe, data, machine or output folder that a person can mend.
         Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped it, once everything is saved.
     """
-    with Preemption() as preemption:
-        trainer = Trainer(recipe_name, recipe, options, preemption)
+    trainer = None
+    with Preemption() as preemption, worker_deaths_explained(), lost_processes_explained():
         try:
-            with worker_deaths_explained(), lost_processes_explained(trainer.accelerator.process_index):
-                trainer.announce()
-                trainer.preflight()
-                if not options.dry_run:
-                    trainer.start_or_resume()
-                    trainer.run()
+            trainer = Trainer(recipe_name, recipe, options, preemption)
+            trainer.announce()
+            trainer.preflight()
+            if not options.dry_run:
+                trainer.start_or_resume()
+                trainer.run()
         except Preempted:
-            trainer.accelerator.end_training()
+            trainer.end()
             raise
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            if not is_out_of_memory(error):
                 raise
-            raise ProcessError(trainer.out_of_memory(error)) from None
-        trainer.accelerator.end_training()
+            raise ProcessError(out_of_memory(error, trainer and trainer.plan)) from None
+        trainer.end()
         return trainer.folder.path
+
+
+def out_of_memory(error: RuntimeError, plan: Plan | None) -> str:
+    """What to do about it; without a plan it came before the first step."""
+    reason = str(error).splitlines()[0]
+    if plan is None:
+        return f"out of memory before the first step ({reason}); does something else use this device?"
+    more = plan.more_accumulation_steps
+    if more is None:
+        return f"out of memory with 1 image in a forward pass ({reason}); take a smaller --image-size"
+    return (
+        f"out of memory with {plan.per_device_batch_size} images in a forward pass ({reason}); "
+        f"--gradient-accumulation-steps {more} makes it {plan.per_process_batch_size // more} and leaves the "
+        f"global batch of {plan.recipe.global_batch_size} as it is; what was saved is intact, go on with --resume"
+    )
 
 
 class Trainer:
@@ -132,8 +148,8 @@ class Trainer:
         self.device = self.accelerator.device
         self.preemption = preemption
         self.preemption.agree_with_others(self.accelerator)
-        self.writer = RunWriter(self.folder, self.accelerator, options.keep_checkpoints)
         self.console = Console(self.accelerator.is_main_process)
+        self.writer = RunWriter(self.folder, self.accelerator, options.keep_checkpoints, self.console.say)
         self.cpu_threads = choose_cpu_threads(self.device, options.cpu_threads)
         self.workers = choose_workers(self.device, options.workers)
         self.plan = Plan(
@@ -164,7 +180,12 @@ class Trainer:
         """Met by this process since they were last collected from all, with the decoder's reasons."""
         self.stopwatch = Stopwatch(self.device)
         self.epoch_lap = Lap()
-        self.evaluating = False
+
+    def end(self) -> None:
+        """Once the trackers are done, as a launcher would end this process if another had left before it."""
+        self.writer.finish_trackers()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
     def announce(self) -> None:
         self.console.say(
@@ -224,10 +245,14 @@ class Trainer:
         )
         if state is not None:
             self.state, self.resumed_step = state, state.step
-            if self.accelerator.scaler is not None and state.grad_scaler is not None:
-                self.accelerator.scaler.load_state_dict(state.grad_scaler)
+            self.train_step.load_scaler_state(state.grad_scaler)
         if len(set(gather_object([self.state.step]))) > 1:
-            raise UserError(f"the machines see other checkpoints in {self.folder.path}; it must lie on shared storage")
+            raise UserError(
+                f"the processes have read different checkpoints in {self.folder.path}; it must lie on storage that all "
+                "machines share and can read"
+            )
+        if self.options.report_to:
+            self.writer.start_trackers(dataclasses.asdict(self.recipe))
         self.writer.begin(
             self.state,
             self.recipe_name,
@@ -237,8 +262,6 @@ class Trainer:
             verdict_pending=self._verdict_is_pending(),
         )
         self._list_bad_images()
-        if self.options.report_to:
-            self.accelerator.init_trackers(self.folder.path.name, config=dataclasses.asdict(self.recipe))
 
     def _list_bad_images(self) -> None:
         names = [self.train_source.image_name(index) for index in self.state.bad_images]
@@ -387,7 +410,6 @@ class Trainer:
         """Evaluate, log, keep the weights if they are the best so far, draw the curves."""
         share_buffers(self.model, self.accelerator)
         self.eval_model.load_state_dict(self.model.state_dict())
-        self.evaluating = True
         with self.stopwatch.section("val"):
             evaluation = evaluate_model(
                 self.eval_model,
@@ -398,7 +420,6 @@ class Trainer:
                 num_workers=self.workers,
                 stop_asked=self.preemption.agreed,
             )
-        self.evaluating = False
         if isinstance(evaluation, str):  # saved with this epoch's losses: a resumed run evaluates first
             raise Preempted(self._farewell(evaluation))
         self.epoch_lap.add(self.stopwatch.lap())
@@ -441,24 +462,11 @@ class Trainer:
         self._collect_losses(step)
         share_buffers(self.model, self.accelerator)
         self.state.step = step
-        if self.accelerator.scaler is not None:
-            self.state.grad_scaler = self.accelerator.scaler.state_dict()
+        self.state.grad_scaler = self.train_step.scaler_state()
         self.writer.save_checkpoint(self.state, self.model, self.optimizer)
 
     def _epoch_of(self, step: int) -> int:
         return (step - 1) // self.plan.steps_per_epoch + 1
-
-    def out_of_memory(self, error: RuntimeError) -> str:
-        plan, reason = self.plan, str(error).splitlines()[0]
-        more = plan.gradient_accumulation_steps * 2
-        if self.evaluating or plan.per_device_batch_size == 1:
-            num_images = EVAL_BATCH_SIZE if self.evaluating else 1
-            return f"out of memory with {num_images} images in a forward pass ({reason}); take a smaller --image-size"
-        return (
-            f"out of memory with {plan.per_device_batch_size} images in a forward pass ({reason}); "
-            f"--gradient-accumulation-steps {more} makes it {plan.per_process_batch_size // more} and leaves the "
-            f"global batch of {self.recipe.global_batch_size} as it is; what was saved is intact, go on with --resume"
-        )
 
     def _farewell(self, stopped_by: str) -> str:
         return (

@@ -31,7 +31,9 @@ class Weights:
     image_size: int
     eval_crop_ratio: float
     recorded_evaluation: dict[str, Any] | None
-    """The eval.json beside it."""
+    """The eval.json beside it, if it is of these weights."""
+    note: str
+    """What a person should know before trusting them; "" if there is nothing."""
 
 
 def find_weights(checkpoint: str | Path) -> Weights:
@@ -48,8 +50,10 @@ def find_weights(checkpoint: str | Path) -> Weights:
         path = _download(str(checkpoint))
     file = weights_file(path)
     recorded = _read_json(file.parent / EVALUATION_NAME)
+    note = ""
     if recorded is not None and recorded.get("weights_sha256") != files.sha256_of(file):
         recorded = None
+        note = f"{file} is not what the {EVALUATION_NAME} beside it was measured on: replaced since, or damaged"
     config = _read_json(file.parent / CONFIG_NAME) or {}
     settings = config.get("pretrained_cfg") or {}
     run = find_run(path)
@@ -72,7 +76,7 @@ def find_weights(checkpoint: str | Path) -> Weights:
         source = facts["data"]["source"] if facts else None
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"what lies beside {file} is not whole ({type(error).__name__}: {error})") from None
-    return Weights(file, names or config.get("label_names"), source, image_size, crop_ratio, recorded)
+    return Weights(file, names or config.get("label_names"), source, image_size, crop_ratio, recorded, note)
 
 
 def _is_repository(checkpoint: str) -> bool:

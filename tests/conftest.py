@@ -13,6 +13,7 @@ from PIL import Image
 from processes import ROOT, TINY_FLAGS, start
 from sklearn.datasets import load_sample_images
 
+from resnet_in1k.devices import usable_cores
 from resnet_in1k.recipes import DEMO, Recipe
 from resnet_in1k.run_folder import RunFolder
 
@@ -35,6 +36,11 @@ LONG = ("test_torture", "test_training", "test_preemption", "test_push", "test_l
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="kill and signal training processes at length (an hour)")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What this process may use, not what the machine has: of its 64 cores a container may have two."""
+    return usable_cores()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -133,6 +139,7 @@ def run_script() -> Run:
             "launch",
             "--config_file",
             f"accelerate_configs/{config}",
+            *("--main_process_port", "0"),  # any: another test's launch may have the usual one
         ]
         command = [sys.executable, *(launcher if config else []), *map(str, arguments)]
         return subprocess.run(

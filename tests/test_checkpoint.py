@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from resnet_in1k import files
 from resnet_in1k.errors import UserError
 from resnet_in1k.model import weights_file, weights_to_save
 from resnet_in1k.optim import build_optimizer
+
+WEIGHTS, OPTIMIZER, STATE = C.WEIGHTS_NAME, C.OPTIMIZER_NAME, C.STATE_NAME
 
 
 class Small(torch.nn.Module):
@@ -65,6 +68,52 @@ def test_everything_comes_back_and_goes_on_alike(tmp_path: Path, trained, tiny):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_optimizer_without_tensors_comes_back_if_it_may_have_none(tmp_path: Path, tiny, scaled: bool):
+    """SGD without momentum; or one whose only step was skipped by a loss scaler."""
+    model = Small()
+    optimizer = build_optimizer(model, replace(tiny, momentum=0.9 if scaled else 0.0), fused=not scaled)
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    scaler.scale(model(torch.full((4, 3, 8, 8), float("inf") if scaled else 1.0)).square().mean()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    scale = scaler.state_dict() if scaled else None
+    folder = save(tmp_path, (model, optimizer), step=1, grad_scaler=scale)
+    assert C.load_file(folder / OPTIMIZER) == {}
+    assert C.load_checkpoint(folder, model, optimizer) == C.TrainState(step=1, grad_scaler=scale)
+
+
+@pytest.mark.parametrize("rename_that_fails", [1, 2])
+def test_a_step_saved_again_is_the_old_or_the_new(tmp_path: Path, trained, monkeypatch, rename_that_fails: int):
+    folder, whole, calls = save(tmp_path, trained, step=2), os.rename, []
+
+    def rename(*paths: Path) -> None:
+        calls.append(paths)
+        if len(calls) == rename_that_fails:
+            raise OSError(5, "Input/output error")
+        whole(*paths)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="Input/output error"):
+        save(tmp_path, trained, step=2, bad_images=[1])
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert C.load_checkpoint(folder, *trained).bad_images == []
+
+
+def test_a_read_that_fails_in_passing_is_no_damage(tmp_path: Path, trained, monkeypatch):
+    folder, whole, failed = save(tmp_path, trained), Path.read_text, []
+
+    def once_stale(self: Path, *arguments: object, **options: object) -> str:
+        if not failed:
+            failed.append(self)
+            raise OSError(116, "Stale file handle")
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", once_stale)
+    assert C.load_checkpoint(folder, *trained).step == 2
+    assert failed == [folder / STATE]
+
+
 def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, trained, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, trained, step=1)
     monkeypatch.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -97,8 +146,8 @@ def test_listing_is_numeric_and_knows_whole_folders_only(tmp_path: Path):
 def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     for step in (1, 2, 3, 4, 5, 9):
         (tmp_path / f"step_{step:08d}").mkdir()
-    C.prune_checkpoints(tmp_path, keep=2, best_step=2, newest_step=5)  # 9 was passed over as damaged
-    assert [step for step, _ in C.list_checkpoints(tmp_path)] == [2, 4, 5, 9]
+    C.prune_checkpoints(tmp_path, keep=2, best_step=2, passed_over={4, 9})
+    assert [step for step, _ in C.list_checkpoints(tmp_path)] == [2, 3, 4, 5, 9]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -117,7 +166,14 @@ def rewrite(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     state = json.loads((folder / C.STATE_NAME).read_text())
     state["sha256"][name] = hashlib.sha256(data).hexdigest()
-    (folder / C.STATE_NAME).write_text(json.dumps(state))
+    write_sealed(folder, state)
+
+
+def write_sealed(folder: Path, state: dict) -> None:
+    """With its own sum, if there can be one."""
+    if isinstance(state.get("sha256"), dict):
+        state["sha256"][STATE] = C.state_sha256(state)
+    (folder / STATE).write_text(json.dumps(state))
 
 
 def cut(name: str, share: float):
@@ -166,7 +222,7 @@ def state(**changes: object):
     def damage(folder: Path) -> None:
         values = json.loads((folder / C.STATE_NAME).read_text())
         values.update(changes)
-        (folder / C.STATE_NAME).write_text(json.dumps({k: v for k, v in values.items() if v != "absent"}))
+        write_sealed(folder, {key: value for key, value in values.items() if value != "absent"})
 
     return damage
 
@@ -175,9 +231,14 @@ def raw_state(text: bytes):
     return lambda folder: (folder / C.STATE_NAME).write_bytes(text)
 
 
-HALF = torch.zeros(3, dtype=torch.float16)
+def a_digit_of_the_state(folder: Path) -> None:
+    text = (folder / STATE).read_text()
+    changed = text.replace('"best_top1_accuracy": -1.0', '"best_top1_accuracy": -3.0')
+    assert changed != text
+    (folder / STATE).write_text(changed)
+
+
 HUGE_HEADER = (1 << 60).to_bytes(8, "little") + b"{}"
-WEIGHTS, OPTIMIZER, STATE = C.WEIGHTS_NAME, C.OPTIMIZER_NAME, C.STATE_NAME
 MALFORMED = {
     "weights missing": remove(WEIGHTS),
     "optimizer missing": remove(OPTIMIZER),
@@ -221,6 +282,12 @@ MALFORMED = {
     "state with a best that is not finite": state(best_top1_accuracy=float("nan")),
     "state with a best step and no verdict": state(best_step=1),
     "state with a scaler that is none": state(grad_scaler={"x": 1}),
+    "state with a scaler in words": state(grad_scaler={**dict.fromkeys(C.SCALER_KEYS, 1), "scale": "much"}),
+    "state with a verdict that is not finite": state(
+        best_step=1, best_top1_accuracy=0.5, best_evaluation={"weights_sha256": "0", "loss": float("nan")}
+    ),
+    "a digit of the state": a_digit_of_the_state,
+    "momentum of no parameter at all": tensors(OPTIMIZER, lambda s: s.clear()),
     "state with a bad image before the first": state(bad_images=[-1]),
     "momentum of another type": tensors(
         OPTIMIZER, lambda s: s.update({"fc.bias.momentum_buffer": torch.zeros(3).half()})
@@ -298,7 +365,7 @@ def test_what_a_kill_left_half_done_is_mended(tmp_path: Path, trained):
 def test_to_start_afresh_is_the_users_decision(tmp_path: Path, trained):
     assert C.load_newest_checkpoint(tmp_path, *trained, print) is None
     remove(STATE)(save(tmp_path, trained))
-    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* can be used; remove them to start afresh"):
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* can be used, as said above; mend that, or "):
         C.load_newest_checkpoint(tmp_path, *trained, print)
 
 
@@ -306,7 +373,7 @@ def test_files_are_contiguous_prefix_free_and_readable_by_the_group(tmp_path: Pa
     folder = save(tmp_path, trained)
     momentum = C.load_file(folder / C.OPTIMIZER_NAME)
     assert momentum.keys() == {f"{name}.momentum_buffer" for name, _ in trained[0].named_parameters()}
-    assert json.loads((folder / C.STATE_NAME).read_text())["sha256"].keys() == {C.WEIGHTS_NAME, C.OPTIMIZER_NAME}
+    assert json.loads((folder / C.STATE_NAME).read_text())["sha256"].keys() == {WEIGHTS, OPTIMIZER, STATE}
     mask = os.umask(0)
     os.umask(mask)
     assert all(path.stat().st_mode & 0o777 == 0o666 & ~mask for path in folder.iterdir())

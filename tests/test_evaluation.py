@@ -15,6 +15,7 @@ from resnet_in1k.errors import UserError
 from resnet_in1k.evaluation import evaluate_model
 from resnet_in1k.files import sha256_of
 from resnet_in1k.model import ResNet, weights_to_save
+from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.scoring import EvalOptions, evaluate_checkpoint
 from resnet_in1k.sources import Source, open_source
 
@@ -138,6 +139,17 @@ def test_images_none_of_which_can_be_read_are_no_evaluation(weights: Path, image
     data = damage(image_folder, tmp_path / "dirty", *map(str, names))
     with pytest.raises(UserError, match=r"no image of .*/val can be read: .*0.jpg \(.*\) and all others"):
         evaluate_checkpoint(EvalOptions(ckpt=weights, data=str(data), workers=0, image_size=32))
+
+
+def test_weights_that_are_not_those_of_the_recorded_evaluation_are_told(finished: RunFolder, tmp_path: Path, capsys):
+    copy = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+    data = bytearray(copy.weights.read_bytes())
+    data[-1] ^= 1
+    copy.weights.write_bytes(data)
+    evaluate_checkpoint(EvalOptions(ckpt=copy.path, workers=0))
+    said = capsys.readouterr().out
+    assert "model.safetensors is not what the eval.json beside it was measured on: replaced since, or damaged\n" in said
+    assert "reproduced" not in said
 
 
 def test_other_classes_than_the_runs_are_refused(weights: Path, image_folder: Path, tmp_path: Path, tiny):

@@ -21,22 +21,25 @@ from resnet_in1k.checkpoint import list_checkpoints
 from resnet_in1k.errors import ProcessError, UserError
 from resnet_in1k.pipeline import worker_deaths_explained
 from resnet_in1k.recipes import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.step import TrainStep
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_what_to_try(tiny: Recipe, image_folder: Path, tmp_path: Path):
     recipe = replace(tiny, lr=1e25, warmup_epochs=0)
+    how = {"log_every": 100, "checkpoint_every": 1, "keep_checkpoints": 9}
     words = (
         r"the loss of step 2 \(epoch 1, lr 9\.6\d*e\+24\) is nan; the weights were not touched .*--lr, longer --warmup"
     )
     with pytest.raises(UserError, match=words) as error:
-        run(recipe, image_folder, tmp_path / "run", log_every=100)
+        run(recipe, image_folder, tmp_path / "run", **how)
     assert "\n" not in str(error.value)
     listed = (tmp_path / "run/nonfinite_batch.txt").read_text().splitlines()
     assert len(listed) == 8
     assert all(Path(name).is_file() for name in listed)
-    assert list_checkpoints(tmp_path / "run/checkpoints") == []
+    assert [step for step, _ in list_checkpoints(tmp_path / "run/checkpoints")] == [1]
+    with pytest.raises(UserError, match=words):  # and whoever goes on all the same goes on from there
+        run(recipe, image_folder, tmp_path / "run", resume=True, **how)
 
 
 def test_two_processes_stop_together_and_the_reason_is_said_once(image_folder: Path, tmp_path: Path):
@@ -207,3 +210,86 @@ os.kill(os.getpid(), 9)
 """
     for _ in range(2):
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).returncode == -9
+
+
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tiny, image_folder, tmp_path: Path, monkeypatch, capsys):
+    from accelerate.tracking import TensorBoardTracker
+
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionError("the tracking server is away\nfor long")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", lost)
+    folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", report_to="tensorboard")
+    said = capsys.readouterr().out
+    assert said.count("the tracker has failed and is left out from here on (the tracking server is away)\n") == 1
+    assert len(folder.records()) == 5
+
+
+def test_a_tracker_that_cannot_be_started_stops_before_anything_is_begun(tiny, image_folder, tmp_path, monkeypatch):
+    from accelerate.tracking import TensorBoardTracker
+
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("no login")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", refused)
+    with pytest.raises(
+        UserError, match=r"--report-to: the tracker cannot be started \(no login\); mend that, or leave"
+    ):
+        run(tiny, image_folder, tmp_path / "run", report_to="tensorboard")
+    assert not (tmp_path / "run/recipe.json").exists()
+
+
+@pytest.mark.parametrize(
+    "message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+)
+def test_out_of_memory_suggests_what_divides_the_batch(tiny, image_folder, tmp_path: Path, monkeypatch, message: str):
+    """15 images in one part: two parts would be refused."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(TrainStep, "__call__", full)
+    with pytest.raises(ProcessError, match=r"with 15 images .*--gradient-accumulation-steps 3 makes it 5 and leaves"):
+        run(replace(tiny, global_batch_size=15), image_folder, tmp_path / "run")
+
+
+def test_out_of_memory_in_evaluation_is_not_blamed_on_the_training_batch(tiny, image_folder, tmp_path, monkeypatch):
+    from resnet_in1k.model import ResNet
+
+    whole = ResNet.forward
+
+    def full(self: ResNet, images: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(self, images)
+
+    monkeypatch.setattr(ResNet, "forward", full)
+    with pytest.raises(
+        ProcessError, match=r"out of memory with 1 images in a forward pass for evaluation .*--image-size"
+    ):
+        run(tiny, image_folder, tmp_path / "run")
+
+
+def test_out_of_memory_before_there_is_a_plan(tiny, image_folder, tmp_path: Path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(TrainStep, "__init__", full)
+    with pytest.raises(ProcessError, match=r"out of memory before the first step .*something else use this device\?"):
+        run(tiny, image_folder, tmp_path / "run")
+
+
+def test_names_that_are_no_utf8_end_no_run(tiny: Recipe, image_folder: Path, tmp_path: Path, capfd):
+    """A class and an unreadable validation image, as an old archive has them."""
+    data = tmp_path / "images"
+    shutil.copytree(image_folder, data)
+    for split in ("train", "val"):
+        os.rename(data / split / "eel", os.fsencode(data / split) + b"/anguila_\xf1")
+    (data / "val" / os.fsdecode(b"anguila_\xf1") / os.fsdecode(b"9_\xf1.jpg")).write_text("no image")
+    process = start(data, tmp_path / "run")
+    out, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (0, "")
+    folder = RunFolder(tmp_path / "run")
+    assert os.fsdecode(b"anguila_\xf1") in read_recipe(folder)[1]["data"]["class_names"]
+    assert folder.bad_val_images.read_text().count("9_\\udcf1.jpg (") == 1
+    assert "unreadable: " in out

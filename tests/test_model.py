@@ -112,6 +112,10 @@ def test_a_pickle_is_never_executed(tmp_path: Path):
         (lambda p: None, "no such file or folder"),
         (lambda p: p.mkdir(), "no model.safetensors in it"),
         (lambda p: p.write_bytes(b"\x08\x00\x00\x00"), "holds no plain tensors"),
+        *(
+            (lambda p, first=first: p.write_text(first + "rror: not found"), "holds no plain tensors")
+            for first in "eatus."
+        ),
         (lambda p: torch.save({"a": torch.zeros(1)}, p), "holds no torchvision ResNet"),
         (lambda p: torch.save([torch.zeros(1)], p), "is not a state dict"),
     ],

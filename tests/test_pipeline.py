@@ -185,6 +185,28 @@ def test_a_workers_death_is_told_with_what_to_do(source: Source):
         list(loader)
 
 
+def test_a_worker_whose_parent_is_killed_in_its_first_moment_ends_too(tmp_path: Path):
+    """The worker finds another parent when it first looks, and is asked for nothing: only a pipe's end tells of it."""
+    code = """
+import os, time
+from resnet_in1k import pipeline
+from resnet_in1k.sources import open_train_and_val
+whole = pipeline._be_a_modest_worker
+def late(*arguments, **named):
+    print("begun", flush=True)
+    while os.getppid() == named["parent"]:
+        time.sleep(0.01)
+    whole(*arguments, **named)
+pipeline._be_a_modest_worker = late
+_, source = open_train_and_val("digits")
+next(iter(pipeline.eval_loader(source, image_size=8, resize_size=8, batch_size=1, num_workers=1, pin_memory=False)))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "begun\n"
+    process.kill()
+    process.communicate(timeout=20)  # to the end of what the worker, too, holds open
+
+
 def test_on_the_cpu_batches_are_prepared_in_order(source: Source, tiny):
     batches = load_all(source, tiny)
     prepared = on_device(batches, torch.device("cpu"), lambda batch: (batch.images.float() + 1, batch.labels))

@@ -46,21 +46,43 @@ def test_a_killed_run_leaves_no_workers(image_folder: Path, tmp_path: Path):
     assert not alive
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path):
-    """In a process that never looks at the note: it must not need the training loop to end."""
+def test_a_second_signal_ends_at_once():
+    """In a process whose main thread is not in Python, as while it waits for another that has hung."""
     code = """
-import os, signal, time
+import hashlib
 from resnet_in1k import preemption
 preemption.ECHO_SECONDS = 0.0
-with preemption.Preemption() as watch:
-    os.kill(os.getpid(), signal.SIGTERM)
-    print(watch.agreed(1), flush=True)
-    time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("still here")
+with preemption.Preemption():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (result.stdout, result.returncode) == ("SIGTERM\n", 128 + signal.SIGTERM)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGCHLD)  # no request at all
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 128 + signal.SIGINT
+
+
+def test_a_run_whose_launcher_is_killed_saves_and_ends(image_folder: Path, tmp_path: Path, trained_by_one: RunFolder):
+    """`accelerate launch` of one process passes no signal on: the run would go on, and nobody would know."""
+    folder = RunFolder(tmp_path / "run")
+    launcher = (
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--config_file",
+        "accelerate_configs/one_gpu.yaml",
+    )
+    process = start(image_folder, folder.path, launcher=launcher)
+    (_, said) = at(process, "step 2/8", process.terminate)  # all that the run says, until it ends
+    assert process.returncode == -signal.SIGTERM
+    assert "stopped by its launcher's end after step " in said
+    out, _ = start(image_folder, folder.path, "--resume").communicate(timeout=120)
+    assert "resuming after step " in out
+    assert_same_end(folder, trained_by_one)
 
 
 def test_stopped_in_validation_and_resumed(

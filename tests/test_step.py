@@ -44,6 +44,21 @@ def test_the_weights_do_not_depend_on_the_loss_being_watched(tiny, batch):
     assert all(torch.equal(a, b) for a, b in zip(snapshot(step), snapshot(plain), strict=True))
 
 
+def test_after_a_loss_that_is_not_finite_nothing_changes_under_a_gradient_scaler_either(tiny, batch):
+    images, labels = batch
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    step = TrainStep(tiny, 3, accelerator)
+    start = snapshot(step)
+    step(images, labels, 0.01)
+    before = snapshot(step)
+    assert any(not torch.equal(a, b) for a, b in zip(start, before, strict=False))
+
+    assert step(torch.full_like(images, float("nan")), labels, 0.01).isnan()
+    assert step(images, labels, 0.01).isfinite()
+    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(step), strict=True))
+
+
 def test_under_a_gradient_scaler_momentum_starts_clean(tiny, batch):
     """A scaler usually skips its first steps; a fused SGD would then go on from momentum that nobody has written."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)

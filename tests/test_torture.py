@@ -19,6 +19,7 @@ EVERY_STEP = ("--checkpoint-every", "1", "--keep-checkpoints", "2", "--resume")
 MOMENTS = ("checkpoint", "validation", "any")
 KILLS_PER_RUN = 3
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+IN_CHECKPOINT, IN_VALIDATION = ", in a checkpoint", ", in or just before the validation"
 DEMO_SIZE = ("--model", "resnet50")
 
 
@@ -69,13 +70,13 @@ def train_until_killed(
         last, ours = last_record(folder), half_written(folder, holder(folder))
         where = f"after step {last['step']}"
         if last["step"] in (4, 8) and last["kind"] == "train" and not ours:
-            where += ", in or just before the validation"
+            where += IN_VALIDATION
         killed_seconds = time.monotonic()
         _, said = process.communicate(timeout=90)
         if launcher:
             assert time.monotonic() - killed_seconds < 60
             assert "Signal 9 (SIGKILL) received by PID" in said
-        return where + (", in a checkpoint" if ours else "")
+        return where + (IN_CHECKPOINT if ours else "")
     finally:
         process.kill()
 
@@ -84,13 +85,19 @@ def whole_seconds(folder: RunFolder) -> float:
     return folder.evaluation.stat().st_mtime - folder.recipe.stat().st_mtime
 
 
+kills: list[str] = []
+"""Where each fell."""
+
+
 def torture(data: Path, folder: RunFolder, reference: RunFolder, number: int, launcher: tuple[str, ...] = ()) -> None:
-    draw = random.Random(number)
+    draw, before = random.Random(number), len(kills)
     for kill in range(KILLS_PER_RUN if not launcher else 1):
         kind = MOMENTS[(number + kill) % len(MOMENTS)]
         happened, at_most = moment(kind, folder, whole_seconds(reference), draw)
         where = train_until_killed(data, folder, draw.randint(0, 1), launcher, happened, draw.uniform(0, at_most))
         print(f"run {number}, kill {kill} ({kind}): {where or 'it was over before'}")
+        kills.extend([where] if where else [])
+    assert len(kills) > before, "it was never killed"
     process = start(data, folder.path, *EVERY_STEP, launcher=launcher)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
@@ -107,6 +114,14 @@ def test_with_one_of_two_processes_killed_it_ends_alike(
 ):
     folder, _ = trained_by_two
     torture(image_folder, RunFolder(tmp_path / "run"), folder, torture_number_of_two, TWO_PROCESSES)
+
+
+@pytest.mark.torture
+def test_the_kills_fell_everywhere():
+    """After those above: a harness that looks for the wrong signs would kill at random, and find less."""
+    in_checkpoint, in_validation = (sum(place in where for where in kills) for place in (IN_CHECKPOINT, IN_VALIDATION))
+    print(f"{len(kills)} kills: {in_checkpoint} in a checkpoint, {in_validation} in or just before a validation")
+    assert min(in_checkpoint, in_validation) >= 5
 
 
 @pytest.fixture(scope="session")

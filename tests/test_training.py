@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from accelerate import Accelerator
 from processes import assert_same_end
 from safetensors.torch import load_file
 from test_sources import tree_of_links
 
 from resnet_in1k import randomness, run_writer, training
 from resnet_in1k.augment import augment, draw
+from resnet_in1k.checkpoint import TrainState, save_state_anew
 from resnet_in1k.errors import UserError
 from resnet_in1k.files import sha256_of
 from resnet_in1k.optim import lr_at
@@ -150,6 +152,64 @@ def test_a_resumed_run_ends_as_if_never_interrupted(tiny, image_folder, finished
         assert {k: v for k, v in ours.items() if k not in timing} == {
             k: v for k, v in theirs.items() if k not in timing
         }
+
+
+def test_a_run_under_a_gradient_scaler_is_resumed_alike(tiny, image_folder, tmp_path: Path, monkeypatch):
+    """As with fp16 on a GPU: its first step is skipped, its scale shrinks and grows, and is part of the state."""
+    whole_accelerator, whole_step = training.make_accelerator, training.TrainStep.__call__
+    loss_function = torch.nn.CrossEntropyLoss()
+
+    def scaled(*arguments: object) -> Accelerator:
+        accelerator = whole_accelerator(*arguments)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-20, growth_interval=2)
+        return accelerator
+
+    def too_steep_at_first(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
+        steepness = 1e30 if lr == lr_at(1, tiny, 4) else 1.0
+        self._loss_function = lambda logits, labels: loss_function(logits * steepness, labels)
+        return whole_step(self, images, labels, lr)
+
+    monkeypatch.setattr(training, "make_accelerator", scaled)
+    monkeypatch.setattr(training.TrainStep, "__call__", too_steep_at_first)
+    how = {"checkpoint_every": 1, "keep_checkpoints": 9}
+    folder = run(tiny, image_folder, tmp_path / "run", **how)
+    scales = [
+        json.loads((folder.checkpoints / f"step_{step:08d}/state.json").read_text())["grad_scaler"]["scale"]
+        for step in range(1, 9)
+    ]
+    assert scales == [2.0**20, 2.0**20, 2.0**21, 2.0**21, 2.0**22, 2.0**22, 2.0**23, 2.0**23]
+    assert load_file(folder.checkpoints / "step_00000001/optimizer.safetensors") == {}
+    for last_kept in (1, 5):
+        copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / f"from {last_kept}")))
+        for path in copy.checkpoints.iterdir():
+            if int(path.name.removeprefix("step_")) > last_kept:
+                shutil.rmtree(path)
+        run(tiny, image_folder, copy.path, resume=True, **how)
+        assert_same_end(copy, folder)
+
+
+def test_without_momentum_there_is_nothing_to_save_of_it(tiny, image_folder, tmp_path: Path):
+    folder = run(replace(tiny, momentum=0.0), image_folder, tmp_path / "run", checkpoint_every=3, keep_checkpoints=9)
+    copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
+    for step in (4, 6, 8):
+        shutil.rmtree(copy.checkpoints / f"step_{step:08d}")
+    run(replace(tiny, momentum=0.0), image_folder, copy.path, resume=True, checkpoint_every=3, keep_checkpoints=9)
+    assert_same_end(copy, folder)
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_whole_one(tiny, image_folder, finished: RunFolder, tmp_path: Path):
+    """Resumed at 4, as 6 is damaged and 8 was never reached: two whole ones are kept, and the damaged one stays."""
+    copy = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+    shutil.rmtree(copy.checkpoints / "step_00000008")
+    shutil.rmtree(copy.checkpoints / "step_00000003")
+    values = json.loads((copy.checkpoints / "step_00000004/state.json").read_text())
+    del values["format_version"], values["sha256"]
+    worse = {**values, "best_top1_accuracy": 0.0}  # so that 8 will be the best, and 4 is kept for being whole only
+    save_state_anew(copy.checkpoints, TrainState(**worse))
+    with (copy.checkpoints / "step_00000006/model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    run(tiny, image_folder, copy.path, resume=True, keep_checkpoints=2)
+    assert [path.name for path in sorted(copy.checkpoints.iterdir())] == [f"step_{n:08d}" for n in (4, 6, 8)]
 
 
 def test_an_epochs_verdict_is_written_once_and_published_as_the_checkpoint_has_it(
