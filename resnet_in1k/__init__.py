@@ -1,11 +1,15 @@
 """Train ResNet on ImageNet-1k, know how good it is, publish it."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_in1k.model import ResNet
 
 __all__ = ["ResNet"]
+
+STARTED_BY = os.getppid()
+"""The process that started this one, asked before torch has taken its seconds: by then it may have been killed."""
 
 
 def __getattr__(name: str) -> Any:

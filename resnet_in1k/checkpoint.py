@@ -24,6 +24,8 @@ from resnet_in1k.errors import UserError
 from resnet_in1k.model import STATE_NAME, WEIGHTS_NAME, load_strictly, read_weights
 
 FORMAT_VERSION = 3
+FORMAT_VERSION_WITHOUT_SUM = 2
+"""Is read, too: state.json had no sum of its own."""
 OPTIMIZER_NAME = "optimizer.safetensors"
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 
@@ -195,7 +197,7 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     try:
         values = json.loads(files.read_text(path), parse_constant=_refuse)
         version = values["format_version"]
-        actual = state_sha256(values) if version == FORMAT_VERSION else ""
+        actual = "" if version == FORMAT_VERSION_WITHOUT_SUM else state_sha256(values)
         del values["format_version"]
         sums = values.pop("sha256")
         recorded = sums.pop(STATE_NAME, "")
@@ -204,7 +206,7 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{path} cannot be read ({reason})") from None
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION_WITHOUT_SUM, FORMAT_VERSION):
         raise UserError(f"{path} has format version {version!r}; this version of resnet_in1k reads {FORMAT_VERSION}")
     if actual != recorded:
         raise UserError(f"{path} is damaged: its sha256 is not the recorded one")

@@ -138,13 +138,14 @@ def evaluate_model(
     )
     # All processes must ask equally often: as often as the one with the fewest images can.
     num_common_batches = -(-(len(source) // accelerator.num_processes) // batch_size)
-    share = _judge(
-        model,
-        loader,
-        accelerator,
-        bar_label=f"evaluate {source.split}",
-        stop_asked=lambda number: stop_asked(number) if number < num_common_batches else "",
-    )
+    with inference_memory_explained(min(batch_size, len(source))):
+        share = _judge(
+            model,
+            loader,
+            accelerator,
+            bar_label=f"evaluate {source.split}",
+            stop_asked=lambda number: stop_asked(number) if number < num_common_batches else "",
+        )
     if isinstance(share, str):
         return share
     everyone: list[Share] = gather_object([share])
@@ -202,8 +203,7 @@ def _judge(
             if answer := stop_asked(number):
                 return answer
             images, labels, indices = take()
-            with inference_memory_explained(len(images)):
-                logits = model(images)  # (B, C) float32
+            logits = model(images)  # (B, C) float32
             top = logits.topk(min(5, logits.shape[1]))
             mine.append(
                 {

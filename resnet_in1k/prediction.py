@@ -156,14 +156,14 @@ def _answers(
     def answers() -> Iterator[np.ndarray | str]:
         place = 0
         for take in on_device(loader, device, prepare):
-            (images,) = take()
-            with torch.inference_mode(), inference_memory_explained(len(images)):
+            with torch.inference_mode():
+                (images,) = take()
                 rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)
             for row in rows:
                 yield bad.get(place, row)
                 place += 1
 
-    with worker_deaths_explained():
+    with worker_deaths_explained(), inference_memory_explained(options.batch_size):
         known = answers()
         for file, problem in listed:
             yield file, problem or next(known)

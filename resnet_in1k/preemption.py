@@ -10,6 +10,8 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 
+import resnet_in1k
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL_EVERY = 4
 """Steps or batches between two agreements of several processes."""
@@ -29,8 +31,8 @@ class Preemption:
 
     def __init__(self) -> None:
         self._signal = 0
-        launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
-        self._launcher = os.getppid() if launched else None
+        launched = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & os.environ.keys()  # only launchers set these
+        self._launcher = resnet_in1k.STARTED_BY if launched else None
         self._group: torch.distributed.ProcessGroup | None = None
         """Of all processes; None while this one decides alone."""
 

@@ -41,12 +41,11 @@ class RunFolder:
         """Raises UserError if there is a run already and it is not to be resumed, or nothing says what run it is."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output-dir {self.path} is a file, not a folder; choose another")
-        has_checkpoints = any(self.checkpoints.glob("step_*"))
-        if (self.recipe.exists() or has_checkpoints) and not resume:
+        if self.recipe.exists() and not resume:
             raise UserError(
                 f"{self.path} already holds a run; go on with it by --resume, or choose another --output-dir"
             )
-        if has_checkpoints and not self.recipe.exists():
+        if any(self.checkpoints.glob("step_*")) and not self.recipe.exists():
             raise UserError(
                 f"{self.path} has checkpoints, but no {RECIPE_NAME} to say of what data and recipe; put that back, or "
                 "choose another --output-dir"

@@ -120,8 +120,9 @@ class RunWriter:
         try:
             tell()
         except Exception as error:
+            names = ", ".join(tracker.name for tracker in self._accelerator.trackers)
             self._accelerator.trackers = []
-            self._say(f"the tracker has failed and is left out from here on ({_first_line(error)})")
+            self._say(f"{names} has failed, and is left out from here on ({_first_line(error)})")
 
     def write_list(self, path: Path, lines: Iterable[str]) -> None:
         """A text file of those lines; none of no lines, unless there is one already."""

@@ -93,8 +93,11 @@ class TrainStep:
 
     def _nan_once_diverged(self, loss: torch.Tensor) -> torch.Tensor:
         """With fp16, a loss to go backward by; its gradients make the scaler skip the step, as all after divergence."""
+        if self._accelerator.scaler is None:
+            return loss
+        diverged = (self._diverged > 0) | ~loss.detach().isfinite()  # an infinite loss can have finite gradients
         # A factor: where() would give its gradient, zero, to the loss that it does not choose.
-        return loss if self._accelerator.scaler is None else loss * torch.where(self._diverged > 0, torch.nan, 1.0)
+        return loss * torch.where(diverged, torch.nan, 1.0)
 
     def _update_unless_diverged(self, loss: torch.Tensor) -> None:
         """Update the weights, but never again once a loss of any process was not finite.

@@ -52,8 +52,9 @@ def find_weights(checkpoint: str | Path) -> Weights:
     recorded = _read_json(file.parent / EVALUATION_NAME)
     note = ""
     if recorded is not None and recorded.get("weights_sha256") != files.sha256_of(file):
+        if file.name == WEIGHTS_NAME and "weights_sha256" in recorded:
+            note = f"{file} is not what the {EVALUATION_NAME} beside it was measured on: replaced since, or damaged"
         recorded = None
-        note = f"{file} is not what the {EVALUATION_NAME} beside it was measured on: replaced since, or damaged"
     config = _read_json(file.parent / CONFIG_NAME) or {}
     settings = config.get("pretrained_cfg") or {}
     run = find_run(path)

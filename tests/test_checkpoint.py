@@ -151,6 +151,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_format_before_is_read_too(tmp_path: Path, trained):
+    folder = save(tmp_path, trained, epoch_losses=[0.5])
+    values = json.loads((folder / STATE).read_text())
+    assert values["format_version"] == 3
+    values["format_version"] = 2
+    del values["sha256"][STATE]
+    (folder / STATE).write_text(json.dumps(values))
+    assert C.load_checkpoint(folder, *trained) == C.TrainState(step=2, epoch_losses=[0.5])
+
+
 def test_the_state_can_be_written_anew_beside_the_same_tensors(tmp_path: Path, trained):
     folder = save(tmp_path, trained, step=2, epoch_losses=[1.0, 0.5])
     before = {name: (folder / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
@@ -266,6 +276,7 @@ MALFORMED = {
     "momentum of nothing": tensors(OPTIMIZER, lambda s: s.update({"fc.other.momentum_buffer": torch.zeros(3)})),
     "momentum without a name": tensors(OPTIMIZER, lambda s: s.update(momentum=torch.zeros(3))),
     "state of another format": state(format_version=99),
+    "state with the version of one without a sum": state(format_version=2),
     "state without a version": state(format_version="absent"),
     "state without sums": state(sha256={}),
     "state with sums that are none": state(sha256=[1, 2]),

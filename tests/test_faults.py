@@ -221,7 +221,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tiny, image_folder
     monkeypatch.setattr(TensorBoardTracker, "log", lost)
     folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", report_to="tensorboard")
     said = capsys.readouterr().out
-    assert said.count("the tracker has failed and is left out from here on (the tracking server is away)\n") == 1
+    assert said.count("tensorboard has failed, and is left out from here on (the tracking server is away)\n") == 1
     assert len(folder.records()) == 5
 
 
@@ -259,13 +259,13 @@ def test_out_of_memory_in_evaluation_is_not_blamed_on_the_training_batch(tiny, i
     whole = ResNet.forward
 
     def full(self: ResNet, images: torch.Tensor) -> torch.Tensor:
-        if not self.training:
+        if not self.training and len(images) > 1:  # one, on a CPU, is the rehearsal's
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return whole(self, images)
 
     monkeypatch.setattr(ResNet, "forward", full)
     with pytest.raises(
-        ProcessError, match=r"out of memory with 1 images in a forward pass for evaluation .*--image-size"
+        ProcessError, match=r"out of memory with 12 images in a forward pass for evaluation .*--image-size"
     ):
         run(tiny, image_folder, tmp_path / "run")
 

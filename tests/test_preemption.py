@@ -49,21 +49,25 @@ def test_a_killed_run_leaves_no_workers(image_folder: Path, tmp_path: Path):
 def test_a_second_signal_ends_at_once():
     """In a process whose main thread is not in Python, as while it waits for another that has hung."""
     code = """
-import hashlib
+import hashlib, signal
 from resnet_in1k import preemption
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as the DataLoader has one
 preemption.ECHO_SECONDS = 0.0
 with preemption.Preemption():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGCHLD)  # no request at all
-    process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 128 + signal.SIGINT
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGCHLD)  # no request at all
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 128 + signal.SIGINT
+    finally:
+        process.kill()
 
 
 def test_a_run_whose_launcher_is_killed_saves_and_ends(image_folder: Path, tmp_path: Path, trained_by_one: RunFolder):

@@ -59,6 +59,17 @@ def test_after_a_loss_that_is_not_finite_nothing_changes_under_a_gradient_scaler
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(step), strict=True))
 
 
+def test_an_infinite_loss_with_finite_gradients_changes_nothing_under_a_gradient_scaler(tiny, batch):
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    step = TrainStep(tiny, 3, accelerator)
+    step._loss_function = torch.nn.CrossEntropyLoss()
+    step.model.fc.bias.data[0] = -torch.inf  # as a logit that has overflown
+    before = snapshot(step)
+    assert step(*batch, 0.01).isinf()
+    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(step), strict=True))
+
+
 def test_under_a_gradient_scaler_momentum_starts_clean(tiny, batch):
     """A scaler usually skips its first steps; a fused SGD would then go on from momentum that nobody has written."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
