@@ -10,6 +10,7 @@ import functools
 import gc
 import math
 import mmap
+import multiprocessing
 import os
 import signal
 import sys
@@ -215,6 +216,7 @@ class Loader:
         """Raises ProcessError (BadImageError for a file no decoder could read), also for the death of a worker."""
         num_slots = _num_slots(self._num_workers)
         slots = _shared_bytes((num_slots, *self._batch_shape))
+        begun = _shared_bytes((max(1, self._num_workers),))
         loader = DataLoader(
             Samples(self._source, self._transform, slots, self._if_bad),
             batch_sampler=_Jobs(self._order, num_slots),  # type: ignore[arg-type]
@@ -222,9 +224,9 @@ class Loader:
             num_workers=self._num_workers,
             prefetch_factor=PREFETCH_FACTOR if self._num_workers else None,
             multiprocessing_context=worker_context() if self._num_workers else None,
-            worker_init_fn=functools.partial(_be_a_modest_worker, parent=os.getpid()),
+            worker_init_fn=functools.partial(_be_a_modest_worker, parent=os.getpid(), begun=begun),
         )
-        with _workers_at_work(loader) as results, worker_deaths_explained():
+        with _workers_at_work(loader, begun) as results, worker_deaths_explained():
             for result in results:
                 if isinstance(result, ProcessError):
                     raise result
@@ -239,12 +241,12 @@ class Loader:
 
 
 @contextlib.contextmanager
-def _workers_at_work(loader: DataLoader) -> Iterator[Iterator[Any]]:
+def _workers_at_work(loader: DataLoader, begun: torch.Tensor) -> Iterator[Iterator[Any]]:
     """The loader's results, from workers that end with the body, or with the program if that is never left.
 
     They ignore SIGTERM, by which torch would end them at the program's end, and then wait for them for ever.
     """
-    results = iter(loader)
+    results = _started(loader, begun)
     shut_down = getattr(results, "_shutdown_workers", lambda: None)  # there are none with num_workers=0
     atexit.register(shut_down)
     try:
@@ -267,6 +269,45 @@ def worker_deaths_explained() -> Iterator[None]:
             f"a loader worker died ({reason}); if memory or /dev/shm is short (free -g, df -h /dev/shm), "
             "use fewer --workers"
         ) from error
+
+
+STARTS = 3
+START_SECONDS = 60.0
+"""For all workers to be heard of; a hundredth is plenty where they are forked, but others may have to import torch."""
+
+
+def _started(loader: DataLoader, begun: torch.Tensor) -> Iterator[Any]:
+    """Start the workers, and again if one of them hangs in its birth, as a fork among threads can.
+
+    The child has a copy of every lock that another thread held just then, and may wait for it for ever. So does CPython
+    itself before late releases of 3.11 (https://github.com/python/cpython/issues/112275), for the lock of its list of
+    threads, which Gloo's threads take to let go of a tensor, at a time of their own.
+    """
+    for _ in range(STARTS):
+        time.sleep(0.01)  # without Python's big lock, so that such threads can come to their end
+        begun.zero_()
+        others = multiprocessing.active_children()
+        results = iter(loader)
+        deadline_seconds = time.monotonic() + START_SECONDS
+        while not begun[: loader.num_workers].all():
+            if time.monotonic() > deadline_seconds:
+                break
+            time.sleep(0.001)
+        else:
+            return results
+        ours = set(multiprocessing.active_children()).difference(others)
+        while any(worker.is_alive() for worker in ours):
+            with contextlib.suppress(RuntimeError):  # by which torch tells of a worker's death, wherever we are then
+                for worker in ours:
+                    worker.kill()
+                for worker in ours:
+                    worker.join()
+        with contextlib.suppress(RuntimeError):
+            results._shutdown_workers()  # type: ignore[attr-defined]
+    raise ProcessError(
+        f"{loader.num_workers} loader workers have not begun within {START_SECONDS:.0f} s, {STARTS} times; take fewer "
+        "--workers, or look at what else this machine is doing"
+    )
 
 
 class _Jobs:
@@ -314,7 +355,8 @@ def worker_context() -> str | None:
 PARENT_CHECKED_EVERY_SECONDS = 2.0
 
 
-def _be_a_modest_worker(worker_id: int, parent: int) -> None:
+def _be_a_modest_worker(worker_id: int, parent: int, begun: torch.Tensor) -> None:
+    begun[worker_id] = 1
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)  # the workers are the parallelism
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

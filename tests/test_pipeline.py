@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Collection
 from dataclasses import replace
 from itertools import chain, pairwise
@@ -15,6 +17,7 @@ from conftest import ROOT
 from PIL import Image
 from test_sources import tree_of_links
 
+from resnet_in1k import pipeline
 from resnet_in1k.errors import BadImageError, ProcessError
 from resnet_in1k.images import TrainTransform, decode
 from resnet_in1k.pipeline import Batch, EvalOrder, Loader, TrainOrder, epoch_order, eval_loader, on_device, train_loader
@@ -183,6 +186,40 @@ def test_a_workers_death_is_told_with_what_to_do(source: Source):
     loader = Loader(source, Killer(), [[(1, 0)]], batch_size=1, image_size=8, num_workers=1, pin_memory=False)
     with pytest.raises(ProcessError, match=r"a loader worker died .*/dev/shm.*fewer --workers"):
         list(loader)
+
+
+@pytest.mark.parametrize("hung_starts", [1, 2])
+def test_a_worker_that_hangs_in_its_birth_is_started_again(source: Source, monkeypatch, hung_starts: int):
+    """As by a lock that another thread held when it was forked: it waits, and hears of no signal but SIGKILL."""
+    births = []
+
+    class Fork(multiprocessing.get_context("fork").Process):
+        def run(self) -> None:
+            if len(births) <= hung_starts * 2 and len(births) % 2:  # the first of two workers
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+                threading.Event().wait()
+            super().run()
+
+        def start(self) -> None:
+            births.append(self)
+            super().start()
+
+    monkeypatch.setattr(multiprocessing.get_context("fork"), "Process", Fork)
+    monkeypatch.setattr(pipeline, "START_SECONDS", 1.0)
+    loader = eval_loader(source, image_size=8, resize_size=8, batch_size=5, num_workers=2, pin_memory=False)
+    batches = list(loader)
+    assert [index for batch in batches for index in batch.indices.tolist()] == list(range(len(source)))
+    assert len(births) == 2 * (hung_starts + 1)
+    assert not any(worker.is_alive() for worker in births)
+
+
+def test_workers_that_never_begin_are_an_error(source: Source, monkeypatch):
+    monkeypatch.setattr(pipeline, "_be_a_modest_worker", lambda worker_id, parent, begun: None)
+    monkeypatch.setattr(pipeline, "START_SECONDS", 0.3)
+    with pytest.raises(
+        ProcessError, match=r"1 loader workers have not begun within 0 s, 3 times; take fewer --workers"
+    ):
+        list(eval_loader(source, image_size=8, resize_size=8, batch_size=5, num_workers=1, pin_memory=False))
 
 
 def test_a_worker_whose_parent_is_killed_in_its_first_moment_ends_too(tmp_path: Path):
