@@ -14,7 +14,7 @@ demo: $(INSTALLED)  ## train a ResNet-50 on handwritten digits, evaluate it, dra
 test: lint  ## lint, then the whole suite
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-torture: $(INSTALLED)  ## kill and signal real training processes at every moment, at length; an hour on two cores
+torture: $(INSTALLED)  ## kill and signal real training processes at every moment, at length; up to an hour on two cores
 	$(BIN)/python -m pytest tests/test_torture.py --torture -s
 
 lint: $(INSTALLED)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
-from resnet_in1k.errors import ProcessError, UserError
+from resnet_in1k.errors import ProcessError, UserError, first_line
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -51,7 +51,7 @@ def make_accelerator(
             project_dir=tracker_folder,
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"Accelerate cannot start here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"Accelerate cannot start here: {first_line(error)}") from error
     if report_to and not accelerator.log_with:
         raise UserError(f"--report-to {report_to}: not installed; pip install {report_to}, or leave the flag out")
 
@@ -168,7 +168,7 @@ def inference_memory_explained(num_images: int) -> Iterator[None]:
             raise
         raise ProcessError(
             f"out of memory with {num_images} images in a forward pass for evaluation "
-            f"({str(error).splitlines()[0]}); take a smaller --image-size or, where there is one, --batch-size"
+            f"({first_line(error)}); take a smaller --image-size or, where there is one, --batch-size"
         ) from None
 
 
@@ -180,7 +180,7 @@ def lost_processes_explained() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise
-        reason = str(error).splitlines()[0].rpartition("] ")[2] or type(error).__name__
+        reason = first_line(error).rpartition("] ")[2]
         raise ProcessError(
             f"process {os.environ.get('RANK', '0')} has lost the others ({reason}): one of them has ended, and the "
             "launcher or its last line says why; what was saved is intact, go on with --resume"

@@ -24,5 +24,10 @@ class BadImageError(ProcessError):
         )
 
 
+def first_line(error: BaseException) -> str:
+    """Of what it says; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class Preempted(Exception):
     """The run was asked to stop, and everything is saved; the message says how to go on."""

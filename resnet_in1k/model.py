@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from resnet_in1k import files
-from resnet_in1k.errors import UserError
+from resnet_in1k.errors import UserError, first_line
 from resnet_in1k.recipes import Architecture
 
 WEIGHTS_NAME = "model.safetensors"
@@ -128,8 +128,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
     except Exception as error:  # torch's unpickler raises whatever a file leads it to that is none of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} holds no plain tensors ({reason}); nothing in it was executed") from None
+        raise UserError(f"{file} holds no plain tensors ({first_line(error)}); nothing in it was executed") from None
     for wrapper in ("state_dict", "model"):  # what old training scripts put around the weights
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

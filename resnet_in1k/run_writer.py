@@ -20,7 +20,7 @@ from resnet_in1k.checkpoint import (
     save_state_anew,
     save_weights,
 )
-from resnet_in1k.errors import UserError
+from resnet_in1k.errors import UserError, first_line
 from resnet_in1k.evaluation import Evaluation
 from resnet_in1k.model import ResNet, weights_to_save
 from resnet_in1k.plots import LiveFigure, draw_curves, save_curves
@@ -106,7 +106,7 @@ class RunWriter:
         try:
             self._accelerator.init_trackers(self._folder.path.name, config=config)
         except Exception as error:  # each tracker has errors of its own
-            problem = f"--report-to: the tracker cannot be started ({_first_line(error)}); mend that, or leave it out"
+            problem = f"--report-to: the tracker cannot be started ({first_line(error)}); mend that, or leave it out"
         if problems := [each for each in gather_object([problem]) if each]:
             raise UserError(problems[0])
 
@@ -122,7 +122,7 @@ class RunWriter:
         except Exception as error:
             names = ", ".join(tracker.name for tracker in self._accelerator.trackers)
             self._accelerator.trackers = []
-            self._say(f"{names} has failed, and is left out from here on ({_first_line(error)})")
+            self._say(f"{names} has failed, and is left out from here on ({first_line(error)})")
 
     def write_list(self, path: Path, lines: Iterable[str]) -> None:
         """A text file of those lines; none of no lines, unless there is one already."""
@@ -190,10 +190,6 @@ class RunWriter:
 
     def _prune(self, state: TrainState) -> None:
         prune_checkpoints(self._folder.checkpoints, self._keep_checkpoints, state.best_step, self._passed_over)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_that(file: Path, sha256: str) -> bool:

@@ -24,7 +24,7 @@ from resnet_in1k.devices import (
     make_accelerator,
     share_buffers,
 )
-from resnet_in1k.errors import Preempted, ProcessError, UserError
+from resnet_in1k.errors import Preempted, ProcessError, UserError, first_line
 from resnet_in1k.evaluation import EVAL_BATCH_SIZE, evaluate_model
 from resnet_in1k.model import ResNet
 from resnet_in1k.optim import lr_at
@@ -120,7 +120,7 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
 
 def out_of_memory(error: RuntimeError, plan: Plan | None) -> str:
     """What to do about it; without a plan it came before the first step."""
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     if plan is None:
         return f"out of memory before the first step ({reason}); does something else use this device?"
     more = plan.more_accumulation_steps

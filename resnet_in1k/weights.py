@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_in1k import files
 from resnet_in1k.augment import IMAGENET_MEAN
-from resnet_in1k.errors import UserError
+from resnet_in1k.errors import UserError, first_line
 from resnet_in1k.model import WEIGHTS_NAME, weights_file
 from resnet_in1k.recipes import crop_ratio_for
 from resnet_in1k.run_folder import RECIPE_NAME, find_run, read_recipe
@@ -99,10 +99,9 @@ def _download(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=wanted))
     except Exception as error:  # the client's errors share no base, and their lines are many
-        lines = str(error.__cause__ or error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
         raise UserError(
-            f"{repository} is no file or folder here, and no repository that could be downloaded ({reason})"
+            f"{repository} is no file or folder here, and no repository that could be downloaded "
+            f"({first_line(error.__cause__ or error)})"
         ) from None
 
 

@@ -35,7 +35,9 @@ LONG = ("test_torture", "test_training", "test_preemption", "test_push", "test_l
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--torture", action="store_true", help="kill and signal training processes at length (an hour)")
+    parser.addoption(
+        "--torture", action="store_true", help="kill and signal training processes at length (up to an hour)"
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
