@@ -12,8 +12,8 @@ from pathlib import Path
 # In place of scripts/, whose evaluate.py would hide the library of that name.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from resnet_in1k import cli
-from resnet_in1k.benchmark import BenchmarkOptions, benchmark, table
+from resnet_in1k.commands import cli
+from resnet_in1k.commands.benchmark import BenchmarkOptions, benchmark, table
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 # In place of scripts/, where this very file would hide the library of its name.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from resnet_in1k import cli
-from resnet_in1k.scoring import EvalOptions, evaluate_checkpoint
+from resnet_in1k.commands import cli
+from resnet_in1k.commands.evaluate import EvalOptions, evaluate
 
 
 def main() -> None:
-    evaluate_checkpoint(cli.parse(EvalOptions, description="Evaluate saved weights, every image counted once."))
+    evaluate(cli.parse(EvalOptions, description="Evaluate saved weights, every image counted once."))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from pathlib import Path
 # In place of scripts/, whose evaluate.py would hide the library of that name.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from resnet_in1k import cli
-from resnet_in1k.prediction import PredictOptions, predict
+from resnet_in1k.commands import cli
+from resnet_in1k.commands.predict import PredictOptions, predict
 
 
 def main() -> None:
-    predict(cli.parse(PredictOptions, description="Name what is in images."))
+    predict(cli.parse(PredictOptions, description="Classify images."))
 
 
 if __name__ == "__main__":

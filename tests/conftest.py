@@ -1,36 +1,23 @@
-"""What several tests share: real photographs, folders of images, and the scripts run as a user runs them."""
+"""Fixtures that several tests share: real photographs, folders of images, trained runs, scripts run as a user would."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from processes import ROOT, TINY_FLAGS, start
+from helpers.images import write_image_folder
+from helpers.processes import ROOT, TINY_FLAGS, start
+from helpers.training import TINY, reset_accelerate_state, run
 from sklearn.datasets import load_sample_images
 
-from resnet_in1k.devices import usable_cores
-from resnet_in1k.recipes import DEMO, Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.core.devices import usable_cores
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run.folder import RunFolder
 
-TINY = replace(
-    DEMO,
-    model="resnet18",
-    epochs=2,
-    global_batch_size=8,
-    lr=0.002,  # so small a network amplifies rounding from step to step; a small step less so
-    image_size=32,
-    eval_crop_ratio=0.875,
-    hflip_probability=0.5,
-)
-"""A recipe small enough for tests, with every augmentation but hue."""
-
-
-LONG = ("test_torture", "test_training", "test_preemption", "test_push", "test_launch", "test_faults")
+LONGEST = ("test_torture", "test_loop", "test_signals", "test_upload", "test_launch", "test_faults")
 """These files first, so that no worker is left with one of them when the others have finished."""
 
 
@@ -49,36 +36,20 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--torture"):
         items[:] = [item for item in items if "torture" not in item.keywords]
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    at_length = metafunc.config.getoption("--torture")
+    torture = metafunc.config.getoption("--torture")
     for name, num_short, num_long in [("torture_number", 1, 25), ("torture_number_of_two", 1, 5)]:
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, range(num_long if at_length else num_short))
+            metafunc.parametrize(name, range(num_long if torture else num_short))
 
 
 @pytest.fixture(scope="session")
 def photographs() -> list[np.ndarray]:
     """Two real photographs, (427, 640, 3) uint8, that come with scikit-learn."""
     return [image.copy() for image in load_sample_images().images]
-
-
-def write_image_folder(root: Path, photographs: list[np.ndarray], classes: dict[str, int]) -> Path:
-    """`root/{train,val}/<class>/<number>.jpg`: so many images in train, a third (at least 1) in val; all differ."""
-    generator = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name, count in classes.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count if split == "train" else max(1, count // 3)):
-                height, width = generator.integers(40, 90, 2)
-                top, left = generator.integers(0, 300, 2)
-                photograph = photographs[generator.integers(len(photographs))]
-                crop = photograph[top : top + height, left : left + width]
-                Image.fromarray(crop).save(folder / f"{number}.jpg", quality=90)
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -93,19 +64,10 @@ def tiny() -> Recipe:
     return TINY
 
 
-def forget_accelerate_state() -> None:
-    """Accelerate remembers its first answers for the whole process."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-    GradientState._reset_state()
-
-
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state() -> None:
-    """Each test asks anew."""
-    forget_accelerate_state()
+    """Accelerate keeps its first answers for the whole process; each test asks anew."""
+    reset_accelerate_state()
 
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -113,14 +75,14 @@ NUM_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 ALLOWED_CORES = sorted(os.sched_getaffinity(0))
 
 if NUM_WORKERS > 1:
-    # Each its share of the cores, which all that it starts inherits: trainings that think they have the machine to
-    # themselves hold one another up many times longer than they run.
+    # Each its share of the cores, which the processes it starts inherit: trainings that each use all cores slow one
+    # another down many times.
     os.sched_setaffinity(0, ALLOWED_CORES[WORKER % len(ALLOWED_CORES) :: NUM_WORKERS])
 
 
 @pytest.fixture
 def all_cores() -> Iterator[None]:
-    """Not this worker's alone, for once."""
+    """For one test, not this worker's share only."""
     ours = os.sched_getaffinity(0)
     os.sched_setaffinity(0, ALLOWED_CORES)
     yield
@@ -157,14 +119,16 @@ def trained_by_one(image_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     """TINY by one process that nobody interrupted."""
     folder = RunFolder(tmp_path_factory.mktemp("one") / "run")
     process = start(image_folder, folder.path)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     return folder
 
 
 @pytest.fixture(scope="session")
-def trained_by_two(run_script: Run, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
-    """TINY by two processes on this machine's CPU; and what they said."""
+def trained_by_two(
+    run_script: Run, image_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, str]:
+    """TINY by two processes on this machine's CPU; and what they printed."""
     output = tmp_path_factory.mktemp("two") / "run"
     result = run_script(
         "scripts/train.py", *TINY_FLAGS, "--precision", "fp32", "--data", image_folder, "--output-dir", output,
@@ -177,7 +141,5 @@ def trained_by_two(run_script: Run, image_folder: Path, tmp_path_factory: pytest
 @pytest.fixture(scope="session")
 def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """TINY on 37 images, in this process: two epochs of four steps."""
-    from test_training import run
-
-    forget_accelerate_state()  # fixtures of the session come before those of a test
+    reset_accelerate_state()  # fixtures of the session come before those of a test
     return run(TINY, image_folder, tmp_path_factory.mktemp("run") / "finished", checkpoint_every=3, keep_checkpoints=9)

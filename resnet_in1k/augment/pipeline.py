@@ -1,0 +1,74 @@
+"""The operations of a recipe, in order, on one batch: the one way by which training images are augmented."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from resnet_in1k.augment import color_jitter, flip, rotation
+from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.augment.operation import Draws, Operation
+from resnet_in1k.core import rng
+from resnet_in1k.core.rng import Stream
+from resnet_in1k.data.loader import Batch
+from resnet_in1k.recipes.recipe import Recipe
+
+OPERATIONS: list[Callable[[Recipe, int], Operation | None]] = [
+    flip.from_recipe,
+    rotation.from_recipe,
+    color_jitter.from_recipe,
+]
+"""In the order in which they are applied. Each makes its operation from (recipe, number of classes), or None: off."""
+
+CPU_CHUNK = 4
+"""Images augmented at a time on a CPU: what stays in its cache from one operation to the next is twice as fast."""
+
+
+class Augmentation:
+    """The augmentation of one process's share of each global batch."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, rank: int = 0, num_processes: int = 1):
+        self._seed, self._global_batch_size = recipe.seed, recipe.global_batch_size
+        made = [make(recipe, num_classes) for make in OPERATIONS]
+        self.operations: list[Operation] = [operation for operation in made if operation is not None]
+        share = recipe.global_batch_size // num_processes
+        self._rows = slice(rank * share, (rank + 1) * share)
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A training batch on the device, as the step takes it: images and targets, see `apply`."""
+        rows = slice(len(batch.labels))  # all of this process's share, but in the preflight
+        return self.apply(batch.images, batch.labels, [_take(draws, rows) for draws in self.draw(batch.step)])
+
+    def draw(self, step: int) -> list[Draws]:
+        """By operation, what was drawn for this process's share: a function of (seed, operation's name, step)."""
+        everything = [
+            operation.draw(
+                rng.generator(self._seed, Stream.AUGMENT, rng.name_key(operation.name), step), self._global_batch_size
+            )
+            for operation in self.operations
+        ]
+        return [_take(draws, self._rows) for draws in everything]
+
+    def apply(self, images: Tensor, targets: Tensor, draws: list[Draws]) -> tuple[Tensor, Tensor]:
+        """Augment and normalise.
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            targets: (B,) int64 class indices.
+            draws: for these B images, as `draw` gives them.
+
+        Returns:
+            (B, 3, S, S) float32, channels_last; and (B,) int64, or (B, C) float32 if an operation mixes images.
+        """
+        if images.device.type == "cpu" and len(images) > CPU_CHUNK:
+            chunks = [slice(start, start + CPU_CHUNK) for start in range(0, len(images), CPU_CHUNK)]
+            parts = [self.apply(images[c], targets[c], [_take(each, c) for each in draws]) for c in chunks]
+            return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
+        pixels = images.to(torch.float32)
+        for operation, drawn in zip(self.operations, draws, strict=True):
+            pixels, targets = operation.apply(pixels, targets, drawn)
+        return normalise(pixels), targets
+
+
+def _take(draws: Draws, rows: slice) -> Draws:
+    return {name: values[rows] for name, values in draws.items()}

@@ -1,0 +1,1 @@
+"""What the scripts do: one module per script, with its command-line options."""

@@ -1,0 +1,140 @@
+"""scripts/evaluate.py: saved weights and data to eval.json and, if asked for, a report."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_in1k.core import files
+from resnet_in1k.core.console import Console
+from resnet_in1k.core.devices import choose_cpu_threads, choose_workers
+from resnet_in1k.core.distributed import make_accelerator
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.imagenet import human_names
+from resnet_in1k.core.ranges import above, at_least, check_options
+from resnet_in1k.data.source import Source, Split
+from resnet_in1k.data.sources import check_same_classes, open_source
+from resnet_in1k.data.workers import worker_deaths_explained
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, Evaluation, eval_loader, evaluate_model
+from resnet_in1k.evaluate.report import write_report
+from resnet_in1k.model.resnet import ResNet, load_model
+from resnet_in1k.run.locate import Weights, find_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What to evaluate, on what."""
+
+    ckpt: str
+    """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, or USER/NAME on the Hub."""
+    data: str | None = None
+    """As for training; by default what the run was trained on."""
+    split: Split = "val"
+    """Which split of the data."""
+    image_size: int | None = field(default=None, metadata=at_least(1))
+    """Side of the centre crop, in pixels; by default the run's."""
+    eval_crop_ratio: float | None = field(default=None, metadata=above(0, at_most=1))
+    """The short side is resized to image_size / this before the crop; by default the run's."""
+    output: Path | None = None
+    """Write the result to this file, as eval.json in a run folder."""
+    report: Path | None = None
+    """Write to this folder: accuracy by class, confused pairs, calibration, figures of the worst mistakes."""
+    batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=at_least(1))
+    """Images per process and forward pass; the counts do not depend on it."""
+    workers: int | None = field(default=None, metadata=at_least(0))
+    """Loader workers per process; by default from the number of CPU cores."""
+    cpu_threads: int | None = field(default=None, metadata=at_least(1))
+    """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.output is not None and not self.output.absolute().parent.is_dir():
+            raise UserError(f"--output {self.output}: no folder {self.output.parent}")
+        if self.report is not None and self.report.exists() and not self.report.is_dir():
+            raise UserError(f"--report {self.report} is a file, not a folder")
+
+
+def evaluate(options: EvalOptions) -> Evaluation:
+    """Evaluate saved weights; what the options leave open is as the run recorded it.
+
+    Raises:
+        UserError: if there are no weights or no data, if the classes of the two differ, or for weights outside a run
+            folder if `data` is not given.
+    """
+    weights = find_weights(options.ckpt)
+    data = options.data or weights.data
+    if data is None:
+        raise UserError(f"{options.ckpt} is not in a run folder, so nothing says what to evaluate it on; give --data")
+    model = load_model(weights.file)
+    source = open_source(data, options.split)
+    check_classes(weights, model, source, options.ckpt)
+    preprocessing = weights.preprocessing(options.image_size, options.eval_crop_ratio)
+    loader = eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers))
+    with worker_deaths_explained(), loader:
+        accelerator = make_accelerator("fp32")
+        choose_cpu_threads(accelerator.device, options.cpu_threads)
+        console = Console(accelerator.is_main_process)
+        if weights.note:
+            console.print(weights.note)
+        console.print(
+            f"{weights.file}: {model.architecture}, {model.fc.out_features} classes\n"
+            f"{data}/{options.split}: {len(source):,} images, resized to {preprocessing.resize_size} px, centre "
+            f"{preprocessing.image_size} px cropped"
+        )
+        model = model.to(accelerator.device, memory_format=torch.channels_last)
+        evaluation = evaluate_model(model, source, loader, accelerator, preprocessing)
+    console.print(evaluation.summary())
+    for name, reason in evaluation.bad_images.items():
+        console.print(f"counted as wrong: {name} ({reason})")
+    if len(source.class_names) < 5:
+        console.print(f"fewer than five classes: top-{evaluation.top_k} in place of top-5")
+    if accelerator.is_main_process:
+        write_results(evaluation, weights, source, options, console)
+    accelerator.end_training()
+    return evaluation
+
+
+def check_classes(weights: Weights, model: ResNet, source: Source, checkpoint: str) -> None:
+    """Raises UserError if the weights are of other classes than the data."""
+    if weights.class_names not in (None, list(source.class_names), human_names(source.class_names)):
+        check_same_classes(weights.class_names, "the run", source.class_names, source.name, where=checkpoint)
+    if len(source.class_names) != model.fc.out_features:
+        raise UserError(
+            f"{weights.file} has {model.fc.out_features} classes, but {source.name} has {len(source.class_names)}: "
+            "these are not the data it was trained for"
+        )
+
+
+def write_results(
+    evaluation: Evaluation, weights: Weights, source: Source, options: EvalOptions, console: Console
+) -> None:
+    """Raises UserError if --output or --report cannot be written."""
+    result = evaluation.to_json(files.sha256_of(weights.file))
+    output = options.output
+    if output is not None:
+        if problem := files.failure_of(lambda: files.write_json(output, result)):
+            raise UserError(f"--output: {problem}")
+        console.print(f"written to {output}")
+    if weights.recorded_evaluation is not None:
+        console.print(compare(result, weights.recorded_evaluation))
+    if options.report is not None:
+        write_report(evaluation, source, options.report)
+        console.print(f"report written to {options.report}")
+
+
+CONDITIONS = ("split", "num_images", "num_classes", "image_size", "resize_size")
+
+
+def compare(result: dict[str, Any], recorded: dict[str, Any]) -> str:
+    """Whether numbers published or kept beside the weights were reproduced, in words."""
+    known = {name: recorded.get(name) for name in CONDITIONS} | {"data": Path(str(recorded.get("data"))).name}
+    now = {name: result[name] for name in CONDITIONS} | {"data": Path(result["data"]).name}
+    if different := [f"{name} {known[name]} there, {now[name]} here" for name in known if known[name] != now[name]]:
+        return f"not comparable to the recorded eval.json: {'; '.join(different)}"
+    counts = [(name, recorded.get(name), result[name]) for name in ("top1_correct", "top5_correct")]
+    if different := [f"{name} {there} there, {here} here" for name, there, here in counts if there != here]:
+        return (
+            f"not reproduced: {'; '.join(different)}, by the recorded eval.json; other hardware may round differently"
+        )
+    return "reproduced: the recorded eval.json has the same counts"

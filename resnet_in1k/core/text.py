@@ -1,0 +1,41 @@
+"""Numbers, lists and errors as short text."""
+
+from collections.abc import Sequence
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def count(number: int, noun: str, plural: str = "s") -> str:
+    """`1 process`, `2 processes`."""
+    return f"{number:,} {noun}{plural if number != 1 else ''}"
+
+
+def shorten(names: Sequence[str], at_most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def duration(seconds: float) -> str:
+    """Two units: 40 s, 12 min 5 s, 3 h 20 min, 2 d 4 h."""
+    for (size, unit), (smaller_size, smaller_unit) in [
+        ((86_400, "d"), (3_600, "h")),
+        ((3_600, "h"), (60, "min")),
+        ((60, "min"), (1, "s")),
+    ]:
+        if seconds >= size:
+            whole, rest = divmod(round(seconds / smaller_size), size // smaller_size)
+            return f"{whole} {unit} {rest} {smaller_unit}"
+    return f"{seconds:.0f} s"
+
+
+def file_size(num_bytes: float) -> str:
+    """In decimal units: 512 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} GB"

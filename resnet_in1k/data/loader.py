@@ -1,0 +1,185 @@
+"""Batches in host memory, decoded ahead by worker processes.
+
+Workers do only what must happen per file: decode and crop. What can be done for a whole batch at once is done on the
+device, by `augment`. No float tensor crosses a process border.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from resnet_in1k.core.devices import device_type
+from resnet_in1k.core.errors import ProcessError
+from resnet_in1k.data.bad_images import IfBad, read_image
+from resnet_in1k.data.order import BatchSpec
+from resnet_in1k.data.source import Source
+from resnet_in1k.data.workers import (
+    check_workers_can_start,
+    init_worker,
+    shared_bytes,
+    worker_context,
+    worker_deaths_explained,
+)
+
+PREFETCH_FACTOR = 4
+"""Batches under way per worker."""
+Crop = Callable[[torch.Tensor, int, int, int], torch.Tensor]
+"""(image, epoch, index, size) to (3, size, size) uint8."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` (B, 3, S, S) uint8, `labels` (B,) int64, `indices` (B,) int64: the images' positions in the source."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    step: int = 0
+    """Optimizer step in training, number of the batch in evaluation."""
+    bad_images: dict[int, str] = field(default_factory=dict)
+    """The images that could not be read while making this batch, by index, with the decoder's reasons."""
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels, self.indices))
+        return Batch(*tensors, self.step, self.bad_images)
+
+
+Job = tuple[int, BatchSpec]
+"""A slot of shared memory, and what to write to it."""
+Filled = tuple[int, BatchSpec, np.ndarray, np.ndarray, dict[int, str]]
+"""The same, with the labels and indices of the images in the slot, and the bad images."""
+
+
+class Loader:
+    """Makes batches of a source; its workers live as long as the body of its `with`.
+
+    The workers write into a ring of slots that is shared with them once, at the start. Fresh shared memory for each
+    batch, as a plain DataLoader takes it, costs a page fault every 4 KiB: a tenth of a worker's time, measured. Each
+    batch is copied out of its slot, so it is the caller's to keep.
+
+    Enter it before the process group exists: a process forked while another thread, such as Gloo's, holds a lock can
+    wait for that lock for ever (https://github.com/python/cpython/issues/112275).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        crop: Crop,
+        *,
+        batch_size: int,
+        largest_image_size: int,
+        num_workers: int,
+        if_bad: IfBad = "fail",
+    ):
+        """`num_workers` 0: everything happens in this process, for debugging."""
+        self.batch_size, self._num_workers = batch_size, num_workers
+        self._batch_bytes = batch_size * 3 * largest_image_size**2
+        self._num_slots, self._pin_memory = _num_slots(num_workers), device_type() == "cuda"
+        self._source, self._crop, self._if_bad = source, crop, if_bad
+        self._jobs = _Jobs(self._num_slots)
+
+    def __enter__(self) -> "Loader":
+        self._slots = shared_bytes((self._num_slots, self._batch_bytes))
+        self._loader = DataLoader(
+            SlotWriter(self._source, self._crop, self._slots, self._if_bad),
+            batch_sampler=self._jobs,  # type: ignore[arg-type]
+            collate_fn=_identity,
+            num_workers=self._num_workers,
+            prefetch_factor=PREFETCH_FACTOR if self._num_workers else None,
+            persistent_workers=self._num_workers > 0,
+            multiprocessing_context=worker_context() if self._num_workers else None,
+            worker_init_fn=functools.partial(init_worker, parent=os.getpid()),
+        )
+        if self._num_workers:
+            check_workers_can_start()
+            iter(self._loader)  # starts the workers; there are no jobs yet
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._num_workers:  # which ignore the SIGTERM that torch would send them at exit
+            self._loader._iterator._shutdown_workers()
+
+    def batches(self, order: Iterable[BatchSpec]) -> Iterator[Batch]:
+        """One after the other; a second call ends the first.
+
+        Raises:
+            ProcessError: for a worker's death or a file that cannot be read (BadImageError: that cannot be decoded).
+        """
+        self._jobs.order = order
+        with worker_deaths_explained():
+            for result in self._loader:
+                # An error that stops the run comes as a value: raised in a worker it would carry that one's traceback.
+                if isinstance(result, ProcessError):
+                    raise result
+                yield self._copied(result)
+
+    def _copied(self, filled: Filled) -> Batch:
+        slot, spec, labels, indices, bad_images = filled
+        shape = (len(labels), 3, spec.image_size, spec.image_size)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        # NumPy copies in this thread alone: the others are computing.
+        np.copyto(images.numpy(), _slot_view(self._slots, slot, shape).numpy())
+        small = [torch.from_numpy(array) for array in (labels, indices)]
+        small = [tensor.pin_memory() if self._pin_memory else tensor for tensor in small]
+        return Batch(images, *small, spec.step, bad_images)
+
+
+class SlotWriter(Dataset):
+    """What a worker does: read, decode and crop the images of a batch, straight into a slot of shared memory."""
+
+    def __init__(self, source: Source, crop: Crop, slots: torch.Tensor, if_bad: IfBad):
+        self._source, self._crop, self._slots, self._if_bad = source, crop, slots, if_bad
+
+    def __getitems__(self, job: Job) -> Filled | ProcessError:
+        slot, spec = job
+        images = _slot_view(self._slots, slot, (len(spec.samples), 3, spec.image_size, spec.image_size))
+        indices = np.empty(len(spec.samples), dtype=np.int64)
+        bad_images: dict[int, str] = {}
+        for row, (epoch, index) in enumerate(spec.samples):
+            try:
+                indices[row], image = read_image(self._source, index, self._if_bad, bad_images)
+            except ProcessError as error:
+                return error
+            if image is None:
+                images[row].zero_()
+            else:
+                # Drawn for the sample, not for the image that replaces it, which may be in this batch itself.
+                images[row].copy_(self._crop(image, epoch, index, spec.image_size))
+        return slot, spec, self._source.labels[indices], indices, bad_images
+
+
+class _Jobs:
+    """The batches of the current order with the slots they are written to, in turn."""
+
+    def __init__(self, num_slots: int):
+        self.order: Iterable[BatchSpec] = ()
+        self._num_slots = num_slots
+
+    def __iter__(self) -> Iterator[Job]:
+        for number, spec in enumerate(self.order):
+            yield number % self._num_slots, spec
+
+
+def _identity(result: Any) -> Any:
+    return result
+
+
+def _slot_view(slots: torch.Tensor, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
+    num_images, channels, height, width = shape
+    return slots[slot, : num_images * channels * height * width].view(shape)
+
+
+def _num_slots(num_workers: int) -> int:
+    # The DataLoader asks for one more batch before it returns one: that must not be written where this one lies.
+    return PREFETCH_FACTOR * num_workers + 1
+
+
+def shared_bytes_needed(num_workers: int, batch_size: int, image_size: int) -> int:
+    """Memory that a loader shares with its workers."""
+    return _num_slots(num_workers) * batch_size * 3 * image_size**2

@@ -1,0 +1,75 @@
+"""Which images are in which batch: a function of the seed, the epoch and the step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from resnet_in1k.core import rng
+from resnet_in1k.core.rng import Stream
+from resnet_in1k.recipes.schedule import Schedule, train_image_size
+
+
+class BatchSpec(NamedTuple):
+    """What a loader worker needs to make one batch."""
+
+    step: int
+    """Optimizer step in training, number of the batch in evaluation."""
+    image_size: int
+    samples: list[tuple[int, int]]
+    """(epoch, index) of each image."""
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of an epoch, (N,) int64, a permutation that depends on (seed, epoch) alone."""
+    return torch.randperm(num_images, generator=rng.generator(seed, Stream.ORDER, epoch))
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """The batches of one process for the steps from `first_step` to `last_step`.
+
+    Global batch k of an epoch is the k-th slice of its order; process r takes the r-th slice of the global batch. The
+    images left over at an epoch's end, fewer than a global batch, are dropped from that epoch.
+    """
+
+    schedule: Schedule
+    first_step: int
+    last_step: int
+    rank: int = 0
+
+    def __iter__(self) -> Iterator[BatchSpec]:
+        schedule, recipe = self.schedule, self.schedule.recipe
+        size = schedule.per_process_batch_size
+        order, order_epoch = torch.empty(0), 0
+        for step in range(self.first_step, self.last_step + 1):
+            epoch = schedule.epoch_of(step)
+            if epoch != order_epoch:
+                order, order_epoch = epoch_order(schedule.num_train_images, recipe.seed, epoch), epoch
+            start = (schedule.steps_into_epoch(step) - 1) * recipe.global_batch_size + self.rank * size
+            samples = [(epoch, index) for index in order[start : start + size].tolist()]
+            yield BatchSpec(step, train_image_size(recipe, epoch), samples)
+
+
+@dataclass(frozen=True)
+class EvalOrder:
+    """The batches of one process, each image of the split on exactly one process, without padding."""
+
+    num_images: int
+    batch_size: int
+    image_size: int
+    rank: int = 0
+    num_processes: int = 1
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[BatchSpec]:
+        for number, start in enumerate(range(0, len(self._indices), self.batch_size)):
+            samples = [(0, index) for index in self._indices[start : start + self.batch_size]]
+            yield BatchSpec(number, self.image_size, samples)
+
+    @property
+    def _indices(self) -> range:
+        return range(self.rank, self.num_images, self.num_processes)

@@ -1,0 +1,138 @@
+"""What a source of images is, and the two kinds of it that lie in memory and in files."""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+Split = Literal["train", "val"]
+
+
+class Source(Protocol):
+    """One split: `len(source)` encoded images with their labels. Loader workers read it, so it must survive a fork."""
+
+    name: str
+    """As `--data` named it."""
+    split: Split
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    """(N,) int64, indices into class_names."""
+    note: str
+    """What a person should know about how the images were found; "" for nothing."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """The encoded image, (n,) uint8, not to be written to; raises OSError if its storage fails."""
+        ...
+
+    def image_name(self, index: int) -> str:
+        """For messages: its path, or its position in the source."""
+        ...
+
+    def fingerprint(self) -> str:
+        """sha256 that changes with the class names, the labels and which images there are."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a model card says of a source, told by what `--data` named, without opening it."""
+
+    name: str
+    """Without the folders it lies in, which are not for publication."""
+    data_flag: str
+    """What somebody else gives to `--data` to reproduce."""
+    limits: tuple[str, ...]
+    """Sentences on what the images do not show."""
+
+
+class SourceType(Protocol):
+    """How to open the sources of one prefix of `--data`; a module with these two functions is one."""
+
+    def open_split(self, data: str, split: Split) -> Source:
+        """Raises UserError if there is no such data."""
+        ...
+
+    def facts(self, data: str) -> SourceFacts: ...
+
+
+class PackedBytes:
+    """An immutable list of byte strings in two arrays.
+
+    A Python list of a million paths is a million objects: each loader worker that reads one changes its reference
+    count and so copies its page of memory, and host memory grows during the run (pytorch#5902).
+    """
+
+    def __init__(self, items: Iterable[bytes]):
+        blob, ends = bytearray(), array("q", [0])
+        for item in items:
+            blob += item
+            ends.append(len(blob))
+        self._blob = np.frombuffer(blob, dtype=np.uint8)
+        self._ends = np.frombuffer(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.view(index).tobytes()
+
+    def view(self, index: int) -> np.ndarray:
+        """An item's bytes without a copy, (n,) uint8."""
+        return self._blob[self._ends[index] : self._ends[index + 1]]
+
+    @property
+    def num_bytes(self) -> int:
+        return self._blob.nbytes + self._ends.nbytes
+
+    def update(self, digest: "hashlib._Hash") -> None:
+        digest.update(self._blob)
+        digest.update(self._ends)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSource:
+    """A source whose `items` are encoded images in memory; repeated from the start if there are more labels."""
+
+    name: str
+    split: Split
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    items: PackedBytes
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.items.view(index % len(self.items))
+
+    def image_name(self, index: int) -> str:
+        return f"{self.name}/{self.split}[{index}]"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+        digest.update(self.labels)
+        self.items.update(digest)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSource(PackedSource):
+    """A source whose `items` are paths of image files, relative to `folder`."""
+
+    folder: Path
+
+    def read(self, index: int) -> np.ndarray:
+        # Not np.fromfile, which takes a read error for the end of the file.
+        with open(os.path.join(os.fsencode(self.folder), self.items[index]), "rb", buffering=0) as file:
+            return np.frombuffer(bytearray(file.readall()), dtype=np.uint8)
+
+    def image_name(self, index: int) -> str:
+        return str(Path(self.folder, os.fsdecode(self.items[index])))

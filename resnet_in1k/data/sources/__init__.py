@@ -1,0 +1,55 @@
+"""Where images come from: one module per kind of source, and the registry that `--data` is looked up in."""
+
+from collections.abc import Iterable
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.text import shorten
+from resnet_in1k.data.source import Source, SourceFacts, SourceType, Split
+from resnet_in1k.data.sources import digits, folder, synthetic
+
+SOURCES: dict[str, SourceType] = {"digits": digits, "synthetic": synthetic}
+"""By the part of `--data` before a colon; anything else is a folder."""
+
+
+def open_source(data: str, split: Split) -> Source:
+    """One split of what `--data` names.
+
+    Raises:
+        UserError: if there is no such data, or it is not laid out as images by class.
+    """
+    return _source_type(data).open_split(data, split)
+
+
+def source_facts(data: str) -> SourceFacts:
+    """What a model card says of what `--data` named; the data need not be there."""
+    return _source_type(data).facts(data)
+
+
+def open_train_and_val(data: str) -> tuple[Source, Source]:
+    """Both splits, with the same classes.
+
+    Raises:
+        UserError: as `open_source`, and if the two splits do not have the same classes.
+    """
+    train, val = open_source(data, "train"), open_source(data, "val")
+    check_same_classes(train.class_names, "train", val.class_names, "val", where=data)
+    return train, val
+
+
+def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: str, where: str) -> None:
+    """Raises UserError naming the classes that only one of the two has."""
+    only_a, only_b = sorted(set(a) - set(b)), sorted(set(b) - set(a))
+    if only_a or only_b:
+        parts = [f"only in {name}: {shorten(only)}" for name, only in [(a_name, only_a), (b_name, only_b)] if only]
+        raise UserError(
+            f"{where}: {a_name} and {b_name} must have the same classes, but {'; '.join(parts)}; "
+            "add or remove those class folders"
+        )
+    if list(a) != list(b):
+        raise UserError(
+            f"{where}: {a_name} and {b_name} have the same classes in another order; labels would not match"
+        )
+
+
+def _source_type(data: str) -> SourceType:
+    return SOURCES.get(data.partition(":")[0], folder)

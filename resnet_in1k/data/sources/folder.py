@@ -1,0 +1,106 @@
+"""A folder with `train/<class>/*` and `val/<class>/*`."""
+
+import os
+import shlex
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.text import shorten
+from resnet_in1k.data.source import FileSource, PackedBytes, SourceFacts, Split
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+LAYOUT = "images belong in DATA/train/<class>/ and DATA/val/<class>/"
+
+
+def facts(data: str) -> SourceFacts:
+    name = Path(data).name or data
+    limits = ("Who took the training images, where and of what, is not recorded here: neither is their bias.",)
+    return SourceFacts(name=name, data_flag=shlex.quote(f"path/to/{name}"), limits=limits)
+
+
+def open_split(data: str, split: Split) -> FileSource:
+    root, folder = Path(data), Path(data, split)
+    if not root.is_dir():
+        raise UserError(f"--data {data}: no such folder; {LAYOUT}, or use --data digits to try without data")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {LAYOUT}")
+
+    counts: list[int] = []
+    ignored: list[str] = []
+
+    def paths(classes: list[str]) -> Iterator[bytes]:
+        for name in classes:
+            images = sorted(images_below(folder / name, name, ignored))
+            if not images:
+                raise UserError(f"{folder / name}: no images in this class; add some or remove the folder")
+            counts.append(len(images))
+            yield from map(os.fsencode, images)
+
+    try:
+        classes = _class_folders(folder)
+        items = PackedBytes(paths(classes))
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; check its permissions") from None
+    return FileSource(
+        name=data,
+        split=split,
+        class_names=tuple(classes),
+        labels=np.repeat(np.arange(len(classes)), counts),
+        items=items,
+        folder=folder,
+        note=f"ignored in {folder}, not images by name or content: {shorten(ignored)}" if ignored else "",
+    )
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """Their names, sorted; raises UserError if there are none, or files beside them."""
+    entries = sorted(_visible(folder), key=lambda entry: entry.name)
+    classes = [entry.name for entry in entries if entry.is_dir()]
+    files = [entry.name for entry in entries if not entry.is_dir()]
+    if files:
+        raise UserError(f"{folder}: files must be in a folder named for their class, not here: {shorten(files)}")
+    if not classes:
+        raise UserError(f"{folder}: no class folders in it; {LAYOUT}")
+    return classes
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """Entries except hidden ones, which operating systems and editors create."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def images_below(folder: Path, prefix: str, ignored: list[str]) -> list[str]:
+    """Paths of image files at any depth, relative to the split's folder; other files are added to `ignored`."""
+    images: list[str] = []
+    for entry in _visible(folder):
+        relative = f"{prefix}/{entry.name}"
+        # A link with an image's suffix is one: to follow a million links over a network takes minutes.
+        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir(follow_symlinks=False):
+            images.append(relative)
+        elif entry.is_dir():
+            images += images_below(folder / entry.name, relative, ignored)
+        elif _is_image_by_content(folder / entry.name):
+            images.append(relative)
+        else:
+            ignored.append(relative)
+    return images
+
+
+def _is_image_by_content(path: Path) -> bool:
+    """Whether Pillow knows the file's header: for files without a known suffix."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path).close()
+    except OSError:
+        return False
+    except (ValueError, SyntaxError, Image.DecompressionBombError):
+        return True  # an image, but a bad one: that must be reported
+    return True

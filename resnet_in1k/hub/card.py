@@ -1,0 +1,180 @@
+"""The model card: card.md.jinja, rendered with the records of a run."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+from torchvision.models import get_model_weights
+
+from resnet_in1k.core import imagenet
+from resnet_in1k.core.precision import PRECISIONS
+from resnet_in1k.core.text import duration
+from resnet_in1k.data.source import SourceFacts
+from resnet_in1k.data.sources import source_facts
+from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for
+
+PROJECT = "resnet-in1k"
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The records of a run, read and checked: all that is published of it."""
+
+    repo_id: str
+    license: str
+    architecture: str
+    evaluation: dict[str, Any]
+    """eval.json."""
+    recipe: Recipe | None
+    facts: dict[str, Any] | None
+    """recipe.json; None for weights that were trained elsewhere, as is the recipe."""
+    records: list[dict[str, Any]]
+    """log.jsonl."""
+    num_bad_train_images: int
+    has_curves: bool
+
+    @property
+    def name(self) -> str:
+        return self.repo_id.split("/")[1]
+
+    @property
+    def is_imagenet(self) -> bool:
+        """By its classes and the numbers of images: other data have the same classes (ImageNetV2, subsets)."""
+        trained_on = self.facts["data"]["num_train_images"] if self.facts else imagenet.NUM_TRAIN_IMAGES
+        return (
+            imagenet.is_imagenet_1k(self.evaluation["class_names"])
+            and (self.evaluation["split"], self.evaluation["num_images"]) == ("val", imagenet.NUM_VAL_IMAGES)
+            and trained_on == imagenet.NUM_TRAIN_IMAGES
+        )
+
+    @property
+    def source(self) -> SourceFacts:
+        return source_facts(self.evaluation["data"])
+
+    @property
+    def dataset_name(self) -> str:
+        return "ImageNet-1k" if self.is_imagenet else self.source.name
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.evaluation["class_names"])
+
+    @property
+    def image_size(self) -> int:
+        return int(self.evaluation["image_size"])
+
+    @property
+    def interpolation(self) -> str:
+        return self.evaluation.get("interpolation", "bilinear")  # evaluations of earlier versions record none
+
+    @property
+    def crop_ratio(self) -> float:
+        """The ratio from which a reader of config.json computes the same resize_size."""
+        preferred = self.recipe.eval_crop_ratio if self.recipe is not None else 0.875
+        return crop_ratio_for(self.image_size, self.evaluation["resize_size"], preferred)
+
+
+def confidence_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, https://doi.org/10.1080/01621459.1927.10502953."""
+    z = 1.959964
+    share, spread = correct / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    return middle - half, middle + half
+
+
+def make_card(record: RunRecord) -> str:
+    """README.md with its metadata.
+
+    Raises:
+        KeyError, TypeError, jinja2.UndefinedError: if recipe.json or log.jsonl are incomplete.
+    """
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"commas": "{:,}".format, "percent": "{:.2%}".format, "duration": duration}
+    result = record.evaluation
+    counts = (result["class_top1_correct"], result["class_num_images"])
+    rows = zip(imagenet.human_names(record.class_names), *counts, strict=True)
+    card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        metadata=_metadata(record),
+        run=record,
+        result=result,
+        interval=confidence_interval(result["top1_correct"], result["num_images"]),
+        epochs=[line for line in record.records if line["kind"] == "epoch"],
+        torchvision_weights=get_model_weights(record.architecture) if record.is_imagenet else [],
+        training=_training(record) if record.facts else None,
+        classes=sorted((row for row in rows if row[2]), key=lambda row: (-row[1] / row[2], row[0])),
+    )
+    return card.rstrip() + "\n"
+
+
+def _metadata(record: RunRecord) -> str:
+    """As the Hub reads it: `model-index` carries the metrics."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    result = record.evaluation
+    shared = {
+        "task_type": "image-classification",
+        "task_name": "Image Classification",
+        "dataset_type": imagenet.HUB_ID if record.is_imagenet else record.dataset_name,
+        "dataset_name": record.dataset_name,
+        "dataset_split": result["split"],
+        "dataset_args": {"num_images": result["num_images"], "image_size": record.image_size},
+        "metric_type": "accuracy",
+    }
+    data = ModelCardData(
+        model_name=record.name,
+        license=record.license,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        datasets=[imagenet.HUB_ID] if record.is_imagenet else None,
+        metrics=["accuracy"],
+        tags=["image-classification", "timm", "transformers", "torchvision", record.architecture, PROJECT],
+        eval_results=[
+            EvalResult(metric_name="top-1 accuracy", metric_value=result["top1_accuracy"], **shared),
+            EvalResult(metric_name=f"top-{result['top_k']} accuracy", metric_value=result["top5_accuracy"], **shared),
+        ],
+    )
+    return data.to_yaml()
+
+
+def _training(record: RunRecord) -> dict[str, Any]:
+    """What the card says of the training, beyond the facts as recorded."""
+    facts, recipe = record.facts, record.recipe
+    named = RECIPES.get(facts["recipe"]["name"])
+    starts = [facts, *facts.get("resumed", [])]
+    rates = [line["images_per_second"] for line in record.records if line["kind"] == "train"]
+    return {
+        "facts": facts,
+        "changes": named.recipe.differences(recipe) if named else [],
+        "fields": dataclasses.asdict(recipe),
+        "hardware": dict.fromkeys(f"{start['world_size']} × {start['hardware']}" for start in starts),
+        "num_resumes": len(starts) - 1,
+        "images_per_second": median(rates) if rates else None,
+        "precision": PRECISIONS[facts["mixed_precision"]],
+        "command": _train_command(record),
+    }
+
+
+def _train_command(record: RunRecord) -> str:
+    """The command that trains these weights again."""
+    facts, recipe = record.facts, record.recipe
+    named = RECIPES.get(facts["recipe"]["name"])
+    words = [f"accelerate launch --num_processes {facts['world_size']} scripts/train.py"]
+    words += [f"--recipe {facts['recipe']['name']}"] if named else []
+    words.append(f"--data {record.source.data_flag}")
+    for field in dataclasses.fields(recipe):
+        value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
+        if named is None or getattr(named.recipe, field.name) != value:
+            words.append(f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}")
+    words.append(f"--precision {PRECISIONS[facts['mixed_precision']].flag}")
+    if facts["gradient_accumulation_steps"] > 1:
+        words.append(f"--gradient-accumulation-steps {facts['gradient_accumulation_steps']}")
+    if record.num_bad_train_images:
+        words.append("--on-bad-image skip")
+    return " ".join(words)

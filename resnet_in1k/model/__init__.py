@@ -1,0 +1,1 @@
+"""The network, and reading and writing its weights."""

@@ -1,0 +1,84 @@
+"""torchvision's ResNet with the Hub's `from_pretrained`."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.model.weights_file import load_strictly, read_weights, weights_file
+from resnet_in1k.recipes.recipe import Architecture
+
+LAYOUTS: dict[Architecture, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+"""Kind and number of residual blocks in the four stages (https://arxiv.org/abs/1512.03385, table 1)."""
+
+
+class ResNet(torchvision.models.ResNet, PyTorchModelHubMixin):
+    """torchvision's ResNet: the same modules, keys, initial weights and logits.
+
+    Args:
+        architecture: torchvision's name, resnet18 to resnet152.
+        num_classes: width of the last layer.
+        zero_init_residual: start each residual branch at zero (https://arxiv.org/abs/1706.02677).
+    """
+
+    def __init__(
+        self, architecture: Architecture = "resnet50", num_classes: int = 1000, zero_init_residual: bool = False
+    ):
+        block, blocks = LAYOUTS[architecture]
+        super().__init__(block, list(blocks), num_classes=num_classes, zero_init_residual=zero_init_residual)
+        self.architecture = architecture
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "ResNet":
+        """Weights from a run folder, a checkpoint folder, a file, or a repository on the Hub; strict; in eval mode.
+
+        Raises:
+            UserError: if a local path holds no weights of a ResNet.
+        """
+        if Path(pretrained_model_name_or_path).exists():
+            return load_model(Path(pretrained_model_name_or_path)).eval()
+        return super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
+
+
+def load_model(checkpoint: Path) -> ResNet:
+    """A ResNet with the weights of `checkpoint`; architecture and number of classes are those of its tensors.
+
+    Raises:
+        UserError: if there are no weights, or they are not those of a torchvision ResNet.
+    """
+    file = weights_file(checkpoint)
+    state = read_weights(file)
+    model = ResNet(architecture_of(state, file), num_classes=len(state["fc.weight"]))
+    load_strictly(model, state, file)
+    return model
+
+
+def architecture_of(state: Mapping[str, Tensor], file: Path) -> Architecture:
+    """Which ResNet these tensors belong to, by their names.
+
+    Raises:
+        UserError: if to none.
+    """
+    for architecture in LAYOUTS:
+        if _keys_of(architecture) == state.keys():
+            return architecture
+    raise UserError(f"{file} holds no torchvision ResNet: its tensor names are not those of {', '.join(LAYOUTS)}")
+
+
+@functools.cache
+def _keys_of(architecture: Architecture) -> frozenset[str]:
+    with torch.device("meta"):  # names only: no memory, no initialisation
+        return frozenset(ResNet(architecture).state_dict())

@@ -1,0 +1,131 @@
+"""`--ckpt` to a weights file and what is known of it: in a run folder, in a file of its own, or on the Hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_in1k.core import files, imagenet
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.text import first_line
+from resnet_in1k.data.crops import EvalPreprocessing
+from resnet_in1k.model.weights_file import WEIGHTS_NAME, weights_file
+from resnet_in1k.recipes.recipe import Interpolation, crop_ratio_for, resize_size_for
+from resnet_in1k.run.folder import EVALUATION_NAME, RECIPE_NAME, find_run
+from resnet_in1k.run.recipe_file import read_recipe
+
+CONFIG_NAME = "config.json"
+DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO = 224, 0.875
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file, and what the files beside it say of it; None where they say nothing."""
+
+    file: Path
+    class_names: list[str] | None
+    """As the folders of its training data were named; of other projects' repositories, as those name them."""
+    data: str | None
+    """What it was trained on, as `--data` named it."""
+    image_size: int
+    eval_crop_ratio: float
+    interpolation: Interpolation
+    recorded_evaluation: dict[str, Any] | None
+    """The eval.json beside it, if it is of these weights."""
+    note: str
+    """A warning for the user; "" for none."""
+
+    def preprocessing(self, image_size: int | None = None, eval_crop_ratio: float | None = None) -> EvalPreprocessing:
+        """As the weights were evaluated, except for what is given."""
+        size = image_size or self.image_size
+        return EvalPreprocessing(
+            size, resize_size_for(size, eval_crop_ratio or self.eval_crop_ratio), self.interpolation
+        )
+
+
+def find_weights(checkpoint: str | Path) -> Weights:
+    """`--ckpt`: a run folder, a checkpoint folder, a file, or a repository on the Hub, which is downloaded.
+
+    The preprocessing is that of the evaluation recorded beside the weights, if it is theirs, else that of a published
+    config.json, else that of the run's recipe, else 224 px of 256, bilinear.
+
+    Raises:
+        UserError: if there are no weights, or what lies beside them cannot be read.
+    """
+    path = Path(checkpoint)
+    if not path.exists() and _is_repository(str(checkpoint)):
+        path = _download(str(checkpoint))
+    file = weights_file(path)
+    recorded = _read_json(file.parent / EVALUATION_NAME)
+    note = ""
+    if recorded is not None and recorded.get("weights_sha256") != files.sha256_of(file):
+        if file.name == WEIGHTS_NAME and "weights_sha256" in recorded:
+            note = f"{file} is not what the {EVALUATION_NAME} beside it was measured on: replaced since, or damaged"
+        recorded = None
+    config = _read_json(file.parent / CONFIG_NAME) or {}
+    settings = config.get("pretrained_cfg") or {}
+    run = find_run(path)
+    recipe, facts = read_recipe(run) if run is not None else (None, {})
+    try:
+        if settings and tuple(settings["mean"]) != imagenet.MEAN:
+            raise UserError(f"{file}: made for images normalised differently than here; use timm for it")
+        names = (recorded or {}).get("class_names") or facts.get("data", {}).get("class_names")
+        crop_ratio = recipe.eval_crop_ratio if recipe is not None else settings.get("crop_pct", DEFAULT_CROP_RATIO)
+        if recorded is not None:
+            image_size, interpolation = recorded["image_size"], recorded.get("interpolation", "bilinear")
+            crop_ratio = crop_ratio_for(image_size, recorded["resize_size"], crop_ratio)
+        elif settings:
+            image_size, interpolation = settings["input_size"][1], settings["interpolation"]
+        elif recipe is not None:
+            image_size, interpolation = recipe.eval_size, recipe.eval_interpolation
+        else:
+            image_size, interpolation = DEFAULT_IMAGE_SIZE, "bilinear"
+        if interpolation not in ("bilinear", "bicubic"):
+            raise UserError(f"{file}: made for images resized by {interpolation} interpolation; use timm for it")
+        source = facts["data"]["source"] if facts else None
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"the files beside {file} are incomplete ({type(error).__name__}: {error})") from None
+    return Weights(
+        file=file,
+        class_names=names or config.get("label_names"),
+        data=source,
+        image_size=image_size,
+        eval_crop_ratio=crop_ratio,
+        interpolation=interpolation,
+        recorded_evaluation=recorded,
+        note=note,
+    )
+
+
+def _is_repository(checkpoint: str) -> bool:
+    """Whether it can mean one: USER/NAME, and no path of which a part is here."""
+    return bool(_REPOSITORY.fullmatch(checkpoint)) and not (
+        Path(checkpoint).parent.exists() or Path(checkpoint).suffix in (".pth", ".pt", ".safetensors")
+    )
+
+
+def _download(repository: str) -> Path:
+    """The repository's weights and records, in the client's cache; never a pickle.
+
+    Raises:
+        UserError: if there is no such repository, or it cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [WEIGHTS_NAME, CONFIG_NAME, EVALUATION_NAME, RECIPE_NAME]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except Exception as error:  # the client's errors share no base class, and have many lines
+        raise UserError(
+            f"{repository} is no file or folder here, and no repository that could be downloaded "
+            f"({first_line(error.__cause__ or error)})"
+        ) from None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None if there is none, or it is not a whole JSON object."""
+    try:
+        return dict(files.read_json(path))
+    except (OSError, ValueError, TypeError):
+        return None

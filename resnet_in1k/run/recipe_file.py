@@ -1,0 +1,64 @@
+"""recipe.json: the recipe of a run, its data, and what it runs on."""
+
+import dataclasses
+from dataclasses import asdict
+from typing import Any
+
+from resnet_in1k.core import files
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.source import Source
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run.folder import RunFolder
+
+FORMAT_VERSION = 2
+"""Version 1 has the same fields, but its runs drew their augmentation from one stream for all operations."""
+READABLE_VERSIONS = (1, 2)
+
+
+def describe_data(train: Source, val: Source) -> dict[str, Any]:
+    """What recipe.json says of the data."""
+    return {
+        "source": train.name,
+        "num_train_images": len(train),
+        "num_val_images": len(val),
+        "class_names": list(train.class_names),
+        "fingerprint": {"train": train.fingerprint(), "val": val.fingerprint()},
+    }
+
+
+def write_recipe(run: RunFolder, name: str, recipe: Recipe, data: dict[str, Any], facts: dict[str, Any]) -> None:
+    files.write_json(
+        run.recipe,
+        {"format_version": FORMAT_VERSION, "recipe": {"name": name, **asdict(recipe)}, "data": data, **facts},
+    )
+
+
+def add_resume(run: RunFolder, name: str, recipe: Recipe, facts: dict[str, Any]) -> None:
+    """Add to recipe.json after which step the run was resumed, and what it runs on; and more epochs, if so."""
+    _, written = read_recipe(run, type(recipe))
+    files.write_json(
+        run.recipe,
+        {**written, "recipe": {"name": name, **asdict(recipe)}, "resumed": [*written.get("resumed", []), facts]},
+    )
+
+
+def read_recipe(run: RunFolder, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe, and all of recipe.json. Fields that it does not have yet are switched off.
+
+    Raises:
+        UserError: if it is missing, of another format version, or not a recipe.
+    """
+    try:
+        facts = files.read_json(run.recipe)
+        version = facts["format_version"]
+        fields = {key: value for key, value in facts["recipe"].items() if key != "name"}
+        unknown = sorted(fields.keys() - {each.name for each in dataclasses.fields(recipe_class)})
+        if version not in READABLE_VERSIONS:
+            raise UserError(
+                f"{run.recipe} has format version {version!r}, which is newer than this resnet-in1k: update it"
+            )
+        if unknown:
+            raise UserError(f"{run.recipe}: recipe fields not known here: {', '.join(unknown)}; update resnet-in1k")
+        return recipe_class(**fields), facts
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{run.recipe} cannot be read as a run's recipe ({type(error).__name__}: {error})") from None

@@ -1,0 +1,1 @@
+"""One training run: the plan, the preflight, the step, the loop, and what it logs."""

@@ -1,0 +1,61 @@
+"""No weight changes after a loss that is not finite, for any optimizer, without making the host wait for the device."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class DivergenceGuard:
+    """Decides on the device whether a step may change the weights: never again once a loss was not finite.
+
+    The host learns of such a loss only when it next reads the losses, many steps later. An optimizer that honours
+    `found_inf` (torch's fused ones) leaves weights and state alone by itself. For any other, weights and state are
+    copied before the step and restored where needed. With fp16 the loss scaler skips the step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, accelerator: Accelerator):
+        self._optimizer, self._accelerator = optimizer, accelerator
+        # The attribute by which torch's GradScaler, too, recognises such optimizers.
+        self._honours_found_inf = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._diverged = torch.zeros((), device=accelerator.device)
+
+    def reset(self) -> None:
+        self._diverged.zero_()
+
+    def loss_for_backward(self, loss: Tensor) -> Tensor:
+        """With fp16, a loss whose gradients make the scaler skip the step, as all steps after divergence."""
+        if self._accelerator.scaler is None:
+            return loss
+        diverged = (self._diverged > 0) | ~loss.detach().isfinite()  # an infinite loss can have finite gradients
+        # A factor: where() would give its gradient, zero, to the loss that it does not choose.
+        return loss * torch.where(diverged, torch.nan, 1.0)
+
+    @contextlib.contextmanager
+    def step(self, loss: Tensor) -> Iterator[None]:
+        """Around the optimizer's step, after a backward of this loss."""
+        self._diverged = torch.maximum(self._diverged, (~loss.isfinite()).to(self._diverged.dtype))
+        if self._accelerator.num_processes > 1:
+            torch.distributed.all_reduce(self._diverged, torch.distributed.ReduceOp.MAX)
+        if self._accelerator.scaler is not None:
+            yield
+        elif self._honours_found_inf:
+            self._optimizer.found_inf = self._diverged  # type: ignore[attr-defined]
+            yield
+        else:
+            before = [tensor.clone() for tensor in self._tensors()]
+            yield
+            # Tensors that this very step has added stay as they are: no later step uses them.
+            for old, tensor in zip(before, self._tensors(), strict=False):
+                tensor.copy_(torch.where(self._diverged.to(tensor.device) > 0, old, tensor))
+
+    def _tensors(self) -> list[Tensor]:
+        """Parameters, then the tensors of their state, in an order that a later step only adds to."""
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        states = [self._optimizer.state.get(parameter, {}).values() for parameter in parameters]
+        return [
+            *(parameter.detach() for parameter in parameters),
+            *(value for state in states for value in state if isinstance(value, Tensor)),
+        ]

@@ -1,0 +1,45 @@
+"""How and where to train: what does not change what is computed, except for rounding."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from resnet_in1k.core.precision import PrecisionFlag
+from resnet_in1k.core.ranges import at_least, check_options
+from resnet_in1k.data.bad_images import OnBadImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How and where to train."""
+
+    data: str = "data/imagenet"
+    """A folder with train/<class>/* and val/<class>/*, or `digits`, or `synthetic`."""
+    output_dir: Path | None = None
+    """Run folder; by default runs/<recipe>. One that already holds a run is refused unless --resume."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder; start if there is none."""
+    workers: int | None = field(default=None, metadata=at_least(0))
+    """Loader workers per process; by default from the number of CPU cores."""
+    log_every: int = field(default=100, metadata=at_least(1))
+    """Optimizer steps between two lines of the log; an epoch's last step has one too."""
+    checkpoint_every: int = field(default=0, metadata=at_least(0))
+    """Optimizer steps between two checkpoints, besides each epoch's end; 0 for epochs' ends only."""
+    keep_checkpoints: int = field(default=2, metadata=at_least(1))
+    """How many of the newest checkpoints to keep, besides the best."""
+    report_to: str | None = None
+    """An Accelerate tracker to report to as well, such as tensorboard or wandb."""
+    dry_run: bool = False
+    """Print the plan, run the preflight, stop."""
+    on_bad_image: OnBadImage = "fail"
+    """At a training image that cannot be read: fail, or skip to the next one, for at most 0.1 % of them."""
+    precision: PrecisionFlag = "auto"
+    """Training precision; auto: as launched, and where the launch says nothing bf16 if the device is fast at it."""
+    gradient_accumulation_steps: int = field(default=1, metadata=at_least(1))
+    """Forward passes per optimizer step and process, for less memory: the global batch stays as it is."""
+    compile: bool = False
+    """Compile the model by torch.compile: slower to start; meant for GPUs, where it has not been measured yet."""
+    cpu_threads: int | None = field(default=None, metadata=at_least(1))
+    """Threads for computing on the CPU, per process; by default, if it trains, all physical cores, shared out."""
+
+    def __post_init__(self) -> None:
+        check_options(self)

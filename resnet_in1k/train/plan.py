@@ -1,0 +1,68 @@
+"""The plan: what a run will do, printed before its first step."""
+
+from resnet_in1k.core.precision import PRECISIONS
+from resnet_in1k.core.text import count
+from resnet_in1k.data.source import Source
+from resnet_in1k.optim.lr import describe_lr
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+
+
+def describe_plan(
+    schedule: Schedule,
+    *,
+    recipe_name: str,
+    named_recipe: Recipe,
+    train: Source,
+    val: Source,
+    device: str,
+    mixed_precision: str,
+    workers: int,
+    cpu_threads: int,
+) -> str:
+    """One line for each thing that the recipe, the data and the machine decide."""
+    recipe = schedule.recipe
+    changed = named_recipe.differences(recipe)
+    rows = [
+        ("recipe", recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
+        ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {_sizes(recipe)}"),
+        ("data", f"{train.name}: {len(train):,} training and {len(val):,} validation images"),
+        ("batch", _batch(schedule)),
+        ("steps", _steps(schedule)),
+        ("learning rate", describe_lr(recipe)),
+        ("precision", f"{PRECISIONS[mixed_precision].label}, channels_last; evaluation in float32"),
+        ("device", device),
+        ("per process", f"{count(workers, 'loader worker')}, {count(cpu_threads, 'CPU thread')}"),
+        *(("note", source.note) for source in (train, val) if source.note),
+    ]
+    if len(train.class_names) < 5:
+        rows.append(("note", f"fewer than five classes: top-5 below means top-{len(train.class_names)}"))
+    return "\n".join(["plan", *(f"  {name:<14}{text}" for name, text in rows)])
+
+
+def _sizes(recipe: Recipe) -> str:
+    train = f"{recipe.image_size} px"
+    if recipe.initial_image_size:
+        train = (
+            f"{recipe.initial_image_size} px, growing to {train} from epoch {recipe.image_size_ramp_start} "
+            f"to {recipe.image_size_ramp_end}"
+        )
+    return train + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size != recipe.image_size else "")
+
+
+def _batch(schedule: Schedule) -> str:
+    text = (
+        f"{schedule.recipe.global_batch_size} global = {count(schedule.num_processes, 'process', 'es')} × "
+        f"{schedule.per_process_batch_size}"
+    )
+    if schedule.gradient_accumulation_steps > 1:
+        text += f" in {schedule.gradient_accumulation_steps} accumulation steps of {schedule.per_device_batch_size}"
+    return text
+
+
+def _steps(schedule: Schedule) -> str:
+    left_over = schedule.num_train_images - schedule.steps_per_epoch * schedule.recipe.global_batch_size
+    dropped = f" ({count(left_over, 'image')} dropped each epoch, others each time)" if left_over else ""
+    return (
+        f"{schedule.steps_per_epoch:,} an epoch{dropped} × {schedule.recipe.epochs} epochs = {schedule.total_steps:,}"
+    )

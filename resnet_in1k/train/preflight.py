@@ -1,0 +1,192 @@
+"""Before the first step, in seconds: what would otherwise stop a run in its first hours, or at its first checkpoint."""
+
+import math
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.core import files, rng
+from resnet_in1k.core.devices import inference_memory_explained, local_world_size
+from resnet_in1k.core.distributed import on_main_process
+from resnet_in1k.core.errors import BadImageError, UserError
+from resnet_in1k.core.rng import Stream
+from resnet_in1k.core.text import count, file_size
+from resnet_in1k.data.bad_images import OnBadImage
+from resnet_in1k.data.decode import decode
+from resnet_in1k.data.loader import Batch, shared_bytes_needed
+from resnet_in1k.data.prefetch import prefetch_to_device
+from resnet_in1k.data.source import Source
+from resnet_in1k.data.workers import worker_context
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, deterministic_cudnn
+from resnet_in1k.model.weights_file import weights_to_save
+from resnet_in1k.optim.lr import lr_at
+from resnet_in1k.optim.optimizers import build_optimizer
+from resnet_in1k.run.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from resnet_in1k.run.tensor_groups import ModelGroup, OptimizerGroup
+from resnet_in1k.train.setup import Run
+
+SAMPLED_AT_EACH_PLACE = 4
+"""Images decoded from the start, the middle and the end of a split."""
+CPU_SMOKE_TEST_IMAGES = 16
+"""On a CPU a whole batch would take minutes, and memory is not what fails there."""
+
+
+def preflight(run: Run) -> None:
+    """Check data, workers, disk and memory, take a step, save and load a checkpoint, and report all of it.
+
+    From here on the run folder is locked by this run, unless it is a dry run.
+
+    Raises:
+        UserError: if something will not do.
+    """
+    results = {"classes": describe_classes(run.train_source, run.val_source)}
+
+    def check_machine() -> None:
+        sources = (run.train_source, run.val_source)
+        results["images"] = "; ".join(check_images(source, run.options.on_bad_image) for source in sources)
+        train_bytes = shared_bytes_needed(run.workers, run.schedule.per_process_batch_size, run.recipe.image_size)
+        eval_bytes = shared_bytes_needed(run.workers, EVAL_BATCH_SIZE, run.recipe.eval_size)
+        results["workers"] = check_worker_memory(run.workers, (train_bytes + eval_bytes) * local_world_size())
+
+    on_main_process(run.accelerator, check_machine, advice="")
+    with run.train_step.undone():
+        results["step"] = smoke_test(run)
+        tensors = {name: group.tensors() for name, group in run.groups.items()}
+        on_main_process(run.accelerator, lambda: results.update(disk=check_disk(run, tensors)), advice="")
+        if not run.options.dry_run:
+            run.writer.acquire_lock()
+        on_main_process(run.accelerator, lambda: results.update(checkpoint=save_load_compare(run, tensors)), advice="")
+    run.console.print("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
+
+
+def describe_classes(train: Source, val: Source) -> str:
+    """How many classes, and how many images in the smallest and the largest."""
+    counts = [Counter(source.labels.tolist()).values() for source in (train, val)]
+    spans = [f"{min(c):,}" if min(c) == max(c) else f"{min(c):,} to {max(c):,}" for c in counts]
+    return f"{len(train.class_names):,}, with {spans[0]} training and {spans[1]} validation images each"
+
+
+def check_images(source: Source, on_bad_image: OnBadImage) -> str:
+    """Decode a sample from both ends and the middle.
+
+    Raises:
+        BadImageError: for a training image, unless bad ones are to be skipped; in validation they count as wrong.
+    """
+    middle, last = len(source) // 2, len(source) - 1
+    indices = {
+        min(max(index, 0), last)
+        for first in (0, middle, last - SAMPLED_AT_EACH_PLACE + 1)
+        for index in range(first, first + SAMPLED_AT_EACH_PLACE)
+    }
+    bad: list[str] = []
+    for index in sorted(indices):
+        try:
+            decode(source.read(index))
+        except OSError as error:
+            raise UserError(f"{source.image_name(index)} cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            if source.split == "train" and on_bad_image == "fail":
+                raise BadImageError.about(source.image_name(index), str(error)) from None
+            bad.append(f"{source.image_name(index)} ({error})")
+    text = f"{len(indices)} {source.split} images decoded"
+    return f"{text}, but {len(bad)} of them cannot be: {'; '.join(bad)}" if bad else text
+
+
+def check_worker_memory(workers: int, needed_bytes: int) -> str:
+    """Raises UserError if the memory that workers share with this machine's processes is not available."""
+    if workers == 0:
+        return "none: images are loaded by the training process itself"
+    shared_memory = Path("/dev/shm")
+    if worker_context() != "fork" and shared_memory.is_dir():
+        available, what = shutil.disk_usage(shared_memory).free, "/dev/shm"
+    else:
+        available, what = psutil.virtual_memory().available, "memory"
+    text = f"{file_size(needed_bytes)} of memory to share with them, {file_size(available)} of {what} available"
+    if needed_bytes > available:
+        raise UserError(
+            f"too little for {count(workers, 'loader worker')}: {text}; use fewer --workers or a smaller batch"
+        )
+    return text
+
+
+def check_disk(run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Whether the newest checkpoints, the best, the one being written and the best weights fit on the disk.
+
+    Raises:
+        UserError: if they do not.
+    """
+    group_bytes = {name: sum(tensor.nbytes for tensor in group.values()) for name, group in tensors.items()}
+    folder, num_checkpoints = run.folder.nearest_existing(), run.options.keep_checkpoints + 2
+    existing = sum(file.stat().st_size for file in run.folder.checkpoints.rglob("*") if file.is_file())
+    needed = num_checkpoints * sum(group_bytes.values()) + 2 * group_bytes["model"] - existing
+    free = shutil.disk_usage(folder).free
+    text = (
+        f"{file_size(free)} free, {file_size(max(needed, 0))} to be written: {num_checkpoints} checkpoints, the best "
+        "weights"
+    )
+    if needed > free:
+        raise UserError(f"{folder} has too little space: {text}; free some, or choose fewer --keep-checkpoints")
+    return text
+
+
+def smoke_test(run: Run) -> str:
+    """A training step and an evaluation batch on generated images, by the run's own path.
+
+    Raises:
+        UserError: if the step fails in a way that other settings avoid.
+    """
+    recipe, on_cpu = run.recipe, run.device.type == "cpu"
+    part_size = run.schedule.per_device_batch_size
+    if on_cpu:
+        part_size = min(part_size, CPU_SMOKE_TEST_IMAGES)
+    num_images = part_size * run.schedule.gradient_accumulation_steps
+    shape = (num_images, 3, recipe.image_size, recipe.image_size)
+    generator = rng.generator(recipe.seed, Stream.AUGMENT, 0)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.arange(num_images) % len(run.train_source.class_names)
+    start_seconds = time.monotonic()
+    try:
+        batch = Batch(images, labels, labels, step=0)
+        (prefetched,) = prefetch_to_device([batch], run.device, run.augmentation.prepare)
+        loss = run.train_step(*prefetched.tensors(), lr_at(1, run.schedule)).item()
+    except ValueError as error:  # a norm over a single value
+        raise UserError(
+            f"a step of {count(part_size, 'image')} of {recipe.image_size} px on each device failed ({error}); "
+            "use a larger --global-batch-size or --image-size"
+        ) from None
+    if not math.isfinite(loss):
+        raise UserError(f"the loss of a first step is {loss}; try --precision fp32")
+    num_eval_images = 1 if on_cpu else EVAL_BATCH_SIZE
+    eval_images = torch.zeros(num_eval_images, 3, recipe.eval_size, recipe.eval_size, dtype=torch.uint8)
+    with torch.inference_mode(), deterministic_cudnn(), inference_memory_explained(num_eval_images):
+        run.eval_model.eval()(normalise(eval_images.to(run.device)))
+    return f"forward and backward of {count(num_images, 'image')} in {time.monotonic() - start_seconds:.1f} s"
+
+
+def save_load_compare(run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Save a checkpoint where the run will, load it into another model and optimizer, and compare all tensors.
+
+    Raises:
+        UserError: if what is loaded is not what was saved.
+    """
+    start_seconds, folder = time.monotonic(), run.folder.nearest_existing()
+    weights_before = weights_to_save(run.eval_model)
+    model, optimizer = run.eval_model, build_optimizer(run.eval_model, run.recipe)
+    loaded = {"model": ModelGroup(model), "optimizer": OptimizerGroup(model, optimizer)}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=files.TEMPORARY_FOLDER) as temporary:
+        state = TrainState(step=1, grad_scaler=run.train_step.scaler_state())
+        load_checkpoint(save_checkpoint(Path(temporary), state, tensors), loaded, recipe_sha256="")
+    for name, group in loaded.items():
+        if save(group.tensors()) != save(dict(tensors[name])):  # as bytes: NaN equals NaN
+            raise UserError(f"what was saved in {folder} is not what was loaded from it; choose another --output-dir")
+    run.eval_model.load_state_dict(weights_before)
+    return f"saved, loaded and found the same in {time.monotonic() - start_seconds:.1f} s"

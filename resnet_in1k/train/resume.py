@@ -1,0 +1,73 @@
+"""Whether a run can be resumed here, and what would differ from an uninterrupted run."""
+
+from typing import Any
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.precision import PRECISIONS, PrecisionFlag
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.provenance import provenance
+from resnet_in1k.run.recipe_file import FORMAT_VERSION, read_recipe
+
+SAME_BITS = ("world_size", "gradient_accumulation_steps", "hardware", "cpu_threads")
+"""What must stay as it was for a resumed run to end with the same bits."""
+
+
+def run_facts(schedule: Schedule, mixed_precision: str, hardware: str, cpu_threads: int) -> dict[str, Any]:
+    """What this process runs on, for recipe.json."""
+    return {
+        "world_size": schedule.num_processes,
+        "gradient_accumulation_steps": schedule.gradient_accumulation_steps,
+        "mixed_precision": mixed_precision,
+        "hardware": hardware,
+        "cpu_threads": cpu_threads,
+        **provenance(),
+    }
+
+
+def precision_of(run: RunFolder, asked: PrecisionFlag, recipe_class: type[Recipe]) -> PrecisionFlag:
+    """A resumed run keeps its precision on any hardware, unless another is asked for, which is refused later."""
+    if asked != "auto" or not run.recipe.exists():
+        return asked
+    _, facts = read_recipe(run, recipe_class)
+    known = PRECISIONS.get(facts.get("mixed_precision", ""))
+    return known.flag if known else "auto"
+
+
+def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts: dict[str, Any]) -> str:
+    """What will differ from an uninterrupted run, though it may be resumed; "" for nothing.
+
+    Raises:
+        UserError: with all differences, if recipe, data or precision are not those that the run was started with, or
+            if an older version of resnet-in1k started it.
+    """
+    started_with, written = read_recipe(run, type(recipe))
+    if written["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{run.path} was started by an older version of resnet-in1k (commit {written.get('commit')}), which draws "
+            "other random augmentation; resume it with that version, or start anew in another --output-dir"
+        )
+    differences = started_with.incompatibilities(recipe)
+    try:
+        if written["data"]["fingerprint"] != data["fingerprint"]:
+            differences.append(f"data {written['data']['source']} → {data['source']} (other files)")
+        precisions = [entry["mixed_precision"] for entry in (written, facts)]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run.recipe} does not say what the run was started with ({error} is missing)") from None
+    if precisions[0] != precisions[1]:
+        labels = [PRECISIONS[name].label if name in PRECISIONS else name for name in precisions]
+        differences.append("precision " + " → ".join(labels))
+    if differences:
+        raise UserError(
+            f"{run.path} was started with other settings: {'; '.join(differences)}; "
+            "resume with those it was started with, or choose another --output-dir"
+        )
+    before = [written, *written.get("resumed", [])][-1]
+    changed = [f"{name} {before.get(name)} → {facts[name]}" for name in SAME_BITS if before.get(name) != facts[name]]
+    if not changed:
+        return ""
+    return (
+        f"{'; '.join(changed)}: the same batches in the same order, but sums are rounded differently, and each part of "
+        "a batch has norm statistics of its own; bits will differ from those of an uninterrupted run"
+    )

@@ -1,0 +1,110 @@
+"""The parts of a training run, and how they are put together."""
+
+import contextlib
+from pathlib import Path
+
+from resnet_in1k.augment.pipeline import Augmentation
+from resnet_in1k.core import devices
+from resnet_in1k.core.console import Console
+from resnet_in1k.core.distributed import make_accelerator, world_size
+from resnet_in1k.core.signals import StopSignals
+from resnet_in1k.data.crops import EvalPreprocessing, TrainCrop
+from resnet_in1k.data.loader import Loader
+from resnet_in1k.data.source import Source
+from resnet_in1k.data.sources import open_train_and_val
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.run.checkpoint import TrainState
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.recipe_file import describe_data
+from resnet_in1k.run.tensor_groups import ModelGroup, OptimizerGroup, TensorGroup
+from resnet_in1k.run.writer import RunWriter
+from resnet_in1k.train.log import TrainLog
+from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.train.resume import precision_of, run_facts
+from resnet_in1k.train.skipped_images import SkippedImages
+from resnet_in1k.train.step import TrainStep
+
+
+class Run:
+    """Opens the data, starts the loader workers, connects the processes, makes the model.
+
+    Raises:
+        UserError: if the run folder, the data, the batch size or the machine will not do.
+    """
+
+    def __init__(
+        self,
+        recipe_name: str,
+        recipe: Recipe,
+        options: TrainOptions,
+        signals: StopSignals,
+        stack: contextlib.ExitStack,
+    ):
+        """`stack` ends the loader workers."""
+        self.recipe_name, self.recipe, self.options, self.signals = recipe_name, recipe, options, signals
+        self.folder = RunFolder(options.output_dir or Path("runs", recipe_name))
+        self.folder.check_free(options.resume)
+        self.train_source, self.val_source = open_train_and_val(options.data)
+        accumulation, num_classes = options.gradient_accumulation_steps, len(self.train_source.class_names)
+        self.schedule = Schedule(recipe, world_size(), accumulation, len(self.train_source))
+        self.preprocessing = EvalPreprocessing.of(recipe)
+        self.workers = devices.choose_workers(options.workers)
+        # Before the processes are connected: see Loader.
+        self.train_loader = stack.enter_context(train_loader(self.train_source, self.schedule, options, self.workers))
+        self.eval_loader = stack.enter_context(
+            eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.workers)
+        )
+
+        precision = precision_of(self.folder, options.precision, type(recipe))
+        self.accelerator = make_accelerator(precision, options.report_to, self.folder.path)
+        self.device, rank = self.accelerator.device, self.accelerator.process_index
+        self.signals.agree_with_others(self.accelerator)
+        self.console = Console(self.accelerator.is_main_process)
+        self.cpu_threads = devices.choose_cpu_threads(self.device, options.cpu_threads)
+        self.augmentation = Augmentation(recipe, num_classes, rank, self.schedule.num_processes)
+        self.train_step = TrainStep(
+            recipe,
+            num_classes,
+            self.accelerator,
+            gradient_accumulation_steps=accumulation,
+            compile=options.compile,
+        )
+        # A plain model evaluates the very weights that are saved, without DDP and mixed precision.
+        self.eval_model = self.train_step.plain_copy()
+
+        self.writer = RunWriter(self.folder, self.accelerator, options.keep_checkpoints)
+        self.log = TrainLog(
+            self.schedule, self.folder, self.writer, self.accelerator, self.console, options.log_every, self.workers
+        )
+        self.skipped = SkippedImages(self.train_source, self.writer, self.folder.bad_images, self.console.print)
+        self.state = TrainState(recipe_sha256=recipe.fingerprint())
+        self.data = describe_data(self.train_source, self.val_source)
+        hardware = devices.hardware_name(self.device)
+        self.facts = run_facts(self.schedule, self.accelerator.mixed_precision, hardware, self.cpu_threads)
+
+    @property
+    def groups(self) -> dict[str, TensorGroup]:
+        """What a checkpoint holds, by the names of its files."""
+        model, optimizer = self.train_step.model, self.train_step.optimizer
+        return {"model": ModelGroup(model), "optimizer": OptimizerGroup(model, optimizer)}
+
+    def end(self) -> None:
+        """Once all processes are here, as a launcher ends the others when one exits early."""
+        self.log.trackers.finish()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+
+def train_loader(source: Source, schedule: Schedule, options: TrainOptions, workers: int) -> Loader:
+    """One loader for all epochs: an epoch's end does not interrupt the workers."""
+    recipe = schedule.recipe
+    return Loader(
+        source,
+        TrainCrop(scale_min=recipe.crop_scale_min, seed=recipe.seed),
+        batch_size=schedule.per_process_batch_size,
+        largest_image_size=recipe.image_size,
+        num_workers=workers,
+        if_bad="replace" if options.on_bad_image == "skip" else "fail",
+    )

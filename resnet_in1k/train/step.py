@@ -1,0 +1,106 @@
+"""One optimizer step: forward in mixed precision, loss, backward, update."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from resnet_in1k.core import rng
+from resnet_in1k.core.rng import Stream
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.model.weights_file import weights_to_save
+from resnet_in1k.optim.losses import build_loss
+from resnet_in1k.optim.optimizers import build_optimizer, set_lr
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.train.guard import DivergenceGuard
+
+
+class TrainStep:
+    """Model, loss and optimizer of a run, and one step of them.
+
+    `model` is the plain model, whose state dict has clean keys whatever Accelerate wraps around it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        accelerator: Accelerator,
+        *,
+        gradient_accumulation_steps: int = 1,
+        compile: bool = False,
+    ):
+        rng.key_global_generator(recipe.seed, Stream.WEIGHTS)  # the same initial weights on every process
+        model = ResNet(recipe.model, num_classes, recipe.zero_init_residual)
+        self.model = model.to(accelerator.device, memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.model, recipe, fused=accelerator.scaler is None)
+        if compile:
+            self.model.compile()  # in place: no wrapper, no prefix
+        self._loss_function = build_loss(recipe)
+        self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
+        self._guard = DivergenceGuard(self.optimizer, accelerator)
+        self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
+
+    def __call__(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+        """Train on this process's share of a global batch; nothing here makes the host wait for the device, except for
+        the loss scaler of fp16.
+
+        Args:
+            images: (B, 3, S, S) float32, normalised, channels_last.
+            targets: (B,) int64 class indices, or (B, C) float32 probabilities.
+            lr: learning rate of this step.
+
+        Returns:
+            Mean loss over the B images before the update, (), detached, on the device.
+        """
+        self._prepared_model.train()
+        set_lr(self.optimizer, lr)
+        losses = []
+        for part, (images_part, targets_part) in enumerate(
+            zip(images.chunk(self._num_parts), targets.chunk(self._num_parts), strict=True), start=1
+        ):
+            last = part == self._num_parts
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._prepared_model):
+                # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.
+                logits = self._prepared_model(images_part)  # (B / parts, C)
+                loss = self._loss_function(logits, targets_part) / self._num_parts
+                self._accelerator.backward(self._guard.loss_for_backward(loss))
+            losses.append(loss.detach())
+        loss = sum(losses[1:], start=losses[0])
+        with self._guard.step(loss):
+            self._prepared_optimizer.step()
+        self._prepared_optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def plain_copy(self) -> ResNet:
+        """A model of the same architecture and classes, without gradients, on the same device."""
+        model = ResNet(self.model.architecture, self.model.fc.out_features).requires_grad_(False)
+        return model.to(self._accelerator.device, memory_format=torch.channels_last)
+
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """Steps taken in the body, before any other, are undone after it."""
+        assert not self.optimizer.state, "only before the first step"
+        weights, scaler_state = weights_to_save(self.model), self.scaler_state()
+        optimizer_state = copy.deepcopy(self.optimizer.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(weights)
+            self.optimizer.load_state_dict(optimizer_state)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._guard.reset()
+            self.load_scaler_state(scaler_state)
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """The loss scaler's, with fp16 only."""
+        scaler = self._accelerator.scaler
+        return scaler.state_dict() if scaler is not None else None
+
+    def load_scaler_state(self, state: dict[str, Any] | None) -> None:
+        if self._accelerator.scaler is not None and state is not None:
+            self._accelerator.scaler.load_state_dict(state)

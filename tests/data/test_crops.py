@@ -1,0 +1,87 @@
+"""Crops, against torchvision's older transforms on Pillow images."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as v1
+from helpers.images import assert_close_levels, encoded
+from PIL import Image
+
+from resnet_in1k.core.rng import Stream, key
+from resnet_in1k.data.crops import EvalCrop, EvalPreprocessing, TrainCrop
+from resnet_in1k.recipes.recipe import Recipe
+
+
+def as_tensor(photograph: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(photograph)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("image_size", [64, 224])
+def test_train_crop_is_torchvisions_on_pillow_images(photographs: list[np.ndarray], image_size: int):
+    """They draw the same crop from the same generator."""
+    crop = TrainCrop(scale_min=0.08, seed=5)
+    for index, photograph in enumerate(photographs):
+        ours = crop(as_tensor(photograph), 3, index, image_size)
+        torch.manual_seed(key(5, Stream.CROP, 3, index))
+        theirs = v1.RandomResizedCrop(image_size)(Image.fromarray(photograph))
+        assert ours.shape == (3, image_size, image_size)
+        assert_close_levels(ours, theirs, at_most=1)
+
+
+def test_train_crop_depends_on_seed_epoch_and_index_alone(photographs: list[np.ndarray]):
+    image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
+    first = crop(image, 1, 7, 32)
+    torch.rand(100)
+    assert torch.equal(crop(image, 1, 7, 32), first)
+    assert not torch.equal(crop(image, 2, 7, 32), first)
+    assert not torch.equal(crop(image, 1, 8, 32), first)
+    assert not torch.equal(TrainCrop(scale_min=0.08, seed=2)(image, 1, 7, 32), first)
+
+
+def test_train_crop_covers_the_same_part_at_any_image_size(photographs: list[np.ndarray]):
+    """A recipe whose image size grows shows at 64 px what it would have shown at 128 px."""
+    image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
+    small, large = (crop(image, 1, 7, size).float() for size in (64, 128))
+    halved = torch.nn.functional.avg_pool2d(large[None], 2)[0]
+    assert (halved - small).abs().mean() < 2
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("image_size", "resize_size"), [(224, 256), (64, 73), (300, 300)])
+def test_eval_crop_is_torchvisions_on_pillow_images(
+    photographs: list[np.ndarray], image_size: int, resize_size: int, interpolation: str
+):
+    """Shrunk and enlarged, wide and tall."""
+    mode = v1.InterpolationMode(interpolation)
+    theirs = v1.Compose([v1.Resize(resize_size, mode), v1.CenterCrop(image_size)])
+    ours = EvalPreprocessing(image_size, resize_size, interpolation).crop
+    for photograph in (photographs[0], photographs[1].transpose(1, 0, 2), photographs[0][:50, :40]):
+        expected = theirs(Image.fromarray(np.ascontiguousarray(photograph)))
+        assert_close_levels(ours(as_tensor(photograph), 0, 0, image_size), expected, at_most=1)
+
+
+def test_eval_preprocessing_of_a_recipe_takes_its_fields_of_evaluation(tiny: Recipe):
+    assert EvalPreprocessing.of(tiny) == EvalPreprocessing(32, 36, "bilinear")
+    changed = replace(tiny, eval_image_size=96, eval_crop_ratio=0.95, eval_interpolation="bicubic")
+    assert EvalPreprocessing.of(changed) == EvalPreprocessing(96, 101, "bicubic")
+
+
+def test_square_of_an_encoded_image_is_what_the_network_sees(photographs: list[np.ndarray]):
+    preprocessing = EvalPreprocessing(64, 73, "bicubic")
+    square = preprocessing.square(encoded(Image.fromarray(photographs[0]), format="PNG"))
+    assert np.array_equal(square, preprocessing.crop(as_tensor(photographs[0]), 0, 0, 64).permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 700), (1, 1_000_000)])
+def test_a_pixel_and_a_line_can_be_cropped(shape: tuple[int, int]):
+    """Without filling the memory; the middle of the crop is the middle of the image."""
+    num_pixels = shape[0] * shape[1]
+    levels = (torch.arange(num_pixels) * 255 // num_pixels).to(torch.uint8).reshape(shape)
+    image = levels.expand(3, *shape)
+    train = TrainCrop(scale_min=0.08, seed=0)(image, 1, 0, 32)
+    evaluation = EvalCrop(resize_size=256)(image, 1, 0, 224)
+    assert (train.shape, evaluation.shape) == ((3, 32, 32), (3, 224, 224))
+    centre = int(image[0, shape[0] // 2, shape[1] // 2])
+    assert abs(evaluation.float().mean().item() - centre) <= 2

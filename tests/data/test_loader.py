@@ -1,0 +1,138 @@
+"""Batches: the same with any number of workers, from one start of the workers for several orders."""
+
+import multiprocessing
+import time
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.loading import (
+    eval_batches,
+    eval_loader,
+    eval_order,
+    packed_source,
+    train_batches,
+    train_loader,
+    train_order,
+)
+
+from resnet_in1k.core.errors import ProcessError
+from resnet_in1k.data.crops import TrainCrop
+from resnet_in1k.data.decode import decode
+from resnet_in1k.data.loader import Batch, Loader
+from resnet_in1k.data.source import Source
+from resnet_in1k.recipes.recipe import Recipe
+
+
+def assert_same_batches(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.step == other.step
+        for name in ("images", "labels", "indices"):
+            assert torch.equal(getattr(mine, name), getattr(other, name)), name
+
+
+def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: Source, tiny: Recipe):
+    """Against decoding and cropping image by image."""
+    order = list(train_order(source, tiny, 6, first_step=3))
+    batches = train_batches(source, tiny, 6, first_step=3)
+    assert [batch.step for batch in batches] == [3, 4, 5, 6]
+    crop = TrainCrop(scale_min=tiny.crop_scale_min, seed=tiny.seed)
+    for batch, spec in zip(batches, order, strict=True):
+        assert (batch.images.dtype, batch.images.shape, batch.bad_images) == (torch.uint8, (8, 3, 32, 32), {})
+        assert batch.indices.tolist() == [index for _, index in spec.samples]
+        assert np.array_equal(batch.labels.numpy(), source.labels[batch.indices.numpy()])
+        for image, (epoch, index) in zip(batch.images, spec.samples, strict=True):
+            assert torch.equal(image, crop(decode(source.read(index)), epoch, index, 32))
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(source: Source, tiny: Recipe, num_workers: int):
+    """Over several rounds of the slots that workers write to, with all batches kept."""
+    assert_same_batches(train_batches(source, tiny, 40, num_workers=num_workers), train_batches(source, tiny, 40))
+
+
+def test_a_slot_is_not_written_again_before_its_batch_is_copied(
+    source: Source, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+):
+    """However slow the copy: the worker is idle then, and has been given the next batch."""
+    copied = Loader._copied
+
+    def copied_late(*arguments: Any) -> Batch:
+        time.sleep(0.02)
+        return copied(*arguments)
+
+    expected = train_batches(source, tiny, 12)
+    monkeypatch.setattr(Loader, "_copied", copied_late)
+    assert_same_batches(train_batches(source, tiny, 12, num_workers=1), expected)
+
+
+def test_two_processes_load_the_halves_of_one_processes_batches(source: Source, tiny: Recipe):
+    halves = [train_batches(source, tiny, 4, rank=rank, num_processes=2) for rank in range(2)]
+    for whole, first, second in zip(train_batches(source, tiny, 4), *halves, strict=True):
+        assert torch.equal(whole.images, torch.cat([first.images, second.images]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_taken", [0, 1, 7, 20])
+def test_a_second_order_is_right_however_far_the_first_was_taken(
+    source: Source, tiny: Recipe, num_workers: int, num_taken: int
+):
+    """As by a resumed preflight or a run that is stopped: batches of the first order are still under way."""
+    expected = train_batches(source, tiny, 24, first_step=5)
+    with train_loader(source, tiny, num_workers=num_workers) as loader:
+        workers = {process.pid for process in multiprocessing.active_children()}
+        first = loader.batches(train_order(source, tiny, 20))
+        taken = list(islice(first, num_taken))
+        second = list(loader.batches(train_order(source, tiny, 24, first_step=5)))
+        assert {process.pid for process in multiprocessing.active_children()} == workers
+    assert_same_batches(second, expected)
+    assert [batch.step for batch in taken] == list(range(1, num_taken + 1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_image_size_may_change_from_batch_to_batch(source: Source, tiny: Recipe, num_workers: int):
+    """In the same slots, sized for the largest: smaller after larger, and larger after smaller."""
+    growing = replace(
+        tiny, image_size=96, initial_image_size=32, image_size_ramp_start=1, image_size_ramp_end=3, epochs=3
+    )
+    num_steps = 4  # an epoch
+    with train_loader(source, growing, num_workers=num_workers) as loader:
+        order = list(train_order(source, growing, 3 * num_steps))
+        batches = list(loader.batches([*order, *order[::-1]]))
+    for size, epoch in ((32, 1), (64, 2), (96, 3)):
+        steps = slice((epoch - 1) * num_steps, epoch * num_steps)
+        fixed = train_batches(
+            source, replace(tiny, image_size=size), epoch * num_steps, first_step=(epoch - 1) * num_steps + 1
+        )
+        assert_same_batches(batches[: 3 * num_steps][steps], fixed)
+        assert_same_batches(batches[: 3 * num_steps - 1 : -1][steps], fixed)
+
+
+@pytest.mark.parametrize("ends", ["at its end", "half way", "by an error", "before its start"])
+def test_no_worker_is_left_after_the_with(source: Source, ends: str):
+    before = multiprocessing.active_children()
+    with_error = packed_source([source.read(0).tobytes(), b"no image"])
+    with eval_loader(with_error if ends == "by an error" else source, num_workers=2, if_bad="fail") as loader:
+        workers = [process for process in multiprocessing.active_children() if process not in before]
+        assert len(workers) == 2
+        batches = loader.batches(eval_order(source))
+        if ends == "at its end":
+            assert len(list(batches)) == 10
+        elif ends == "half way":
+            next(batches)
+        elif ends == "by an error":
+            with pytest.raises(ProcessError, match="cannot be read as an image"):
+                list(loader.batches(eval_order(with_error)))
+    assert not any(process.is_alive() for process in workers)
+    assert multiprocessing.active_children() == before
+
+
+def test_evaluations_last_batch_may_be_smaller(source: Source):
+    batches = eval_batches(source, batch_size=10, num_workers=1)
+    assert [len(batch.images) for batch in batches] == [10, 10, 10, 7]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(37))
+    assert [batch.step for batch in batches] == [0, 1, 2, 3]

@@ -1,0 +1,69 @@
+"""The order of images: the same on any number of processes, from any step, in any run of the same seed."""
+
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+import torch
+
+from resnet_in1k.data.order import EvalOrder, TrainOrder, epoch_order
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+
+
+def order_of_50(recipe: Recipe, first_step: int = 1, rank: int = 0, num_processes: int = 1) -> TrainOrder:
+    """Eight steps on 50 images, four an epoch."""
+    recipe = replace(recipe, global_batch_size=12)
+    return TrainOrder(Schedule(recipe, num_processes, 1, 50), first_step, 8, rank)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_global_batches_do_not_depend_on_the_number_of_processes(tiny: Recipe, num_processes: int):
+    ranks = [order_of_50(tiny, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
+    together = [list(chain(*(batch.samples for batch in parts))) for parts in zip(*ranks, strict=True)]
+    assert together == [batch.samples for batch in order_of_50(tiny)]
+    assert [len(samples) for samples in together] == [12] * 8
+
+
+def test_an_epoch_has_each_image_at_most_once_and_the_next_epoch_another_order(tiny: Recipe):
+    steps = list(order_of_50(tiny))
+    for epoch, batches in ((1, steps[:4]), (2, steps[4:])):
+        samples = list(chain(*(batch.samples for batch in batches)))
+        assert {e for e, _ in samples} == {epoch}
+        assert len({index for _, index in samples}) == 48
+    assert [index for _, index in steps[0].samples] != [index for _, index in steps[4].samples]
+
+
+@pytest.mark.parametrize("first_step", [3, 5, 8])
+def test_the_order_can_start_at_any_step(tiny: Recipe, first_step: int):
+    assert list(order_of_50(tiny, first_step)) == list(order_of_50(tiny))[first_step - 1 :]
+    assert [batch.step for batch in order_of_50(tiny, first_step)] == list(range(first_step, 9))
+
+
+def test_batches_carry_the_image_size_of_their_epoch(tiny: Recipe):
+    recipe = replace(
+        tiny, image_size=96, initial_image_size=32, image_size_ramp_start=1, image_size_ramp_end=3, epochs=3
+    )
+    order = TrainOrder(Schedule(recipe, 1, 1, 16), 1, 6)
+    assert [batch.image_size for batch in order] == [32, 32, 64, 64, 96, 96]
+
+
+def test_epoch_order_is_a_permutation_of_its_own():
+    order = epoch_order(1000, seed=0, epoch=1)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert not torch.equal(order, epoch_order(1000, seed=0, epoch=2))
+    assert not torch.equal(order, epoch_order(1000, seed=1, epoch=1))
+    # The first images of ImageNet's first epoch: were these to change, no run could be resumed or reproduced.
+    assert epoch_order(1_281_167, seed=0, epoch=1)[:4].tolist() == [850991, 147023, 218125, 826740]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
+@pytest.mark.parametrize(("num_images", "batch_size"), [(250, 64), (7, 3), (5, 128), (24, 8)])
+def test_evaluation_has_each_image_once_on_any_number_of_processes(
+    num_images: int, batch_size: int, num_processes: int
+):
+    orders = [EvalOrder(num_images, batch_size, 64, rank, num_processes) for rank in range(num_processes)]
+    batches = [batch for order in orders for batch in order]
+    assert sorted(index for batch in batches for _, index in batch.samples) == list(range(num_images))
+    assert all(1 <= len(batch.samples) <= batch_size and batch.image_size == 64 for batch in batches)
+    assert all([batch.step for batch in order] == list(range(len(order))) for order in orders)

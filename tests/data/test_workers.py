@@ -1,0 +1,115 @@
+"""Loader workers as processes: signals, death, memory, and the end of their parent."""
+
+import multiprocessing
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.images import tree_of_links
+from helpers.processes import ROOT
+from PIL import Image
+
+from resnet_in1k.core.errors import ProcessError
+from resnet_in1k.data import workers
+from resnet_in1k.data.loader import Loader
+from resnet_in1k.data.order import BatchSpec
+from resnet_in1k.data.source import Source
+
+
+def killed(image: torch.Tensor, epoch: int, index: int, size: int) -> torch.Tensor:
+    """A crop that ends its worker as the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return image
+
+
+def test_the_death_of_a_worker_is_explained_with_what_to_do(source: Source):
+    message = r"a loader worker died .*/dev/shm.*fewer --workers"
+    with (
+        Loader(source, killed, batch_size=1, largest_image_size=8, num_workers=1) as loader,
+        pytest.raises(ProcessError, match=message),
+    ):
+        list(loader.batches([BatchSpec(1, 8, [(1, 0)])]))
+
+
+def test_other_errors_are_not_taken_for_the_death_of_a_worker():
+    with pytest.raises(RuntimeError, match="shapes differ") as error, workers.worker_deaths_explained():
+        raise RuntimeError("shapes differ")
+    assert error.type is RuntimeError
+
+
+def num_threads_as_image(image: torch.Tensor, epoch: int, index: int, size: int) -> torch.Tensor:
+    return torch.full((3, size, size), torch.get_num_threads(), dtype=torch.uint8)
+
+
+def test_workers_compute_with_one_thread_and_leave_signals_to_the_main_process(source: Source):
+    with Loader(source, num_threads_as_image, batch_size=4, largest_image_size=8, num_workers=1) as loader:
+        (worker,) = multiprocessing.active_children()
+        for number, batch in enumerate(loader.batches([BatchSpec(step, 8, [(1, 0)] * 4) for step in range(30)])):
+            if number == 1:  # the first has shown that the worker has started
+                for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                    os.kill(worker.pid, sent)
+                time.sleep(0.05)
+            assert batch.images.unique().tolist() == [1]
+        assert number == 29
+        assert worker.is_alive()
+
+
+@pytest.mark.slow
+def test_a_worker_ends_whose_parent_is_killed_while_it_starts():
+    """It finds another parent when it first looks, and gets no work: all it can tell by is its parent's number."""
+    code = """
+import os, time
+from resnet_in1k.data import loader
+from resnet_in1k.data.sources import open_source
+from resnet_in1k.evaluate.evaluation import EvalPreprocessing, eval_loader
+original = loader.init_worker
+def late(*arguments, **named):
+    print("started", flush=True)
+    while os.getppid() == named["parent"]:
+        time.sleep(0.01)
+    original(*arguments, **named)
+loader.init_worker = late
+with eval_loader(open_source("digits", "val"), EvalPreprocessing(8, 8), 1, 1):
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "started\n"
+    process.kill()
+    process.communicate(timeout=20)  # to the end of what the worker, too, holds open
+
+
+@pytest.mark.slow
+def test_workers_do_not_grow_from_epoch_to_epoch(tmp_path: Path):
+    """A worker's own memory after each of four passes over 10,000 listed files.
+
+    In a quiet process: where the main process copies a shared page, the worker is left as the old one's only owner.
+    """
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")  # what is decoded does not matter here, and it takes time
+    root = tree_of_links(tmp_path, tmp_path / "small.png", num_classes=10, images_per_class=1000)
+    code = f"""
+import gc, multiprocessing, psutil
+from resnet_in1k.data.order import EvalOrder
+from resnet_in1k.data.sources import open_source
+from resnet_in1k.evaluate.evaluation import EvalPreprocessing, eval_loader
+source = open_source({str(root)!r}, "train")
+gc.freeze()
+with eval_loader(source, EvalPreprocessing(8, 8), 1000, 1) as loader:
+    for epoch in range(4):
+        for _ in loader.batches(EvalOrder(len(source), 1000, 8)):
+            pass
+        worker, = multiprocessing.active_children()
+        print(psutil.Process(worker.pid).memory_full_info().uss)
+gc.unfreeze()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    own_bytes = [int(line) for line in result.stdout.split()]
+    assert len(own_bytes) == 4, result.stderr
+    growth = [after - before for before, after in pairwise(own_bytes)]
+    assert statistics.median(growth) < 0.5e6  # a buffer may grow once; what grows with epochs grows in each

@@ -1,0 +1,150 @@
+"""Evaluation, against a plain loop over Pillow images."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.transforms as v1
+from accelerate import Accelerator
+from helpers.loading import PREPROCESSING, with_bad_images
+from PIL import Image
+from torch.nn import functional
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.crops import EvalPreprocessing
+from resnet_in1k.data.order import EvalOrder
+from resnet_in1k.data.source import Source
+from resnet_in1k.data.sources import open_source
+from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, eval_loader, evaluate_model
+from resnet_in1k.model.resnet import ResNet
+
+
+def evaluate(
+    model: torch.nn.Module,
+    source: Source,
+    *,
+    preprocessing: EvalPreprocessing = PREPROCESSING,
+    batch_size: int = 5,
+    num_workers: int = 0,
+    mixed_precision: str = "no",
+) -> Evaluation:
+    with eval_loader(source, preprocessing, batch_size, num_workers) as loader:
+        accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
+        return evaluate_model(model, source, loader, accelerator, preprocessing)
+
+
+@pytest.fixture
+def val(image_folder: Path) -> Source:
+    """Two images of each of six classes."""
+    return open_source(str(image_folder), "val")
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_against_a_plain_loop_over_pillow_images(model: ResNet, val: Source, interpolation: str):
+    """Pillow, torchvision's transforms, one image at a time, counted by hand."""
+    transform = v1.Compose([v1.Resize(36, v1.InterpolationMode(interpolation)), v1.CenterCrop(32), v1.ToTensor()])
+    normalise = v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    top1, top5, loss = [0] * 6, [0] * 6, 0.0
+    evaluation = evaluate(model, val, preprocessing=EvalPreprocessing(32, 36, interpolation))
+    predictions = evaluation.predictions
+    for index in range(len(val)):
+        image = Image.open(val.image_name(index)).convert("RGB")
+        label = val.class_names.index(Path(val.image_name(index)).parent.name)
+        with torch.no_grad():
+            logits = model(normalise(transform(image))[None])[0]
+        ranked = logits.argsort(descending=True).tolist()
+        top1[label] += ranked[0] == label
+        top5[label] += label in ranked[:5]
+        loss += functional.cross_entropy(logits, torch.tensor(label)).item() / len(val)
+        assert predictions.labels[index] == label
+        assert predictions.top_ids[index, 0] == ranked[0]
+        assert predictions.confidences[index] == pytest.approx(logits.softmax(0).max().item(), abs=0.01)
+
+    assert (evaluation.num_images, evaluation.top1_correct, evaluation.topk_correct) == (12, sum(top1), sum(top5))
+    assert evaluation.class_num_images == (2,) * 6
+    assert (evaluation.class_top1_correct, evaluation.class_topk_correct) == (tuple(top1), tuple(top5))
+    assert evaluation.loss == pytest.approx(loss, abs=1e-2)  # resized pixels may differ by a grey level
+    assert evaluation.summary().endswith("   12 images")
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 2), (5, 0), (128, 1)])
+def test_counts_do_not_depend_on_batch_size_or_workers(model: ResNet, val: Source, batch_size: int, num_workers: int):
+    reference = evaluate(model, val, batch_size=12)
+    evaluation = evaluate(model, val, batch_size=batch_size, num_workers=num_workers)
+    assert (evaluation.top1_correct, evaluation.topk_correct) == (reference.top1_correct, reference.topk_correct)
+    assert evaluation.loss == pytest.approx(reference.loss, abs=1e-5)
+
+
+def test_with_fewer_than_five_classes_k_is_their_number(image_folder: Path, tmp_path: Path):
+    for name in ("ant", "bee", "cat"):
+        shutil.copytree(image_folder / "val" / name, tmp_path / "val" / name)
+    evaluation = evaluate(ResNet("resnet18", num_classes=3), open_source(str(tmp_path), "val"))
+    assert (evaluation.top_k, evaluation.topk_correct) == (3, evaluation.num_images)
+    assert "top-3" in evaluation.summary()
+
+
+def test_a_bad_image_counts_as_wrong_and_not_in_the_loss(val: Source):
+    """Weights that always rank 0, 1, 2, 3, 4 first, on twelve images each of a class of its own."""
+    model = ResNet("resnet18", 12)
+    torch.nn.init.zeros_(model.fc.weight)
+    model.fc.bias.data = torch.arange(12.0, 0.0, -1.0)
+    evaluation = evaluate(model, with_bad_images(val, 12, bad={0, 3, 11}))
+    assert (evaluation.num_images, evaluation.top1_correct, evaluation.topk_correct) == (12, 0, 3)
+    assert evaluation.class_topk_correct == (0, 1, 1, 0, 1, *[0] * 7)
+    losses = torch.logsumexp(model.fc.bias.detach(), 0) - torch.tensor([11, 10, 8, 7, 6, 5, 4, 3, 2.0])
+    assert evaluation.loss == pytest.approx(losses.mean().item(), rel=1e-6)  # of those that could be read
+    assert list(evaluation.bad_images) == [f"dirty/train[{index}]" for index in (0, 3, 11)]
+    assert evaluation.predictions.top_ids[3].tolist() == [NO_CLASS] * 5
+    assert evaluation.predictions.confidences[3] == 0
+    assert evaluation.to_json("")["num_bad_images"] == 3
+    assert evaluation.summary().endswith("12 images, 3 of them unreadable, counted as wrong")
+
+
+def test_without_a_readable_image_there_is_no_evaluation(model: ResNet, val: Source):
+    message = r"no image of dirty/train can be read: dirty/train\[0\] \(.*\) and all others"
+    with pytest.raises(UserError, match=message):
+        evaluate(model, with_bad_images(val, 6, bad=range(6)))
+
+
+def test_weights_that_have_diverged_are_an_error(val: Source):
+    model = ResNet("resnet18", num_classes=6)
+    model.fc.bias.data[2] = torch.nan
+    with pytest.raises(UserError, match=r"the loss on .*/val is nan: these weights have diverged"):
+        evaluate(model, val)
+
+
+def test_a_missing_image_would_be_noticed(model: ResNet, val: Source, monkeypatch: pytest.MonkeyPatch):
+    whole = EvalOrder.__iter__
+    monkeypatch.setattr(EvalOrder, "__iter__", lambda self: iter(list(whole(self))[:-1]))
+    with pytest.raises(AssertionError, match="each image exactly once"):
+        evaluate(model, val)
+
+
+def test_it_computes_in_float32_whatever_the_training_precision(model: ResNet, val: Source):
+    seen = set()
+    hook = model.fc.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    evaluate(model, val, mixed_precision="bf16")
+    hook.remove()
+    assert seen == {torch.float32}
+
+
+def test_a_stop_can_be_asked_for_before_each_batch(model: ResNet, val: Source):
+    """The settings of cuDNN are restored, and the workers serve the next evaluation."""
+
+    def stop(batches_done: int) -> None:
+        asked.append(batches_done)
+        if batches_done == 1:
+            raise KeyboardInterrupt
+
+    asked: list[int] = []
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    with eval_loader(val, PREPROCESSING, 5, 1) as loader:
+        accelerator = Accelerator(cpu=True)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_model(model, val, loader, accelerator, PREPROCESSING, stop)
+        assert (cudnn.benchmark, cudnn.deterministic) == before
+        again = evaluate_model(model, val, loader, accelerator, PREPROCESSING)
+    assert asked == [0, 1]
+    assert again == evaluate(model, val)

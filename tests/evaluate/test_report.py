@@ -1,0 +1,139 @@
+"""The numbers of a report, against scikit-learn and worked by hand; what it writes."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.loading import PREPROCESSING, packed_source
+from PIL import Image
+from sklearn.metrics import confusion_matrix as sklearn_confusion
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.source import Source
+from resnet_in1k.data.sources import open_source
+from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, Predictions
+from resnet_in1k.evaluate.report import (
+    calibration_error,
+    confused_pairs,
+    confusion_matrix,
+    worst_mistakes,
+    write_report,
+)
+
+
+@pytest.fixture
+def predictions() -> Predictions:
+    """200 images of 7 classes, one of them unreadable."""
+    generator = np.random.default_rng(0)
+    top_ids = np.stack([generator.permutation(7)[:5] for _ in range(200)])
+    confidences = generator.uniform(0.2, 1, 200).astype(np.float32)
+    labels = generator.integers(0, 7, 200)
+    top_ids[3], confidences[3] = NO_CLASS, 0
+    return Predictions(labels, top_ids, confidences)
+
+
+def test_confusion_matrix_is_scikit_learns(predictions: Predictions):
+    readable = predictions.top_ids[:, 0] != NO_CLASS
+    expected = sklearn_confusion(predictions.labels[readable], predictions.top_ids[readable, 0], labels=range(7))
+    assert np.array_equal(confusion_matrix(predictions, 7), expected)
+
+
+def test_confused_pairs_are_the_most_frequent_mistakes():
+    confusion = np.array([[9, 1, 0], [5, 9, 2], [0, 3, 9]])
+    pairs = confused_pairs(confusion, ["a", "b", "c"])
+    assert pairs == [("b", "a", 5), ("c", "b", 3), ("b", "c", 2), ("a", "b", 1)]
+    assert len(confused_pairs(np.ones((50, 50), dtype=int), [str(number) for number in range(50)])) == 20
+
+
+def test_calibration_error_by_hand():
+    """Two bins in use: 2 images at 0.95 of which 1 is right, 2 at 0.55 of which 2 are: (2·0.45 + 2·0.45) / 4."""
+    predictions = Predictions(
+        labels=np.array([0, 0, 1, 1]),
+        top_ids=np.array([[0], [1], [1], [1]]),
+        confidences=np.array([0.95, 0.95, 0.55, 0.55], dtype=np.float32),
+    )
+    assert calibration_error(predictions) == pytest.approx(0.45, abs=1e-6)
+    perfect = Predictions(np.array([0, 1]), np.array([[0], [1]]), np.ones(2, dtype=np.float32))
+    assert calibration_error(perfect) == pytest.approx(0, abs=1e-6)
+
+
+def test_worst_mistakes_are_the_most_confident_and_readable(predictions: Predictions):
+    places = worst_mistakes(predictions)
+    assert len(places) == 20
+    wrong = (predictions.top_ids[:, 0] != predictions.labels) & (predictions.top_ids[:, 0] != NO_CLASS)
+    assert wrong[places].all()
+    assert predictions.confidences[places].tolist() == sorted(predictions.confidences[wrong], reverse=True)[:20]
+
+    unreadable = Predictions(np.array([0, 1, 1]), np.array([[NO_CLASS], [1], [0]]), np.array([0.0, 0.9, 0.4]))
+    assert worst_mistakes(unreadable) == [2]
+
+
+def evaluation_of(top_ids: list[list[int]], source: Source, names: tuple[str, ...]) -> Evaluation:
+    """Of three images, with these ranked classes, and confidences of 0.9, 0.8 and 0.6."""
+    hits = np.array(top_ids) == source.labels[:, None]
+
+    def by_class(chosen: np.ndarray) -> tuple[int, ...]:
+        return tuple(np.bincount(source.labels[chosen], minlength=len(names)).tolist())
+
+    return Evaluation(
+        num_images=len(source),
+        num_classes=len(names),
+        top_k=len(top_ids[0]),
+        top1_correct=int(hits[:, 0].sum()),
+        topk_correct=int(hits.any(axis=1).sum()),
+        loss=1.0,
+        preprocessing=PREPROCESSING,
+        data=source.name,
+        split="val",
+        class_names=names,
+        class_num_images=by_class(np.ones(len(source), dtype=bool)),
+        class_top1_correct=by_class(hits[:, 0]),
+        class_topk_correct=by_class(hits.any(axis=1)),
+        predictions=Predictions(source.labels, np.array(top_ids), np.array([0.9, 0.8, 0.6], dtype=np.float32)),
+    )
+
+
+NAMES = ("n01440764", "bee", "cat", "dog")
+
+
+@pytest.fixture
+def three(image_folder: Path) -> Source:
+    """Images of the classes 0, 1 and 2; there is none of class 3."""
+    whole = open_source(str(image_folder), "val")
+    return packed_source([whole.read(index).tobytes() for index in range(3)], NAMES)
+
+
+def test_a_report_is_tables_numbers_and_figures(three: Source, tmp_path: Path):
+    """Image 0 is right, image 1 is second, image 2 is neither."""
+    folder = tmp_path / "a/report"
+    write_report(evaluation_of([[0, 1], [2, 1], [3, 0]], three, NAMES), three, folder)
+    rows = list(csv.reader((folder / "per_class.csv").open()))
+    assert rows[1:] == [
+        ["n01440764", "tench", "1", "1", "1", "1.0", "1.0"],
+        ["bee", "bee", "1", "0", "1", "0.0", "1.0"],
+        ["cat", "cat", "1", "0", "0", "0.0", "0.0"],
+        ["dog", "dog", "0", "0", "0", "", ""],
+    ]
+    assert list(csv.reader((folder / "confused_pairs.csv").open()))[1:] == [["bee", "cat", "1"], ["cat", "dog", "1"]]
+    facts = json.loads((folder / "report.json").read_text())
+    assert (facts["top1_accuracy"], facts["top5_accuracy"], facts["num_images"]) == (1 / 3, 2 / 3, 3)
+    # Each image in a bin of its own.
+    assert facts["expected_calibration_error"] == pytest.approx((0.1 + 0.8 + 0.6) / 3, abs=1e-6)
+    assert facts["mean_confidence"] == pytest.approx((0.9 + 0.8 + 0.6) / 3, abs=1e-6)
+    for name in ("worst_mistakes.png", "confusion_matrix.png"):
+        assert min(Image.open(folder / name).size) > 200
+
+
+def test_a_report_without_mistakes_removes_the_figure_of_the_last_ones(three: Source, tmp_path: Path):
+    (tmp_path / "worst_mistakes.png").write_text("of another evaluation")
+    write_report(evaluation_of([[0, 1], [1, 2], [2, 0]], three, NAMES), three, tmp_path)
+    assert not (tmp_path / "worst_mistakes.png").exists()
+    assert list(csv.reader((tmp_path / "confused_pairs.csv").open()))[1:] == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(three: Source, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--report .*file/report: .* cannot be written: Not a directory"):
+        write_report(evaluation_of([[0, 1], [2, 1], [3, 0]], three, NAMES), three, tmp_path / "file/report")

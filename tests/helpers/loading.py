@@ -1,0 +1,75 @@
+"""Sources made of given bytes, and batches of a source as training loads them."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from resnet_in1k.data.bad_images import IfBad
+from resnet_in1k.data.crops import EvalPreprocessing, TrainCrop
+from resnet_in1k.data.loader import Batch, Loader
+from resnet_in1k.data.order import EvalOrder, TrainOrder
+from resnet_in1k.data.source import PackedBytes, PackedSource, Source
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+
+PREPROCESSING = EvalPreprocessing(image_size=32, resize_size=36)
+
+
+def packed_source(items: Sequence[bytes], class_names: Sequence[str] | None = None) -> PackedSource:
+    """A source of these encoded images, each of a label of its own."""
+    names = tuple(class_names or map(str, range(len(items))))
+    return PackedSource(
+        name="dirty", split="train", class_names=names, labels=np.arange(len(items)), items=PackedBytes(items)
+    )
+
+
+def with_bad_images(source: Source, num_images: int, bad: Collection[int]) -> PackedSource:
+    """The images of `source` over and over, each of a label of its own; those at `bad` are cut off."""
+    items = [source.read(index % len(source)).tobytes() for index in range(num_images)]
+    return packed_source([item[:150] if index in bad else item for index, item in enumerate(items)])
+
+
+def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad: IfBad = "fail") -> Loader:
+    """For one process."""
+    return Loader(
+        source,
+        TrainCrop(scale_min=recipe.crop_scale_min, seed=recipe.seed),
+        batch_size=recipe.global_batch_size,
+        largest_image_size=recipe.image_size,
+        num_workers=num_workers,
+        if_bad=if_bad,
+    )
+
+
+def train_order(
+    source: Source, recipe: Recipe, last_step: int, *, first_step: int = 1, rank: int = 0, num_processes: int = 1
+) -> TrainOrder:
+    return TrainOrder(Schedule(recipe, num_processes, 1, len(source)), first_step, last_step, rank)
+
+
+def train_batches(
+    source: Source, recipe: Recipe, last_step: int, *, num_workers: int = 0, if_bad: IfBad = "fail", **of_order: int
+) -> list[Batch]:
+    with train_loader(source, recipe, num_workers=num_workers, if_bad=if_bad) as loader:
+        return list(loader.batches(train_order(source, recipe, last_step, **of_order)))
+
+
+def eval_loader(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> Loader:
+    """With PREPROCESSING."""
+    return Loader(
+        source,
+        PREPROCESSING.crop,
+        batch_size=batch_size,
+        largest_image_size=PREPROCESSING.image_size,
+        num_workers=num_workers,
+        if_bad=if_bad,
+    )
+
+
+def eval_order(source: Source, batch_size: int = 4) -> EvalOrder:
+    return EvalOrder(len(source), batch_size, PREPROCESSING.image_size)
+
+
+def eval_batches(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> list[Batch]:
+    with eval_loader(source, batch_size=batch_size, num_workers=num_workers, if_bad=if_bad) as loader:
+        return list(loader.batches(eval_order(source, batch_size)))

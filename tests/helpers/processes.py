@@ -1,0 +1,72 @@
+"""Training in separate processes, as a user starts it: started, signalled, killed, compared."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from resnet_in1k.run.folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY_FLAGS = [
+    *("--recipe", "demo", "--model", "resnet18", "--epochs", "2", "--global-batch-size", "8", "--image-size", "32"),
+    *("--lr", "0.002"),
+    *("--eval-crop-ratio", "0.875", "--hflip-probability", "0.5", "--log-every", "1"),
+]
+"""The recipe `helpers.training.TINY`."""
+SLOW = [*TINY_FLAGS, "--precision", "fp32", "--workers", "1", "--checkpoint-every", "1000", "--keep-checkpoints", "9"]
+"""Eight steps, each of them logged."""
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+
+
+def start(data: object, output: Path, *more: str, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    command = [sys.executable, *launcher, "scripts/train.py", *SLOW, "--data", str(data), "--output-dir", str(output)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *more], cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **pipes)
+
+
+def at(process: "subprocess.Popen[str]", text: str, do: Callable[[], None]) -> tuple[str, str]:
+    """Call `do` when a line with `text` has been printed; return standard output and error once the process has ended."""
+    errors: list[str] = []
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
+    reader.start()
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            do()
+    process.wait(timeout=120)
+    reader.join()
+    return "".join(lines), errors[0]
+
+
+def rank_of(launcher: "subprocess.Popen[str]", rank: int) -> psutil.Process:
+    """The training process of that rank, or the only one there is."""
+    for child in psutil.Process(launcher.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a loader worker that has just ended
+            if "scripts/train.py" in child.cmdline() and child.environ().get("RANK") == str(rank):
+                return child
+    return psutil.Process(launcher.pid)
+
+
+def log_without_times(folder: RunFolder) -> list[dict]:
+    """The log, except for what a clock measured."""
+    timing = {"images_per_second", "load_seconds", "train_seconds", "val_seconds"}
+    return [{key: value for key, value in record.items() if key not in timing} for record in folder.records()]
+
+
+def assert_same_end(ours: RunFolder, theirs: RunFolder) -> None:
+    """Last checkpoint, best weights, eval.json, log and curves are the same, bit for bit."""
+    (last, last_of_theirs) = (sorted(folder.checkpoints.glob("step_*"))[-1] for folder in (ours, theirs))
+    assert last.name == last_of_theirs.name
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        assert (last / name).read_bytes() == (last_of_theirs / name).read_bytes(), name
+    for name in ("model.safetensors", "eval.json", "curves.svg", "curves.png"):
+        assert (ours.path / name).read_bytes() == (theirs.path / name).read_bytes(), name
+    assert log_without_times(ours) == log_without_times(theirs)

@@ -1,0 +1,40 @@
+"""Training in this process, by a recipe small enough for tests."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.train.loop import train
+from resnet_in1k.train.options import TrainOptions
+
+TINY = replace(
+    RECIPES["demo"].recipe,
+    model="resnet18",
+    epochs=2,
+    global_batch_size=8,
+    lr=0.002,  # so small a network amplifies rounding from step to step; a small step less so
+    image_size=32,
+    eval_crop_ratio=0.875,
+    hflip_probability=0.5,
+)
+"""With every augmentation but hue."""
+
+
+def run(recipe: Recipe, data: object, output: Path, **options: object) -> RunFolder:
+    """Train in this process, in float32, without workers, with each step logged."""
+    how = {"workers": 0, "log_every": 1, "precision": "fp32", **options}
+    return RunFolder(train("tiny", recipe, TrainOptions(data=str(data), output_dir=output, **how)))
+
+
+def losses(folder: RunFolder) -> list[float]:
+    return [record["loss"] for record in folder.records() if record["kind"] == "train"]
+
+
+def reset_accelerate_state() -> None:
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    GradientState._reset_state()

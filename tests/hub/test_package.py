@@ -1,0 +1,155 @@
+"""The hub folder: refused if anything is wrong, complete, and readable by other libraries."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.files import sha256_of
+from resnet_in1k.hub.package import build_hub_folder, make_config, read_run
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.recipes.recipe import crop_ratio_for
+from resnet_in1k.run.folder import RunFolder
+
+
+@pytest.fixture
+def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy that a test may change."""
+    return RunFolder(
+        Path(shutil.copytree(finished.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    )
+
+
+MISSING = object()
+
+
+def change(run: RunFolder, **values: object) -> None:
+    """Change eval.json."""
+    result = json.loads(run.evaluation.read_text()) | values
+    run.evaluation.write_text(json.dumps({key: value for key, value in result.items() if value is not MISSING}))
+
+
+def rewrite_weights(run: RunFolder, edit: Callable[[dict], dict]) -> None:
+    """Other weights, and an evaluation with their sha256."""
+    save_file(edit(load_file(run.weights)), run.weights, metadata={"format": "pt"})
+    change(run, weights_sha256=sha256_of(run.weights))
+
+
+def change_recipe(run: RunFolder, remove: str) -> None:
+    facts = json.loads(run.recipe.read_text())
+    del facts[remove]
+    run.recipe.write_text(json.dumps(facts))
+
+
+def test_contents_of_the_hub_folder(run: RunFolder, image_folder: Path):
+    folder = build_hub_folder(run, "me/tiny")
+    assert folder == run.path / "hub"
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert contents.keys() == {
+        "README.md", "config.json", "curves.png", "eval.json", "model.safetensors", "recipe.json",
+    }  # fmt: skip
+    assert sha256_of(folder / "model.safetensors") == json.loads(contents["eval.json"])["weights_sha256"]
+    # The folders that the data lie in are not published.
+    assert not any(str(image_folder.parent).encode() in content for content in contents.values())
+    assert json.loads(contents["recipe.json"])["data"]["source"] == image_folder.name
+
+    build_hub_folder(run, "me/tiny")  # again: the same bytes
+    assert contents == {name: (folder / name).read_bytes() for name in contents}
+
+
+def test_the_hub_folder_loads_here_and_in_torchvision(run: RunFolder):
+    folder = build_hub_folder(run, "me/tiny")
+    torchvision.models.resnet18(num_classes=6).load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(ResNet.from_pretrained(folder)(images), ResNet.from_pretrained(run.path)(images))
+
+
+def test_interpolation_is_that_of_the_evaluation(run: RunFolder):
+    change(run, interpolation="bicubic")
+    assert make_config(read_run(run, "me/tiny", "mit"))["pretrained_cfg"]["interpolation"] == "bicubic"
+    change(run, interpolation=MISSING)  # an evaluation by an earlier version
+    assert make_config(read_run(run, "me/tiny", "mit"))["pretrained_cfg"]["interpolation"] == "bilinear"
+
+
+REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
+    "no run": (lambda run: shutil.rmtree(run.path), "no such folder"),
+    "no weights": (lambda run: run.weights.unlink(), "has no model.safetensors"),
+    "no evaluation": (lambda run: run.evaluation.unlink(), "eval.json is missing"),
+    "of other weights": (lambda run: change(run, weights_sha256="0" * 64), "of other weights"),
+    "of the training split": (lambda run: change(run, split="train"), "of the train split"),
+    "a metric missing": (lambda run: change(run, top5_accuracy=MISSING), "not a complete evaluation .*top5_accuracy"),
+    "a loss of NaN": (lambda run: change(run, loss=math.nan), "not a complete evaluation .*NaN"),
+    "an infinite loss": (
+        lambda run: run.evaluation.write_text(re.sub(r'"loss": [^,]+', '"loss": 1e999', run.evaluation.read_text())),
+        "the loss is not finite",
+    ),
+    "a metric that is text": (lambda run: change(run, top1_correct="many"), "not a complete evaluation"),
+    "not JSON": (lambda run: run.evaluation.write_text("{"), "not a complete evaluation"),
+    "another accuracy than counted": (lambda run: change(run, top1_accuracy=0.99), "not those of the counts"),
+    "more correct than there are": (lambda run: change(run, top5_correct=13), "impossible counts"),
+    "classes that do not add up": (lambda run: change(run, class_num_images=[2, 2, 2, 2, 2, 1]), "do not add up"),
+    "another number of classes": (lambda run: change(run, num_classes=7), "the weights have 6 classes"),
+    "an unknown interpolation": (lambda run: change(run, interpolation="nearest"), "unknown interpolation 'nearest'"),
+    "a part of the images": (
+        lambda run: change(
+            run, num_images=6, top1_correct=0, top5_correct=0, top1_accuracy=0.0, top5_accuracy=0.0,
+            class_num_images=[1] * 6, class_top1_correct=[0] * 6, class_top5_correct=[0] * 6,
+        ),
+        "partial or of other data: 6 images, where the run's val split has 12",
+    ),
+    "keys with a prefix": (
+        lambda run: rewrite_weights(run, lambda weights: {f"module.{key}": value for key, value in weights.items()}),
+        "keys with a prefix .module",
+    ),
+    "weights that have diverged": (
+        lambda run: rewrite_weights(run, lambda weights: weights | {"fc.bias": torch.full((6,), math.nan)}),
+        "fc.bias is not finite",
+    ),
+    "weights cut off": (lambda run: run.weights.write_bytes(run.weights.read_bytes()[:9999]), "not a whole safetensor"),
+    "a key missing": (
+        lambda run: rewrite_weights(run, lambda w: {key: value for key, value in w.items() if key != "fc.bias"}),
+        "holds no torchvision ResNet",
+    ),
+    "a recipe.json without versions": (lambda run: change_recipe(run, "versions"), "records in .* are incomplete"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_refused_in_one_line(run: RunFolder, name: str):
+    damage, message = REFUSED[name]
+    damage(run)
+    with pytest.raises(UserError, match=message) as error:
+        build_hub_folder(run, "me/tiny")
+    assert "\n" not in str(error.value)
+    assert not (run.path / "hub").exists()
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "license", "message"),
+    [
+        ("tiny", "mit", "USER/NAME"),
+        ("me/a/b", "mit", "--repo-id me/a/b: "),
+        ("me/--tiny", "mit", "--repo-id me/--tiny: "),
+        ("me/ti ny", "mit", "--repo-id me/ti ny: "),
+        ("me/tiny", "MIT License", "--license MIT License: not an identifier"),
+        ("me/tiny", "", "--license : not an identifier"),
+    ],
+)
+def test_names_of_the_wrong_form_are_refused(finished: RunFolder, repo_id: str, license: str, message: str):
+    with pytest.raises(UserError, match=message):
+        build_hub_folder(finished, repo_id, license)
+
+
+@pytest.mark.parametrize("sizes", [(224, 256), (160, 232), (192, 225), (64, 93), (32, 32), (224, 232)])
+def test_the_published_crop_ratio_gives_the_same_resize_size(sizes: tuple[int, int]):
+    """By timm's own rule, floor(size / crop_pct)."""
+    assert math.floor(sizes[0] / crop_ratio_for(*sizes, preferred=0.875)) == sizes[1]

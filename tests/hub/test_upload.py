@@ -1,0 +1,396 @@
+"""The real client against a local Hub: what is published, with every kind of failure, and never a part of it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from helpers.hub_server import OTHER_USERS_TOKEN, READ_TOKEN, WRITE_TOKEN, Blob, HubServer, Repo
+from helpers.processes import ROOT
+
+from resnet_in1k.commands.evaluate import EvalOptions, evaluate
+from resnet_in1k.commands.predict import PredictOptions, predict
+from resnet_in1k.commands.push_to_hub import PushOptions, push
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.files import sha256_of
+from resnet_in1k.hub.package import build_hub_folder
+from resnet_in1k.hub.upload import Upload, cause_and_wait, files_in
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.model.weights_file import save_weights, weights_to_save
+from resnet_in1k.run.folder import RunFolder
+
+REPO = "me/tiny"
+CREATED_BY_THE_HUB = {".gitattributes"}
+LARGE = (".safetensors", ".png")
+"""Not stored in git itself."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Used by the client in this process, signed in with a token that may write."""
+    with HubServer() as server:
+        server.patch_client(monkeypatch, tmp_path / "home")
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, by us and by the client; no test really waits."""
+    seconds: list[float] = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.fixture(scope="module")
+def run(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A copy with its hub folder."""
+    copy = tmp_path_factory.mktemp("publish") / "run"
+    run = RunFolder(Path(shutil.copytree(finished.path, copy, ignore=shutil.ignore_patterns("checkpoints"))))
+    build_hub_folder(run, REPO)
+    return run
+
+
+def publish(run: RunFolder, *, private: bool = False, revision: str = "main", pr: bool = False) -> str:
+    """Upload the hub folder that a run has; returns what was printed."""
+    lines: list[str] = []
+    upload = Upload(run.path / "hub", run.weights, REPO, private=private, revision=revision, pr=pr, say=lines.append)
+    upload.run()
+    assert WRITE_TOKEN not in "".join(lines)
+    return "\n".join(lines)
+
+
+def publish_failing(run: RunFolder, **options: bool) -> str:
+    with pytest.raises(UserError) as error:
+        publish(run, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def assert_published(hub: HubServer, run: RunFolder, revision: str = "main") -> None:
+    """Every file of the hub folder, byte for byte, in one commit after the Hub's own."""
+    expected = {name: path.read_bytes() for name, path in files_in(run.path / "hub").items()}
+    published = hub.repos[REPO].files(revision)
+    assert published.keys() == expected.keys() | CREATED_BY_THE_HUB
+    assert expected.items() <= published.items()
+    assert len(hub.repos[REPO].history(revision)) == 2
+
+
+def test_publish(hub: HubServer, run: RunFolder):
+    lines = publish(run)
+    assert_published(hub, run)
+    assert "verified: 6 files downloaded, with equal checksums and logits" in lines
+    assert 'load it:  ResNet.from_pretrained("me/tiny")' in lines
+    assert not hub.repos[REPO].private
+    # The token goes to the Hub only, where every request about the repository has it.
+    assert {request.token for request in hub.requests if request.origin == "hub" and REPO in request.path} == {
+        WRITE_TOKEN
+    }
+    assert {request.token for request in hub.requests if request.origin == "storage"} == {None}
+
+
+def test_publish_again(hub: HubServer, run: RunFolder):
+    blobs = {
+        name: Blob(path.read_bytes(), lfs=name.endswith(LARGE)) for name, path in files_in(run.path / "hub").items()
+    }
+    hub.repos[REPO] = Repo(private=False)
+    hub.repos[REPO].add("main", "published", hub.repos[REPO].head("main").blobs | blobs)
+    assert "nothing to do: commit " in publish(run)
+    assert_published(hub, run)
+
+
+def test_dry_run_lists_all_files_and_sends_nothing(hub: HubServer, finished: RunFolder, tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for path in (finished.weights, finished.evaluation):
+        shutil.copy(path, run.path)
+    lines: list[str] = []
+    push(PushOptions(run=run.path, repo_id=REPO, dry_run=True), say=lines.append)
+    assert lines[0] == f"{REPO}, branch main ← {run.path / 'hub'}"
+    assert [line.split()[0] for line in lines[1:-1]] == ["README.md", "config.json", "eval.json", "model.safetensors"]
+    assert lines[-1].startswith("dry run: nothing was sent")
+    assert hub.requests == []
+
+
+def test_private_repository_and_branch(hub: HubServer, run: RunFolder):
+    lines = publish(run, private=True, revision="v1")
+    assert 'load it:  ResNet.from_pretrained("me/tiny", revision="v1")' in lines
+    assert hub.repos[REPO].private
+    assert_published(hub, run, revision="v1")
+    assert hub.repos[REPO].files("main").keys() == CREATED_BY_THE_HUB
+
+
+@pytest.mark.slow
+def test_pull_request_is_opened_once_and_not_after_it_was_merged(hub: HubServer, run: RunFolder):
+    for _ in range(2):
+        assert f"pull request: {hub.url}/{REPO}/discussions/1" in publish(run, pr=True)
+        assert_published(hub, run, revision="refs/pr/1")
+    repository = hub.repos[REPO]
+    assert repository.files("main").keys() == CREATED_BY_THE_HUB
+    repository.refs["main"] = repository.refs["refs/pr/1"]
+    assert "nothing to do: commit " in publish(run, pr=True)
+    assert len(repository.pull_requests) == 1
+
+
+def test_options_that_exclude_each_other():
+    with pytest.raises(UserError, match="--pr opens a pull request to main; leave out --revision"):
+        PushOptions(run=Path("run"), repo_id=REPO, pr=True, revision="v1")
+
+
+@pytest.mark.slow
+def test_files_of_an_earlier_publication_are_deleted(hub: HubServer, finished: RunFolder, tmp_path: Path):
+    """Earlier: a run; now: weights trained elsewhere, without recipe and curves."""
+    earlier = ("recipe.json", "curves.png", ".eval_results/digits.yaml", "notes.txt")
+    hub.repos[REPO] = Repo(private=False)
+    hub.repos[REPO].add("main", "earlier", {name: Blob(b"earlier") for name in earlier})
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for path in (finished.weights, finished.evaluation):
+        shutil.copy(path, run.path)
+    build_hub_folder(run, REPO)
+    publish(run)
+    names = files_in(run.path / "hub").keys()
+    assert names == {"README.md", "config.json", "eval.json", "model.safetensors"}
+    assert hub.repos[REPO].files("main").keys() == names | {"notes.txt"}  # not ours
+
+
+def fail_by_status(hub: HubServer) -> None:
+    hub.fail("GET", "/whoami", status=500)
+    hub.fail("POST", "/validate-yaml", status=500)
+    hub.fail("POST", "/repos/create", status=500)
+    hub.fail("PUT", "/lfs/", status=500)
+    hub.fail("POST", "/commit/", status=500)
+    hub.fail("POST", "/commit/", status=429, retry_after=7)
+
+
+def fail_by_connection(hub: HubServer) -> None:
+    hub.lose_response("POST", "/repos/create")
+    hub.drop("PUT", "/lfs/", midway=True)
+    hub.lose_response("POST", "/commit/")
+    hub.damage(r"/resolve/.*/model.safetensors")  # without change of size
+
+
+@pytest.mark.parametrize("fail", [fail_by_status, fail_by_connection])
+def test_temporary_failures_are_retried(hub: HubServer, run: RunFolder, fail: Callable[[HubServer], None]):
+    """One at each step."""
+    fail(hub)
+    lines = publish(run)
+    assert all(fault.times == 0 for fault in hub.faults)  # all of them happened
+    assert_published(hub, run)
+    assert "verified: 6 files downloaded, with equal checksums and logits" in lines
+    if fail is fail_by_status:
+        assert "could not upload (too many requests (429)); trying again in 7 s" in lines
+
+
+def test_how_long_to_wait():
+    def failure(status: int, **headers: str) -> Exception:
+        error = Exception()
+        error.response = SimpleNamespace(status_code=status, headers=headers)
+        return error
+
+    assert cause_and_wait(failure(503), attempt=3) == (503, 4.0)
+    assert cause_and_wait(failure(404), attempt=1) == (404, None)
+    assert cause_and_wait(failure(429, RateLimit='"api";r=0;t=55'), attempt=1) == (429, 55.0)
+    assert cause_and_wait(failure(429, **{"Retry-After": "9000"}), attempt=1) == (429, 300.0)
+    assert cause_and_wait(ConnectionResetError(), attempt=2) == (None, 2.0)
+    assert cause_and_wait(OSError("disk full"), attempt=1) == (None, None)
+    wrapped = ValueError()
+    wrapped.__cause__ = failure(401)
+    assert cause_and_wait(wrapped, attempt=1) == (401, None)
+
+
+@pytest.mark.slow
+def test_a_lasting_failure_is_reported_with_the_progress_and_a_second_run_completes_it(
+    hub: HubServer, run: RunFolder, waits: list[float]
+):
+    hub.fail("POST", "/commit/", status=503, times=5)
+    error = publish_failing(run)
+    assert error.startswith("could not upload: ")
+    assert error.endswith(f"; it is not known whether all files are in {REPO}; run the same command to complete it")
+    assert waits == [1, 2, 4, 8]
+    assert hub.repos[REPO].files("main").keys() == CREATED_BY_THE_HUB
+    publish(run)
+    assert_published(hub, run)
+
+
+def test_a_download_that_stays_damaged_is_reported(hub: HubServer, run: RunFolder):
+    hub.damage(r"/resolve/.*/model.safetensors", times=2)
+    assert "are not those published: model.safetensors differ" in publish_failing(run)
+    assert_published(hub, run)
+
+
+@pytest.mark.slow
+def test_weights_that_changed_since_they_were_packaged_are_reported(hub: HubServer, run: RunFolder, tmp_path: Path):
+    changed = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
+    save_weights(weights_to_save(ResNet("resnet18", 6)), changed.weights)
+    assert "has changed since it was published" in publish_failing(changed)
+
+
+def test_an_interrupt_reports_the_progress(hub: HubServer, run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    hub.fail("POST", "/commit/", status=429, retry_after=60)
+    monkeypatch.setattr(time, "sleep", interrupt)
+    lines: list[str] = []
+    upload = Upload(run.path / "hub", run.weights, REPO, private=False, revision="main", pr=False, say=lines.append)
+    with pytest.raises(KeyboardInterrupt):
+        upload.run()
+    assert lines[-1] == (
+        f"interrupted: it is not known whether all files are in {REPO}; run the same command to complete it"
+    )
+
+
+TOKENS = {
+    "wrong token": ("hf_wrong", "could not sign in: the token is not valid (401); run `hf auth login`"),
+    "no token": ("", "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
+    "read-only token": (READ_TOKEN, "the token of me is read-only; create one with write access: http://"),
+    "another user's": (OTHER_USERS_TOKEN, f"--repo-id {REPO}: alex has no permission to publish as me; use alex/…, or"),
+}
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_a_token_without_permission_is_refused_and_not_shown(
+    hub: HubServer, run: RunFolder, monkeypatch: pytest.MonkeyPatch, case: str
+):
+    token, message = TOKENS[case]
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = publish_failing(run)
+    assert error.startswith(message)
+    assert not token or token not in error
+    assert hub.repos == {}
+
+
+def test_a_card_that_the_hub_refuses_is_not_published(hub: HubServer, run: RunFolder, tmp_path: Path):
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
+    card = copy.path / "hub/README.md"
+    card.write_text(card.read_text().replace("license: apache-2.0", "license: apache-9"))
+    error = publish_failing(copy)
+    assert error.startswith('the Hub refuses the card\'s metadata: - Error: "license" must be one of [apache-2.0, mit]')
+    assert error.endswith("; nothing was published")
+    assert hub.repos == {}
+
+
+def test_an_existing_public_repository_is_not_used_as_private(hub: HubServer, run: RunFolder):
+    hub.repos[REPO] = Repo(private=False)
+    assert f"{REPO} exists and is public" in publish_failing(run, private=True)
+    assert len(hub.repos[REPO].history("main")) == 1
+
+
+@pytest.mark.slow
+def test_evaluate_and_predict_from_the_hub(
+    hub: HubServer, run: RunFolder, image_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    publish(run)
+    evaluate(EvalOptions(ckpt=REPO, data=str(image_folder), workers=0))
+    assert "reproduced: the recorded eval.json has the same counts" in capsys.readouterr().out
+    image = image_folder / "val/ant/0.jpg"
+    expected, actual = (
+        predict(PredictOptions(images=(image,), ckpt=ckpt), report=lambda line: None) for ckpt in (str(run.path), REPO)
+    )
+    assert actual == expected
+    assert len(actual[0].classes) == 5
+    with pytest.raises(UserError, match="me/nothing is no file or folder here, and no repository that could be"):
+        predict(PredictOptions(images=(image,), ckpt="me/nothing"))
+
+
+@pytest.mark.slow
+def test_large_weights_by_xet_with_failures(hub: HubServer, run_script, tmp_path: Path):
+    """By the script, as Xet retries and waits in native code. 94 MB are more than one of its bundles.
+
+    The client itself repeats a commit whose response was lost; without `parent_commit`, the Hub would accept both.
+    """
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    save_weights(weights_to_save(ResNet("resnet50", 2)), run.weights)
+    assert run.weights.stat().st_size > 90e6
+    result = {
+        "top1_accuracy": 0.5, "top5_accuracy": 1.0, "loss": 1.0, "num_images": 2, "num_classes": 2, "top_k": 2,
+        "top1_correct": 1, "top5_correct": 2, "image_size": 32, "resize_size": 32, "data": "pets", "split": "val",
+        "weights_sha256": sha256_of(run.weights), "class_names": ["cat", "dog"], "class_num_images": [1, 1],
+        "class_top1_correct": [1, 0], "class_top5_correct": [1, 1],
+    }  # fmt: skip
+    run.evaluation.write_text(json.dumps(result))
+    hub.drop("POST", "/v1/xorbs/", midway=True)
+    hub.fail("POST", "/v1/shards", status=500)
+    hub.lose_response("POST", "/commit/")
+    command = ("scripts/push_to_hub.py", "--run", run.path, "--repo-id", REPO)
+    pushed = run_script(*command, env=hub.env(tmp_path / "xet_home"))
+    assert pushed.returncode == 0, pushed.stderr
+    assert all(fault.times == 0 for fault in hub.faults)
+    assert "verified: 4 files downloaded, with equal checksums and logits" in pushed.stdout
+    assert WRITE_TOKEN not in pushed.stdout + pushed.stderr
+    assert_published(hub, run)
+
+
+CONSUMER = """
+import re, runpy, sys
+import numpy as np, timm, torch, torchvision
+from PIL import Image
+card, repo, run, root = open(sys.argv[1]).read(), *sys.argv[2:]
+blocks = re.findall(r"```python\\n(.*?)```", card, re.S)
+assert len(blocks) == 5, len(blocks)
+for command in re.search(r"```bash\\n(python scripts/export.*?)```", card, re.S)[1].splitlines():
+    sys.argv = command.split()[1:]
+    runpy.run_path(f"{root}/{sys.argv[0]}", run_name="__main__")
+names = [{} for _ in blocks]
+for block, space in zip(blocks, names):
+    exec(block, space)
+by_timm, by_transformers, ours, by_torchvision, exported = names
+
+from resnet_in1k import ResNet
+from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.data.crops import EvalCrop
+from resnet_in1k.data.decode import decode
+trained = ResNet.from_pretrained(run)
+image = Image.open("image.jpg").convert("RGB")
+batch = by_timm["transform"](image)[None]
+with torch.inference_mode():
+    expected = trained(batch)
+    assert torch.equal(by_timm["model"](batch), expected)
+    assert torch.equal(ours["model"](batch), expected)
+    assert torch.equal(by_torchvision["model"](batch), expected)
+    pipe = by_transformers["classify"]
+    pixels = pipe.image_processor(image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, batch), "transformers preprocesses images as timm does"
+    # transformers keeps weights memory-mapped, and some kernels round differently by a tensor's alignment.
+    assert torch.allclose(pipe.model(pixels).logits, expected, rtol=0, atol=1e-6)
+    for parameter in pipe.model.parameters():
+        parameter.data = parameter.data.clone()
+    assert torch.equal(pipe.model(pixels).logits, expected)
+    of_zeros = trained(torch.zeros(1, 3, 32, 32))
+assert torch.equal(exported["logits_of_export"], of_zeros)
+assert np.allclose(exported["logits_of_onnx"], of_zeros.numpy(), atol=1e-4)
+assert not ours["model"].training
+predicted = pipe("image.jpg")
+best = expected.softmax(1)[0].topk(5)
+labels = ["ant", "bee", "cat", "dog", "eel", "fox"]
+assert [entry["label"] for entry in predicted] == [labels[i] for i in best.indices.tolist()]
+assert np.allclose([entry["score"] for entry in predicted], best.values.numpy(), atol=1e-6)
+
+one_level = 1 / 255 / 0.224
+square = EvalCrop(resize_size=36)(decode(np.fromfile("image.jpg", dtype=np.uint8)), 0, 0, 32)
+assert (normalise(square[None]) - batch).abs().max() <= 1.01 * one_level
+assert torch.allclose(by_torchvision["transform"](image)[None], batch, atol=1e-6)
+print("all equal")
+"""
+
+
+@pytest.mark.slow
+def test_the_cards_code_runs_and_all_libraries_give_the_trained_models_logits(
+    hub: HubServer, run: RunFolder, image_folder: Path, tmp_path: Path
+):
+    publish(run)
+    shutil.copy(image_folder / "val/ant/0.jpg", tmp_path / "image.jpg")
+    result = subprocess.run(
+        [sys.executable, "-c", CONSUMER, str(run.path / "hub/README.md"), REPO, str(run.path), str(ROOT)],
+        cwd=tmp_path, env={**os.environ, **hub.env(tmp_path / "consumer", xet=False), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("all equal\n")

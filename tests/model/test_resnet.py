@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from resnet_in1k import ResNet
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.model.resnet import LAYOUTS, architecture_of, load_model
+from resnet_in1k.model.weights_file import save_weights, weights_to_save
+
+
+@pytest.mark.parametrize("architecture", LAYOUTS)
+def test_has_torchvisions_keys_and_shapes(architecture: str):
+    with torch.device("meta"):
+        ours = ResNet(architecture, num_classes=7).state_dict()
+        theirs = getattr(torchvision.models, architecture)(num_classes=7).state_dict()
+    assert [(key, value.shape) for key, value in ours.items()] == [(key, value.shape) for key, value in theirs.items()]
+    assert architecture_of(theirs, Path("file")) == architecture
+
+
+@pytest.mark.parametrize("zero_init_residual", [False, True])
+def test_starts_with_torchvisions_weights_and_gives_its_logits(zero_init_residual: bool):
+    torch.manual_seed(0)
+    ours = ResNet("resnet50", 10, zero_init_residual).eval()
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(num_classes=10, zero_init_residual=zero_init_residual).eval()
+    inputs = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours(inputs), theirs(inputs))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_architecture_and_classes_are_those_of_the_weights(tmp_path: Path):
+    original = ResNet("resnet34", num_classes=4).eval()
+    save_weights(weights_to_save(original), tmp_path / "model.safetensors")
+    model = ResNet.from_pretrained(str(tmp_path))
+    assert (model.architecture, model.fc.out_features, model.training) == ("resnet34", 4, False)
+    inputs = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(inputs), original(inputs))
+
+
+def test_tensors_of_another_network_are_refused(tmp_path: Path):
+    save_weights({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model.safetensors holds no torchvision ResNet: .* resnet18, resnet34"):
+        load_model(tmp_path)
+
+
+def test_tensor_of_another_shape_is_named(tmp_path: Path):
+    state = weights_to_save(ResNet("resnet18", num_classes=4))
+    state["layer1.0.bn1.weight"] = torch.zeros(3)
+    save_weights(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"does not fit a ResNet: it has in another shape layer1\.0\.bn1\.weight$"):
+        load_model(tmp_path)

@@ -1,0 +1,199 @@
+import hashlib
+import json
+import os
+import pickle
+import stat
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from resnet_in1k.core import files
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.model.resnet import ResNet, load_model
+from resnet_in1k.model.weights_file import (
+    clean_keys,
+    load_strictly,
+    read_weights,
+    save_weights,
+    weights_file,
+    weights_to_save,
+)
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory: pytest.TempPathFactory):
+    store = tmp_path_factory.mktemp("store") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: torch.nn.parallel.DistributedDataParallel(m),
+        pytest.param(lambda m: torch.compile(m), marks=pytest.mark.slow),
+        pytest.param(lambda m: torch.compile(torch.nn.parallel.DistributedDataParallel(m)), marks=pytest.mark.slow),
+        pytest.param(lambda m: torch.nn.parallel.DistributedDataParallel(torch.compile(m)), marks=pytest.mark.slow),
+    ],
+    ids=["ddp", "compile", "compile(ddp)", "ddp(compile)"],
+)
+def test_keys_are_clean_however_the_model_was_wrapped(process_group, wrap):
+    model = ResNet("resnet18", num_classes=3)
+    wrapped = wrap(model)
+    assert wrapped.state_dict().keys() != model.state_dict().keys()
+    assert clean_keys(wrapped.state_dict()).keys() == model.state_dict().keys()
+    assert weights_to_save(wrapped).keys() == torchvision.models.resnet18().state_dict().keys()
+
+
+def test_prefix_is_removed_at_the_start_only():
+    assert list(clean_keys({"module._orig_mod.module.fc.module.weight": torch.zeros(1)})) == ["fc.module.weight"]
+
+
+def test_saved_channels_last_weights_load_strictly_into_torchvision(tmp_path: Path):
+    model = ResNet("resnet18", num_classes=3).to(memory_format=torch.channels_last)
+    save_weights(weights_to_save(model), tmp_path / "model.safetensors")
+    theirs = torchvision.models.resnet18(num_classes=3)
+    theirs.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    for key, value in model.state_dict().items():
+        assert torch.equal(theirs.state_dict()[key], value), key
+
+
+def test_same_weights_have_the_same_bytes(tmp_path: Path):
+    """In either memory format."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    save_weights(weights_to_save(model), tmp_path / "one.safetensors")
+    save_weights(weights_to_save(model.to(memory_format=torch.channels_last)), tmp_path / "two.safetensors")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def test_weights_to_save_share_no_memory_with_the_model():
+    model = torch.nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    saved = weights_to_save(model)
+    model.weight.data += 1
+    assert torch.equal(saved["weight"], before)
+
+
+def test_weights_are_readable_by_whom_the_umask_says(tmp_path: Path):
+    mask = os.umask(0o027)
+    try:
+        save_weights({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_reads_an_old_pth_with_prefixes(tmp_path: Path, wrapper: str | None):
+    original = ResNet("resnet18", num_classes=3)
+    state = {f"module.{key}": value for key, value in original.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "old.pth")
+    model = load_model(tmp_path / "old.pth")
+    assert torch.equal(model.fc.weight, original.fc.weight)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickle_is_never_executed(tmp_path: Path):
+    torch.save(OrderedDict(weights=Bomb(tmp_path / "boom")), tmp_path / "bomb.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    for name in ("bomb.pth", "plain.pth"):
+        with pytest.raises(UserError, match=f"{name} holds no plain tensors"):
+            load_model(tmp_path / name)
+    assert not (tmp_path / "boom").exists()
+    pickle.loads((tmp_path / "plain.pth").read_bytes())
+    assert (tmp_path / "boom").exists()  # it is one
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "no such file or folder"),
+        (lambda p: p.mkdir(), "no model.safetensors in it"),
+        (lambda p: p.write_bytes(b"\x08\x00\x00\x00"), "holds no plain tensors"),
+        *(
+            (lambda p, first=first: p.write_text(first + "rror: not found"), "holds no plain tensors")
+            for first in "eatus."  # opcodes of pickle, each of which fails in another way
+        ),
+        (lambda p: torch.save({"a": torch.zeros(1)}, p), "holds no torchvision ResNet"),
+        (lambda p: torch.save([torch.zeros(1)], p), "is not a state dict"),
+        (lambda p: torch.save({}, p), "is not a state dict"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(tmp_path: Path, make, message: str):
+    make(tmp_path / "weights")
+    with pytest.raises(UserError, match=message) as error:
+        load_model(tmp_path / "weights")
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_safetensors_file_is_named(tmp_path: Path):
+    save_weights({"a": torch.zeros(100)}, tmp_path / "model.safetensors")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model.safetensors is not a whole safetensors file"):
+        read_weights(weights_file(tmp_path))
+
+
+def test_transient_read_error_is_retried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0)
+    save_weights({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    plain, errors = load_file, [OSError(116, "Stale file handle")]
+
+    def stale(path: Path) -> dict[str, torch.Tensor]:
+        if errors:
+            raise errors.pop()
+        return plain(path)
+
+    monkeypatch.setattr("safetensors.torch.load_file", stale)
+    assert torch.equal(read_weights(tmp_path / "model.safetensors")["a"], torch.ones(2))
+    errors += [OSError(116, "Stale file handle")] * 2
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read \(Stale file handle\)"):
+        read_weights(tmp_path / "model.safetensors")
+
+
+def test_weights_of_a_checkpoint_must_have_the_recorded_sum(tmp_path: Path):
+    """Named as the folder or as the file; a file with a flipped bit is still a valid safetensors file."""
+    file = tmp_path / "model.safetensors"
+    save_weights({"a": torch.zeros(100)}, file)
+    recorded = {"sha256": {"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()}}
+    (tmp_path / "state.json").write_text(json.dumps(recorded))
+    assert weights_file(tmp_path) == weights_file(file) == file
+
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert load_file(file).keys() == {"a"}
+    for checkpoint in (tmp_path, file):
+        with pytest.raises(UserError, match=r"model.safetensors is damaged: its sha256 is not the recorded one"):
+            weights_file(checkpoint)
+    for state, reason in [("{", "JSONDecodeError"), ("{}", "KeyError"), ("[]", "TypeError")]:
+        (tmp_path / "state.json").write_text(state)
+        with pytest.raises(UserError, match=rf"cannot be compared with the sha256 in its state.json \({reason}"):
+            weights_file(tmp_path)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path):
+    model, file = torch.nn.Linear(2, 3), tmp_path / "model.safetensors"
+    good = {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}
+    for state, words in [
+        ({"weight": good["weight"]}, "lacks bias"),
+        ({**good, "extra": torch.zeros(1)}, "has in addition extra"),
+        ({**good, "bias": torch.zeros(4)}, "has in another shape bias"),
+        ({}, "lacks bias, weight"),
+    ]:
+        with pytest.raises(UserError, match=rf"{file} does not fit a Linear: it {words}$"):
+            load_strictly(model, state, file)
+    load_strictly(model, good, file)
+    assert model.weight.count_nonzero() == 0

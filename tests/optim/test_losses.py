@@ -1,0 +1,40 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.optim.losses import LOSSES, build_loss
+from resnet_in1k.recipes.recipe import Recipe
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
+LABELS = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_cross_entropy_by_hand(tiny: Recipe, smoothing: float):
+    """A share of each target spread evenly over all classes; index targets and probabilities alike."""
+    loss = build_loss(replace(tiny, label_smoothing=smoothing))
+    target = torch.nn.functional.one_hot(LABELS, 3) * (1 - smoothing) + smoothing / 3
+    log_probabilities = LOGITS - LOGITS.exp().sum(dim=1, keepdim=True).log()
+    expected = -(target * log_probabilities).sum(dim=1).mean()
+    assert loss(LOGITS, LABELS).item() == pytest.approx(expected.item())
+    assert loss(LOGITS, torch.nn.functional.one_hot(LABELS, 3).float()).item() == pytest.approx(expected.item())
+
+
+def test_cross_entropy_of_mixed_targets_is_the_mixed_loss(tiny: Recipe):
+    loss = build_loss(replace(tiny, label_smoothing=0.1))
+    dense = 0.7 * torch.nn.functional.one_hot(LABELS, 3) + 0.3 * torch.nn.functional.one_hot(LABELS.flip(0), 3)
+    expected = 0.7 * loss(LOGITS, LABELS) + 0.3 * loss(LOGITS, LABELS.flip(0))
+    assert loss(LOGITS, dense).item() == pytest.approx(expected.item())
+
+
+def test_new_loss_is_made_from_the_recipe(tiny: Recipe, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(LOSSES, "scaled", lambda recipe: lambda logits, targets: logits.sum() * recipe.label_smoothing)
+    recipe = replace(tiny, loss="scaled", label_smoothing=0.5)
+    assert build_loss(recipe)(LOGITS, LABELS).item() == 2.5
+
+
+def test_misspelt_loss_gets_a_suggestion(tiny: Recipe):
+    with pytest.raises(UserError, match=r"^--loss cross_entrop: .*perhaps you meant cross_entropy$"):
+        build_loss(replace(tiny, loss="cross_entrop"))

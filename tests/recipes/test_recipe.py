@@ -1,0 +1,160 @@
+import dataclasses
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+
+import pytest
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.ranges import between
+from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for, resize_size_for
+
+TUTORIAL, DEMO = (RECIPES[name].recipe for name in ("tutorial", "demo"))
+PLAIN = {"model": "resnet18", "epochs": 3, "global_batch_size": 8, "lr": 1.0, "image_size": 64}
+"""The fields that have no default."""
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(UserError) as error:
+        replace(TUTORIAL, lr=-1, epochs=0, hue=0.6, weight_decay=float("nan"))
+    for name in ("lr must be above 0", "epochs must be at least 1", "hue must be between 0 and 0.5", "weight_decay"):
+        assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 2, "warmup_epochs": 3}, r"warmup_epochs \(3\.0\) must not exceed epochs \(2\)"),
+        (
+            {"initial_image_size": 96, "image_size_ramp_end": 2},
+            r"initial_image_size \(96\) must not exceed image_size \(64\)",
+        ),
+        (
+            {"initial_image_size": 32, "image_size_ramp_start": 2, "image_size_ramp_end": 2},
+            r"image_size_ramp_end \(2\) must be after image_size_ramp_start \(2\)",
+        ),
+    ],
+)
+def test_fields_that_contradict_one_another_are_refused(changes: dict, message: str):
+    with pytest.raises(UserError, match=rf"^invalid recipe: {message}$"):
+        Recipe(**{**PLAIN, **changes})
+
+
+def test_fields_at_the_limit_of_one_another_are_accepted():
+    replace(DEMO, epochs=2, warmup_epochs=2)
+    Recipe(**PLAIN, initial_image_size=64, image_size_ramp_start=1, image_size_ramp_end=2)
+
+
+def test_differences_name_what_an_override_changed():
+    assert TUTORIAL.differences(replace(TUTORIAL, epochs=5, model="resnet18")) == [
+        "model resnet50 → resnet18",
+        "epochs 20 → 5",
+    ]
+    assert TUTORIAL.differences(TUTORIAL) == []
+
+
+def test_whole_numbers_and_floats_are_the_same_recipe():
+    """As from code and from flags, which know of a float that it is one."""
+    whole = replace(DEMO, warmup_epochs=1, rotation_degrees=10)
+    decimal = replace(DEMO, warmup_epochs=1.0, rotation_degrees=10.0)
+    assert whole == decimal
+    assert whole.fingerprint() == decimal.fingerprint()
+    assert json.dumps(asdict(whole)) == json.dumps(asdict(decimal))
+
+
+def test_fingerprint_covers_what_is_switched_on():
+    """By hand: checkpoints record it, so it must stay the same for a recipe that stays the same."""
+    recipe = Recipe(**PLAIN, lr_schedule="cosine", momentum=0.9, label_smoothing=0.0)
+    on = {**PLAIN, "lr_schedule": "cosine", "momentum": 0.9}
+    assert recipe.switched_on() == on
+    assert recipe.fingerprint() == hashlib.sha256(json.dumps(on, sort_keys=True).encode()).hexdigest()
+    step = replace(recipe, lr_schedule="step")
+    without_epochs = {name: on[name] for name in on if name not in ("epochs", "lr_schedule")}
+    assert step.fingerprint() == hashlib.sha256(json.dumps(without_epochs, sort_keys=True).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", [each.name for each in dataclasses.fields(Recipe)])
+def test_fingerprint_changes_with_every_field(name: str):
+    recipe = replace(DEMO, initial_image_size=16, image_size_ramp_end=3)
+    value = getattr(recipe, name)
+    if isinstance(value, str):
+        changed = value + "x"
+    elif isinstance(value, bool):
+        changed = not value
+    else:
+        changed = value / 2 if isinstance(value, float) and value else value + (1 if isinstance(value, int) else 0.1)
+    assert replace(recipe, **{name: changed}).fingerprint() != recipe.fingerprint()
+
+
+def test_epochs_may_grow_where_the_schedule_does_not_depend_on_them():
+    longer = replace(TUTORIAL, epochs=30)
+    assert TUTORIAL.incompatibilities(longer) == []
+    assert TUTORIAL.incompatibilities(TUTORIAL) == []
+    assert TUTORIAL.fingerprint() == longer.fingerprint()
+    assert longer.incompatibilities(TUTORIAL) == ["epochs 30 → 20"]
+    assert TUTORIAL.incompatibilities(replace(longer, lr=0.2)) == ["epochs 20 → 30", "lr 0.1 → 0.2"]
+    assert DEMO.incompatibilities(replace(DEMO, epochs=30)) == ["epochs 10 → 30"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "resize_size"),
+    [
+        ({}, 64, 73),  # 64 / 0.875 = 73.14
+        ({"eval_image_size": 224}, 224, 256),
+        ({"eval_crop_ratio": 1}, 64, 64),
+        ({"eval_image_size": 80, "eval_crop_ratio": 0.8}, 80, 100),
+    ],
+)
+def test_sizes_of_evaluation(changes: dict, size: int, resize_size: int):
+    recipe = Recipe(**PLAIN, **changes)
+    assert (recipe.eval_size, recipe.eval_resize_size) == (size, resize_size)
+
+
+def test_crop_ratio_makes_the_same_resize_again():
+    """By timm's own rule, floor(size / crop_pct), for all sizes that are likely."""
+    for size in range(32, 321, 8):
+        for resize_size in range(size, size + 65):
+            ratio = crop_ratio_for(size, resize_size, preferred=0.875)
+            assert int(size / ratio) == resize_size_for(size, ratio) == resize_size
+    assert crop_ratio_for(224, 256, preferred=0.875) == 0.875
+    assert crop_ratio_for(224, 232, preferred=0.875) == pytest.approx(224 / 232)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extended(Recipe):
+    """With two fields of later versions, each with a default that switches it off."""
+
+    mixup_alpha: float = field(default=0.0, metadata=between(0, 5))
+    blur_sizes: tuple[int, ...] = ()
+
+
+def extended(recipe: Recipe, **new: object) -> Extended:
+    return Extended(**asdict(recipe), **new)
+
+
+def test_new_field_that_is_off_keeps_the_fingerprint():
+    for recipe in (TUTORIAL, DEMO):
+        assert extended(recipe).fingerprint() == recipe.fingerprint()
+        assert extended(recipe).switched_on() == recipe.switched_on()
+        assert recipe.incompatibilities(extended(recipe)) == []
+        assert extended(recipe).incompatibilities(extended(recipe, mixup_alpha=0)) == []
+
+
+@pytest.mark.parametrize("new", [{"mixup_alpha": 0.2}, {"blur_sizes": (3, 5)}])
+def test_new_field_that_is_on_changes_the_fingerprint(new: dict):
+    off, on = extended(TUTORIAL), extended(TUTORIAL, **new)
+    ((name, value),) = new.items()
+    assert on.fingerprint() != off.fingerprint()
+    assert on.switched_on() == {**off.switched_on(), **new}
+    change = [f"{name} {getattr(off, name)} → {value}"]
+    assert off.differences(on) == off.incompatibilities(on) == change
+    longer = replace(on, epochs=30)
+    assert off.incompatibilities(longer) == ["epochs 20 → 30", *change]
+    assert on.incompatibilities(longer) == []
+
+
+def test_new_field_has_its_range():
+    with pytest.raises(UserError, match=r"mixup_alpha must be between 0 and 5, not 7\.0$"):
+        extended(TUTORIAL, mixup_alpha=7)

@@ -1,0 +1,73 @@
+from dataclasses import replace
+
+import pytest
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule, train_image_size
+
+RECIPE = replace(RECIPES["tutorial"].recipe, epochs=3, global_batch_size=24, image_size=224)
+
+
+def test_sizes_by_hand():
+    """100 images in batches of 24 on two processes, in three parts each."""
+    schedule = Schedule(RECIPE, num_processes=2, gradient_accumulation_steps=3, num_train_images=100)
+    assert (schedule.per_process_batch_size, schedule.per_device_batch_size) == (12, 4)
+    assert (schedule.steps_per_epoch, schedule.total_steps) == (4, 12)
+    assert [schedule.epoch_of(step) for step in range(1, 13)] == [1] * 4 + [2] * 4 + [3] * 4
+    assert [schedule.steps_into_epoch(step) for step in range(1, 13)] == [1, 2, 3, 4] * 3
+    assert [step for step in range(1, 13) if schedule.is_last_in_epoch(step)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize(("parts", "following"), [(1, 2), (2, 3), (3, 4), (4, 6), (6, 12), (12, None)])
+def test_next_number_of_accumulation_steps_divides_the_batch(parts: int, following: int | None):
+    assert Schedule(RECIPE, 2, parts, 100).next_accumulation_steps == following
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "parts", "words"),
+    [
+        (5, 1, "5 processes × 1 accumulation step; take a multiple of 5"),
+        (1, 7, "1 process × 7 accumulation steps; take a multiple of 7"),
+        (4, 4, "4 processes × 4 accumulation steps; take a multiple of 16"),
+    ],
+)
+def test_batch_that_cannot_be_divided_is_refused(num_processes: int, parts: int, words: str):
+    with pytest.raises(UserError, match=rf"^--global-batch-size 24 cannot be divided evenly among {words}$"):
+        Schedule(RECIPE, num_processes, parts, 100)
+
+
+def test_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UserError, match=r"^23 training images are fewer than --global-batch-size 24; take a smaller"):
+        Schedule(RECIPE, 1, 1, 23)
+    assert Schedule(RECIPE, 1, 1, 24).steps_per_epoch == 1
+
+
+def ramp(initial: int, final: int, start: int, end: int) -> Recipe:
+    return replace(
+        RECIPE,
+        initial_image_size=initial,
+        image_size=final,
+        image_size_ramp_start=start,
+        image_size_ramp_end=end,
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sizes"),
+    [
+        (RECIPE, [224] * 5),
+        # 128 to 224 px in eight epochs: 140, 152, 164, 176, 188, 200 and 212 px between them.
+        (ramp(128, 224, 2, 10), [128, 128, 128, 128, 160, 160, 160, 192, 192, 224, 224]),
+        (ramp(32, 96, 1, 3), [32, 64, 96, 96]),
+        (ramp(160, 192, 1, 2), [160, 192, 192]),
+        # Sizes that are no multiples of 32 px, and never less than the first: 62.5, 75 and 87.5 px between them.
+        (ramp(50, 100, 1, 5), [50, 50, 64, 64, 100, 100]),
+        (ramp(64, 64, 1, 4), [64, 64, 64, 64]),
+        (replace(ramp(128, 224, 2, 10), initial_image_size=0), [224, 224, 224]),
+    ],
+    ids=["off", "128 to 224", "32 to 96", "one epoch", "50 to 100", "constant", "ramp without a first size"],
+)
+def test_image_size_of_each_epoch_by_hand(recipe: Recipe, sizes: list[int]):
+    assert [train_image_size(recipe, epoch) for epoch in range(1, len(sizes) + 1)] == sizes

@@ -1,0 +1,145 @@
+"""--ckpt to a weights file and what the files beside it say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.files import sha256_of
+from resnet_in1k.data.crops import EvalPreprocessing
+from resnet_in1k.model.weights_file import save_weights
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.locate import find_weights
+from resnet_in1k.run.recipe_file import write_recipe
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "run/model.safetensors"
+    path.parent.mkdir()
+    save_weights({"fc.bias": torch.zeros(2)}, path)
+    return path
+
+
+def record_evaluation(weights: Path, **changes: object) -> dict:
+    """An eval.json beside them."""
+    recorded = {"weights_sha256": sha256_of(weights), "image_size": 64, "resize_size": 73, "interpolation": "bicubic"}
+    recorded |= {"class_names": ["ant", "bee"], **changes}
+    (weights.parent / "eval.json").write_text(json.dumps(recorded))
+    return recorded
+
+
+def publish_config(weights: Path, **changes: object) -> None:
+    """A config.json beside them, as timm's."""
+    mean = [0.485, 0.456, 0.406]
+    settings = {"mean": mean, "input_size": [3, 96, 96], "crop_pct": 0.95, "interpolation": "bicubic", **changes}
+    config = {"pretrained_cfg": settings, "label_names": ["tench", "goldfish"]}
+    (weights.parent / "config.json").write_text(json.dumps(config))
+
+
+def write_run(weights: Path, recipe: Recipe) -> None:
+    write_recipe(RunFolder(weights.parent), "tiny", recipe, {"source": "digits", "class_names": ["a", "b"]}, {})
+
+
+def test_of_a_file_of_its_own_nothing_is_known(weights: Path):
+    found = find_weights(weights)
+    assert (found.file, found.class_names, found.data, found.recorded_evaluation) == (weights, None, None, None)
+    assert found.preprocessing() == EvalPreprocessing(224, 256, "bilinear")
+    assert found.note == ""
+
+
+def test_without_an_evaluation_the_preprocessing_is_the_recipes(weights: Path, tiny: Recipe):
+    write_run(weights, replace(tiny, eval_image_size=48, eval_crop_ratio=0.75, eval_interpolation="bicubic"))
+    for checkpoint in (weights.parent, str(weights)):
+        found = find_weights(checkpoint)
+        assert (found.class_names, found.data) == (["a", "b"], "digits")
+        assert found.preprocessing() == EvalPreprocessing(48, 64, "bicubic")
+
+
+def test_the_preprocessing_is_that_of_the_recorded_evaluation_of_these_weights(weights: Path, tiny: Recipe):
+    write_run(weights, tiny)
+    publish_config(weights)
+    recorded = record_evaluation(weights)
+    found = find_weights(weights.parent)
+    assert (found.recorded_evaluation, found.class_names, found.note) == (recorded, ["ant", "bee"], "")
+    assert found.preprocessing() == EvalPreprocessing(64, 73, "bicubic")
+    assert found.preprocessing(image_size=32) == EvalPreprocessing(32, 36, "bicubic")
+    assert found.preprocessing(eval_crop_ratio=0.5) == EvalPreprocessing(64, 128, "bicubic")
+
+
+def test_an_evaluation_recorded_before_interpolations_was_bilinear(weights: Path):
+    recorded = record_evaluation(weights)
+    del recorded["interpolation"]
+    (weights.parent / "eval.json").write_text(json.dumps(recorded))
+    assert find_weights(weights).preprocessing() == EvalPreprocessing(64, 73, "bilinear")
+
+
+def test_an_evaluation_of_other_weights_is_ignored_with_a_warning(weights: Path):
+    record_evaluation(weights, weights_sha256="0" * 64)
+    found = find_weights(weights)
+    assert (found.recorded_evaluation, found.preprocessing().image_size) == (None, 224)
+    assert found.note == (f"{weights} is not what the eval.json beside it was measured on: replaced since, or damaged")
+
+
+def test_published_weights_have_their_config(weights: Path):
+    publish_config(weights)
+    found = find_weights(weights.parent)
+    assert found.class_names == ["tench", "goldfish"]
+    assert found.preprocessing() == EvalPreprocessing(96, 101, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": [0.5, 0.5, 0.5]}, "made for images normalised differently than here; use timm"),
+        ({"interpolation": "lanczos"}, "made for images resized by lanczos interpolation; use timm"),
+        ({"input_size": None}, r"the files beside .*model.safetensors are incomplete \(TypeError"),
+    ],
+)
+def test_published_weights_of_another_preprocessing_are_refused(weights: Path, changes: dict, message: str):
+    publish_config(weights, **changes)
+    with pytest.raises(UserError, match=message):
+        find_weights(weights.parent)
+
+
+def test_an_evaluation_that_lacks_its_preprocessing_is_an_error(weights: Path):
+    (weights.parent / "eval.json").write_text(json.dumps({"weights_sha256": sha256_of(weights)}))
+    with pytest.raises(UserError, match=r"files beside .*model.safetensors are incomplete \(KeyError: 'image_size'\)"):
+        find_weights(weights)
+
+
+def test_a_repository_is_downloaded_without_pickles(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked = []
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked.append((repository, *allow_patterns))
+        return str(weights.parent)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_weights("someone/resnet50").file == weights
+    assert asked == [("someone/resnet50", "model.safetensors", "config.json", "eval.json", "recipe.json")]
+
+
+def test_a_repository_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def fail(*_: object, **__: object) -> str:
+        raise ValueError("404 Client Error\nwith many lines")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UserError, match=r"someone/resnet50 is no file or folder here, .* \(404 Client Error\)$"):
+        find_weights("someone/resnet50")
+
+
+@pytest.mark.parametrize("checkpoint", ["run/gone", "gone/model.safetensors", "nowhere", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_taken_for_a_repository(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(UserError, match=f"^{checkpoint}: no such file or folder; give a run folder"):
+        find_weights(checkpoint)

@@ -1,0 +1,114 @@
+"""What would stop a run later is reported before its first step."""
+
+import multiprocessing
+import os
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.training import run
+
+from resnet_in1k.core.errors import BadImageError, UserError
+from resnet_in1k.data import workers
+from resnet_in1k.data.sources import open_source
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.tensor_groups import ModelGroup
+from resnet_in1k.train import preflight
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.slow
+def test_report_of_a_dry_run_that_writes_nothing(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
+    run(tiny, image_folder, tmp_path / "run", dry_run=True, workers=1)
+    printed = capsys.readouterr().out
+    for part in (
+        "classes       6, with 6 to 7 training and 2 validation images each",
+        "images        12 train images decoded; 10 val images decoded",
+        " free, ",
+        "to be written: 4 checkpoints, the best weights",
+        "forward and backward of 8 images in ",
+        "saved, loaded and found the same in ",
+    ):
+        assert part in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["train/ant/0.jpg", "train/fox/5.jpg", "train/cat/5.jpg"])
+def test_bad_image_at_either_end_or_in_the_middle(image_folder: Path, tmp_path: Path, place: str):
+    data = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    (data / place).write_bytes(b"")
+    assert "but 1 of them cannot be: " in preflight.check_images(open_source(str(data), "train"), "skip")
+    with pytest.raises(BadImageError, match=rf"{place} cannot be read as an image .*--on-bad-image skip"):
+        preflight.check_images(open_source(str(data), "train"), "fail")
+
+
+def test_bad_validation_image_is_reported_and_no_more(image_folder: Path, tmp_path: Path):
+    data = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    (data / "val/ant/0.jpg").write_text("a text")
+    text = preflight.check_images(open_source(str(data), "val"), "fail")
+    assert text.startswith("10 val images decoded, but 1 of them cannot be: ")
+    assert "val/ant/0.jpg (no known image format)" in text
+
+
+@pytest.mark.slow
+def test_disk_that_is_too_small(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
+    """ResNet-18 with 6 classes has 11.18 million parameters, 44.8 MB with its buffers; momentum as much again."""
+    needed = 4 * (44.78 + 44.72) + 2 * 44.78
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, int((needed - 5) * 1e6)))
+    with pytest.raises(UserError, match=r"has too little space: 443 MB free, 447 MB to be written.*--keep-checkpoints"):
+        run(tiny, image_folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, int((needed + 5) * 1e6)))
+    run(tiny, image_folder, tmp_path / "run", dry_run=True)
+
+
+def test_existing_checkpoints_need_no_more_space(tmp_path: Path, monkeypatch):
+    """Four checkpoints of 10 MB and twice 4 MB for the best weights, less the 9 MB that are there."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 40 * 10**6))
+    tensors = {"model": {"a": torch.zeros(10**6)}, "optimizer": {"b": torch.zeros(15 * 10**5)}}
+    options = SimpleNamespace(keep_checkpoints=2)
+    run = SimpleNamespace(folder=RunFolder(tmp_path), options=options)
+    with pytest.raises(UserError, match=r"too little space: 40 MB free, 48 MB to be written"):
+        preflight.check_disk(run, tensors)
+    (tmp_path / "checkpoints/step_00000004").mkdir(parents=True)
+    (tmp_path / "checkpoints/step_00000004/model.safetensors").write_bytes(bytes(9 * 10**6))
+    assert "40 MB free, 39 MB to be written: 4 checkpoints" in preflight.check_disk(run, tensors)
+
+
+def test_workers_need_memory_and_semaphores(monkeypatch):
+    assert preflight.check_worker_memory(1, 10**6).startswith("1 MB of memory to share with them, ")
+    with pytest.raises(UserError, match=r"too little for 999 loader workers: 5,000\.0 GB of memory .*fewer --workers"):
+        preflight.check_worker_memory(999, 5 * 10**12)
+    assert preflight.check_worker_memory(0, 5 * 10**12).startswith("none")
+
+    def no_semaphore(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    context = multiprocessing.get_context(workers.worker_context())
+    monkeypatch.setattr(type(context), "Lock", no_semaphore)
+    with pytest.raises(UserError, match=r"no semaphore available \(No space left on device\).*/dev/shm"):
+        workers.check_workers_can_start()
+
+
+@pytest.mark.slow
+def test_checkpoint_that_is_not_loaded_as_saved_stops_the_run(tiny, image_folder: Path, tmp_path: Path, monkeypatch):
+    whole = ModelGroup.load
+
+    def damaging(self: ModelGroup, tensors: dict) -> None:
+        whole(self, {**tensors, "fc.bias": tensors["fc.bias"] + 1e-7})
+
+    monkeypatch.setattr(ModelGroup, "load", damaging)
+    with pytest.raises(UserError, match="is not what was loaded from it"):
+        run(tiny, image_folder, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_batch_too_small_for_its_norms_is_named(tiny: Recipe, image_folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"a step of 1 image of 32 px .*Expected more than 1 value.*--global-b"):
+        run(replace(tiny, global_batch_size=1), image_folder, tmp_path / "run")

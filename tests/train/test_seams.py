@@ -1,0 +1,243 @@
+"""New recipe fields, sources, augmentations, losses, optimizers, schedules, tensor groups: added from outside.
+
+Each is what somebody would write in a file of its own and one line in a table.
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.processes import assert_same_end
+from helpers.training import losses, run
+from safetensors.torch import load_file
+
+from resnet_in1k.augment import pipeline
+from resnet_in1k.commands.evaluate import EvalOptions, evaluate
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.order import TrainOrder
+from resnet_in1k.data.source import SourceFacts
+from resnet_in1k.data.sources import SOURCES, open_source
+from resnet_in1k.optim.losses import LOSSES
+from resnet_in1k.optim.lr import LR_SCHEDULES
+from resnet_in1k.optim.optimizers import OPTIMIZERS
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.train import setup
+from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.train.setup import train_loader
+
+pytestmark = pytest.mark.slow
+
+
+def resume_from(step: int, folder: RunFolder, copy: Path, recipe: Recipe, data: object, **options: object) -> RunFolder:
+    """The same run, resumed from that checkpoint in a copy of its folder."""
+    again = RunFolder(Path(shutil.copytree(folder.path, copy)))
+    for path in again.checkpoints.iterdir():
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
+    return run(recipe, data, again.path, resume=True, keep_checkpoints=9, **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongerRecipe(Recipe):
+    """Recipe, as a later version may have it."""
+
+    new_field: float = 0.0
+    """Off."""
+
+
+def test_recipe_field(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp_path: Path):
+    """Off, it lets an older run resume; on, it is recorded, and a run without it is refused."""
+    longer = LongerRecipe(**dataclasses.asdict(tiny))
+    resumed = resume_from(4, finished, tmp_path / "old", longer, image_folder)
+    assert load_file(resumed.weights).keys() == load_file(finished.weights).keys()
+    assert losses(resumed) == losses(finished)
+    with pytest.raises(UserError, match=r"started with other settings: new_field 0\.0 → 1\.0"):
+        run(replace(longer, new_field=1.0), image_folder, resumed.path, resume=True)
+
+    on = replace(longer, new_field=1.0, epochs=1)
+    folder = run(on, image_folder, tmp_path / "new")
+    assert json.loads(folder.recipe.read_text())["recipe"]["new_field"] == 1.0
+    run(on, image_folder, folder.path, resume=True)
+    with pytest.raises(UserError, match="recipe fields not known here: new_field; update resnet-in1k"):
+        evaluate(EvalOptions(ckpt=str(folder.path)))
+
+
+class BrightOrDark:
+    """Images in two classes that only their brightness distinguishes, in memory, as raw bytes of a PPM file."""
+
+    name, class_names, note = "bright_or_dark", ("dark", "bright"), ""
+
+    def __init__(self, split: str, number: int):
+        self.split, self.labels = split, np.arange(number) % 2
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> np.ndarray:
+        pixels = np.random.default_rng(index).integers(0, 80, (20, 30, 3)) + 150 * self.labels[index]
+        return np.frombuffer(b"P6 30 20 255\n" + pixels.astype(np.uint8).tobytes(), dtype=np.uint8)
+
+    def image_name(self, index: int) -> str:
+        return f"{self.split} image {index}"
+
+    def fingerprint(self) -> str:
+        return f"{self.split} {len(self)}"
+
+
+class BrightOrDarkType:
+    def open_split(self, data: str, split: str) -> BrightOrDark:
+        return BrightOrDark(split, int(data.partition(":")[2]) if split == "train" else 10)
+
+    def facts(self, data: str) -> SourceFacts:
+        return SourceFacts(name="bright or dark", data_flag=data, limits=("It is generated.",))
+
+
+def test_source(tiny: Recipe, tmp_path: Path, monkeypatch):
+    """By its prefix, with workers; and its facts are on the card."""
+    from resnet_in1k.hub.package import build_hub_folder
+
+    monkeypatch.setitem(SOURCES, "bright_or_dark", BrightOrDarkType())
+    recipe = replace(tiny, brightness=0, contrast=0, lr=0.01, epochs=3)
+    folder = run(recipe, "bright_or_dark:64", tmp_path / "run", workers=1)
+    result = json.loads(folder.evaluation.read_text())
+    assert (result["data"], result["num_images"], result["top1_accuracy"]) == ("bright_or_dark", 10, 1.0)
+    card = (build_hub_folder(folder, "me/brightness") / "README.md").read_text()
+    assert "bright or dark" in card
+    assert "It is generated." in card
+
+
+class SwapNeighbours:
+    """Mixes the neighbours of a batch, so its targets are probabilities; the weight is drawn for each image."""
+
+    name = "swap_neighbours"
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+
+    def draw(self, generator: torch.Generator, batch_size: int) -> dict[str, torch.Tensor]:
+        return {"weight": torch.rand(batch_size, generator=generator)}
+
+    def apply(self, images, targets, draws):
+        weight = draws["weight"].view(-1, 2)[:, :1].repeat(1, 2).flatten()
+        neighbour = torch.arange(len(images)) ^ 1
+        mixed = images * weight.view(-1, 1, 1, 1) + images[neighbour] * (1 - weight).view(-1, 1, 1, 1)
+        dense = torch.nn.functional.one_hot(targets, self.num_classes).float()
+        return mixed, dense * weight[:, None] + dense[neighbour] * (1 - weight)[:, None]
+
+
+def test_augmentation_with_dense_targets(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
+    """Trained, accumulated and resumed exactly; the draws of the other operations are as without it."""
+    before = pipeline.Augmentation(tiny, 6).draw(step=3)
+    monkeypatch.setattr(
+        pipeline, "OPERATIONS", [lambda recipe, num_classes: SwapNeighbours(num_classes), *pipeline.OPERATIONS]
+    )
+    after = pipeline.Augmentation(tiny, 6).draw(step=3)
+    assert len(after) == len(before) + 1
+    for ours, theirs in zip(after[1:], before, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    how = {"gradient_accumulation_steps": 2}
+    folder = run(tiny, image_folder, tmp_path / "run", keep_checkpoints=9, **how)
+    assert_same_end(resume_from(4, folder, tmp_path / "copy", tiny, image_folder, **how), folder)
+
+
+def test_loss_optimizer_and_schedule(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
+    """Adam with moments and a step count per parameter, multi-label loss, a rate that rises: resumed exactly."""
+
+    def one_against_all(recipe: Recipe):
+        return lambda logits, targets: torch.nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.nn.functional.one_hot(targets, logits.shape[1]).float()
+        )
+
+    monkeypatch.setitem(LOSSES, "one_against_all", one_against_all)
+    monkeypatch.setitem(OPTIMIZERS, "adam", lambda model, recipe, fused: torch.optim.Adam(model.parameters()))
+    monkeypatch.setitem(LR_SCHEDULES, "rising", lambda recipe, epochs_done, progress: progress)
+    recipe = replace(tiny, loss="one_against_all", optimizer="adam", lr_schedule="rising", warmup_epochs=0)
+    folder = run(recipe, image_folder, tmp_path / "run", checkpoint_every=3, keep_checkpoints=9)
+    assert losses(folder)[0] == pytest.approx(np.log(2), abs=0.3)  # each class is undecided at first
+    assert [record["lr"] for record in folder.records() if record["kind"] == "train"] == pytest.approx(
+        [0.002 * done / 8 for done in range(8)]
+    )
+    names = load_file(folder.checkpoints / "step_00000003/optimizer.safetensors")
+    assert names["fc.bias.exp_avg_sq"].shape == (6,)
+    assert names["fc.bias.step"].item() == 3
+    assert_same_end(resume_from(3, folder, tmp_path / "copy", recipe, image_folder, checkpoint_every=3), folder)
+
+
+class Average:
+    """A moving average of the weights, as a tensor group of its own."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def tensors(self):
+        return {name: value.clone().contiguous() for name, value in self.values.items()}
+
+    def check(self, tensors, file: Path) -> None:
+        if tensors.keys() != self.values.keys():
+            raise UserError(f"{file} does not fit")
+
+    def load(self, tensors) -> None:
+        self.values = dict(tensors)
+
+
+def test_tensor_group(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
+    """Saved with its own sum and loaded again; a damaged one is named, and the checkpoint before it is taken."""
+    averages: list[Average] = []
+    plain = setup.Run.groups
+
+    def with_average(self: setup.Run):
+        if not averages or averages[-1].owner is not self:
+            averages.append(Average(self.train_step.model))
+            averages[-1].owner = self
+        return {**plain.fget(self), "ema": averages[-1]}
+
+    monkeypatch.setattr(setup.Run, "groups", property(with_average))
+    monkeypatch.setattr(
+        "resnet_in1k.train.preflight.save_load_compare", lambda run, tensors: "compares model and optimizer only"
+    )
+    folder = run(tiny, image_folder, tmp_path / "run", keep_checkpoints=9)
+    checkpoint = folder.checkpoints / "step_00000008"
+    assert "ema.safetensors" in json.loads((checkpoint / "state.json").read_text())["sha256"]
+    expected = averages[0].tensors()
+    with (checkpoint / "ema.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    run(tiny, image_folder, folder.path, resume=True, keep_checkpoints=9)
+    loaded = averages[1].tensors()
+    assert all(torch.equal(expected[name], loaded[name]) for name in expected)
+
+
+def test_image_size_changes_with_the_epoch(tiny: Recipe, image_folder: Path, tmp_path: Path):
+    """Epochs at 32, 64 and 96 px, evaluated at 80 px of 100, bicubic: resumed exactly, with workers."""
+    recipe = replace(
+        tiny,
+        epochs=3,
+        image_size=96,
+        initial_image_size=32,
+        image_size_ramp_start=1,
+        image_size_ramp_end=3,
+        eval_image_size=80,
+        eval_crop_ratio=0.8,
+        eval_interpolation="bicubic",
+    )
+    folder = run(recipe, image_folder, tmp_path / "run", keep_checkpoints=9)
+    result = json.loads(folder.evaluation.read_text())
+    assert (result["image_size"], result["resize_size"], result["interpolation"]) == (80, 100, "bicubic")
+    assert_same_end(resume_from(4, folder, tmp_path / "copy", recipe, image_folder, workers=1), folder)
+    evaluation = evaluate(EvalOptions(ckpt=str(folder.path), workers=0))
+    assert evaluation.to_json("")["top1_correct"] == result["top1_correct"]
+    assert evaluation.preprocessing.interpolation == "bicubic"
+
+    schedule = Schedule(recipe, 1, 1, 37)
+    source = open_source(str(image_folder), "train")
+    with train_loader(source, schedule, TrainOptions(), workers=0) as loader:
+        sizes = [batch.images.shape[-1] for batch in loader.batches(TrainOrder(schedule, 1, schedule.total_steps))]
+    assert sizes == [32] * 4 + [64] * 4 + [96] * 4
