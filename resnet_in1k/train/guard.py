@@ -1,4 +1,4 @@
-"""No weight changes after a loss that is not finite, for any optimizer, without making the host wait for the device."""
+"""What is done about a loss that is not finite, and about too little memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from resnet_in1k.core.text import first_line
+from resnet_in1k.recipes.schedule import Schedule
 
 
 class DivergenceGuard:
@@ -59,3 +62,18 @@ class DivergenceGuard:
             *(parameter.detach() for parameter in parameters),
             *(value for state in states for value in state if isinstance(value, Tensor)),
         ]
+
+
+def out_of_memory_message(error: RuntimeError, schedule: Schedule | None) -> str:
+    """What to do about it; without a schedule it came before the first step."""
+    reason = first_line(error)
+    if schedule is None:
+        return f"out of memory before the first step ({reason}); does something else use this device?"
+    steps = schedule.next_accumulation_steps
+    if steps is None:
+        return f"out of memory with 1 image in a forward pass ({reason}); use a smaller --image-size"
+    return (
+        f"out of memory with {schedule.per_device_batch_size} images in a forward pass ({reason}); "
+        f"--gradient-accumulation-steps {steps} makes it {schedule.per_process_batch_size // steps} and leaves the "
+        f"global batch of {schedule.recipe.global_batch_size} as it is; what was saved is intact, go on with --resume"
+    )

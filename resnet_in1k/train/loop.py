@@ -6,20 +6,18 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from resnet_in1k.core.devices import hardware_name, is_out_of_memory
+from resnet_in1k.core.devices import is_out_of_memory
 from resnet_in1k.core.distributed import broadcast_buffers, lost_processes_explained
 from resnet_in1k.core.errors import Preempted, ProcessError, UserError
 from resnet_in1k.core.signals import StopSignals
-from resnet_in1k.core.text import first_line
 from resnet_in1k.data.order import TrainOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.workers import worker_deaths_explained
 from resnet_in1k.evaluate.evaluation import evaluate_model
 from resnet_in1k.optim.lr import lr_at
-from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
 from resnet_in1k.run.checkpoint import load_newest_checkpoint
+from resnet_in1k.train.guard import out_of_memory_message
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.plan import describe_plan
 from resnet_in1k.train.preflight import preflight
@@ -43,7 +41,7 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
     ):
         try:
             run = Run(recipe_name, recipe, options, signals, stack)
-            print_plan(run)
+            run.console.print(describe_plan(run))
             check_can_start(run)
             preflight(run)
             if stopped_by := signals.agreed(0):
@@ -139,23 +137,6 @@ def evaluation_is_pending(run: Run) -> bool:
     return bool(run.state.epoch_losses) and run.schedule.is_last_in_epoch(run.state.step)
 
 
-def print_plan(run: Run) -> None:
-    named = RECIPES.get(run.recipe_name)
-    run.console.print(
-        describe_plan(
-            run.schedule,
-            recipe_name=run.recipe_name,
-            named_recipe=named.recipe if named else run.recipe,
-            train=run.train_source,
-            val=run.val_source,
-            device=hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else ""),
-            mixed_precision=run.accelerator.mixed_precision,
-            workers=run.workers,
-            cpu_threads=run.cpu_threads,
-        )
-    )
-
-
 def check_can_start(run: Run) -> None:
     """Raises UserError if there is a run that was started with other settings."""
     if run.folder.recipe.exists() and (note := check_resumable(run.folder, run.recipe, run.data, run.facts)):
@@ -189,18 +170,3 @@ def start_or_resume(run: Run) -> None:
         evaluation_pending=evaluation_is_pending(run),
     )
     run.skipped.write_list(run.state)
-
-
-def out_of_memory_message(error: RuntimeError, schedule: Schedule | None) -> str:
-    """What to do about it; without a schedule it came before the first step."""
-    reason = first_line(error)
-    if schedule is None:
-        return f"out of memory before the first step ({reason}); does something else use this device?"
-    steps = schedule.next_accumulation_steps
-    if steps is None:
-        return f"out of memory with 1 image in a forward pass ({reason}); use a smaller --image-size"
-    return (
-        f"out of memory with {schedule.per_device_batch_size} images in a forward pass ({reason}); "
-        f"--gradient-accumulation-steps {steps} makes it {schedule.per_process_batch_size // steps} and leaves the "
-        f"global batch of {schedule.recipe.global_batch_size} as it is; what was saved is intact, go on with --resume"
-    )

@@ -1,38 +1,32 @@
 """The plan: what a run will do, printed before its first step."""
 
+from resnet_in1k.core.devices import hardware_name
 from resnet_in1k.core.precision import PRECISIONS
 from resnet_in1k.core.text import count
-from resnet_in1k.data.source import Source
 from resnet_in1k.optim.lr import describe_lr
+from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.train.setup import Run
 
 
-def describe_plan(
-    schedule: Schedule,
-    *,
-    recipe_name: str,
-    named_recipe: Recipe,
-    train: Source,
-    val: Source,
-    device: str,
-    mixed_precision: str,
-    workers: int,
-    cpu_threads: int,
-) -> str:
+def describe_plan(run: Run) -> str:
     """One line for each thing that the recipe, the data and the machine decide."""
-    recipe = schedule.recipe
-    changed = named_recipe.differences(recipe)
+    recipe, train, val = run.recipe, run.train_source, run.val_source
+    named = RECIPES.get(run.recipe_name)
+    changed = named.recipe.differences(recipe) if named else []
+    device = hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")
+    precision = PRECISIONS[run.accelerator.mixed_precision].label
     rows = [
-        ("recipe", recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
+        ("recipe", run.recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
         ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {_sizes(recipe)}"),
         ("data", f"{train.name}: {len(train):,} training and {len(val):,} validation images"),
-        ("batch", _batch(schedule)),
-        ("steps", _steps(schedule)),
+        ("batch", _batch(run.schedule)),
+        ("steps", _steps(run.schedule)),
         ("learning rate", describe_lr(recipe)),
-        ("precision", f"{PRECISIONS[mixed_precision].label}, channels_last; evaluation in float32"),
+        ("precision", f"{precision}, channels_last; evaluation in float32"),
         ("device", device),
-        ("per process", f"{count(workers, 'loader worker')}, {count(cpu_threads, 'CPU thread')}"),
+        ("per process", f"{count(run.workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
         *(("note", source.note) for source in (train, val) if source.note),
     ]
     if len(train.class_names) < 5:

@@ -32,7 +32,7 @@ def start(data: object, output: Path, *more: str, launcher: tuple[str, ...] = ()
 
 
 def at(process: "subprocess.Popen[str]", text: str, do: Callable[[], None]) -> tuple[str, str]:
-    """Call `do` when a line with `text` has been printed; return standard output and error once the process has ended."""
+    """Call `do` when a line with `text` is printed; return standard output and error once the process has ended."""
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
     reader.start()

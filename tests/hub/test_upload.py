@@ -25,6 +25,8 @@ from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights_file import save_weights, weights_to_save
 from resnet_in1k.run.folder import RunFolder
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # in the client
+
 REPO = "me/tiny"
 CREATED_BY_THE_HUB = {".gitattributes"}
 LARGE = (".safetensors", ".png")
@@ -175,6 +177,7 @@ def fail_by_connection(hub: HubServer) -> None:
     hub.damage(r"/resolve/.*/model.safetensors")  # without change of size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail", [fail_by_status, fail_by_connection])
 def test_temporary_failures_are_retried(hub: HubServer, run: RunFolder, fail: Callable[[HubServer], None]):
     """One at each step."""

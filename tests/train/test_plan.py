@@ -1,5 +1,8 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+
+import torch
 
 from resnet_in1k.data.sources import open_train_and_val
 from resnet_in1k.recipes.named import RECIPES
@@ -12,17 +15,18 @@ TUTORIAL = RECIPES["tutorial"].recipe
 
 def plan_of(recipe: Recipe, image_folder: Path) -> str:
     train, val = open_train_and_val(str(image_folder))
-    return describe_plan(
-        Schedule(recipe, num_processes=2, gradient_accumulation_steps=3, num_train_images=len(train)),
+    run = SimpleNamespace(
         recipe_name="tutorial",
-        named_recipe=TUTORIAL,
-        train=train,
-        val=val,
-        device="a device",
-        mixed_precision="bf16",
+        recipe=recipe,
+        schedule=Schedule(recipe, num_processes=2, gradient_accumulation_steps=3, num_train_images=len(train)),
+        train_source=train,
+        val_source=val,
+        device=torch.device("cpu"),
+        accelerator=SimpleNamespace(mixed_precision="bf16"),
         workers=1,
         cpu_threads=2,
     )
+    return describe_plan(run)
 
 
 def test_plan_lists_what_the_run_will_do(image_folder: Path):
