@@ -96,7 +96,7 @@ from resnet_in1k.data.source import PackedBytes, PackedSource
 from resnet_in1k.evaluate.evaluation import EvalPreprocessing, eval_loader
 file = io.BytesIO()
 Image.new("RGB", (8, 8)).save(file, format="PNG")
-items = PackedBytes(file.getvalue() for _ in range(20_000))
+items = PackedBytes(bytes(file.getbuffer()) for _ in range(20_000))
 labels = np.zeros(20_000, dtype=np.int64)
 source = PackedSource(name="x", split="val", class_names=("a",), labels=labels, items=items)
 gc.freeze()

@@ -22,6 +22,11 @@ def record(finished: RunFolder) -> RunRecord:
     return read_run(finished, "me/tiny", "mit")
 
 
+def assert_rendered_cleanly(text: str) -> None:
+    """Without repeated blank lines, spaces at the ends of lines, or parts of the template."""
+    assert not re.search(r"\n\n\n|\{[{%]|[%}]\}|[ \t]$", text, re.M)
+
+
 def test_metadata_as_the_hubs_library_reads_them(record: RunRecord, image_folder: Path):
     data, result = ModelCard(make_card(record)).data, record.evaluation
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "timm", "image-classification")
@@ -45,7 +50,7 @@ def test_the_card_describes_this_run(record: RunRecord, finished: RunFolder, ima
     assert "## Limits and bias" in text
     assert "BICUBIC" not in text
     assert "BICUBIC" in make_card(replace(record, evaluation=record.evaluation | {"interpolation": "bicubic"}))
-    assert not re.search(r"\n\n\n|\{[{%]|[%}]\}|[ \t]$", text, re.M)  # the template leaves no traces
+    assert_rendered_cleanly(text)
 
 
 def test_the_command_repeats_only_what_differs_from_a_named_recipe(record: RunRecord):
@@ -64,6 +69,7 @@ def test_the_command_repeats_only_what_differs_from_a_named_recipe(record: RunRe
     assert "zero_init_residual True → False; seed 0 → 7" in text
     assert f"| hardware (processes × device) | 1 × {facts['hardware']}; 2 × {facts['hardware']} |" in text
     assert "| unreadable images | 3 |" in text
+    assert "| resumed | once; " in text
 
 
 def test_weights_trained_elsewhere_have_a_card_too(finished: RunFolder, tmp_path: Path):
@@ -105,6 +111,7 @@ def test_every_architecture_on_imagenet(architecture: str):
     assert config["num_features"] == (512 if architecture in ("resnet18", "resnet34") else 2048)
     assert config["label_names"][:2] == ["tench", "goldfish"]
     assert (config["pretrained_cfg"]["crop_pct"], config["pretrained_cfg"]["input_size"]) == (0.875, [3, 224, 224])
+    assert_rendered_cleanly(card)
     assert "type: ILSVRC/imagenet-1k" in card
     assert "https://arxiv.org/abs/2006.07159" in card
     if architecture == "resnet50":
