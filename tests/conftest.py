@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.images import write_image_folder
 from helpers.processes import ROOT, TINY_FLAGS, start
 from helpers.training import TINY, reset_accelerate_state, run
@@ -78,6 +79,7 @@ if NUM_WORKERS > 1:
     # Each its share of the cores, which the processes it starts inherit: trainings that each use all cores slow one
     # another down many times.
     os.sched_setaffinity(0, ALLOWED_CORES[WORKER % len(ALLOWED_CORES) :: NUM_WORKERS])
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # more threads than cores wait for one another, spinning
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ Draws = dict[str, Tensor]
 class Operation(Protocol):
     """One augmentation, for whole batches, each image with its own parameters.
 
-    Images that are mixed with one another must be the neighbours (2k, 2k + 1) of the batch: on any number of processes
-    they are in the same part of it.
+    Images that are mixed with one another must be the neighbours (2k, 2k + 1) of the batch: on any number of
+    processes whose share is even they are in the same part of it.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """The one way this project writes a file: under a temporary name, synced, then renamed.
 
-A reader of a path therefore finds the old content or the new, never a part of either, even after a power cut.
+A reader of a file therefore finds the old content or the new, never a part of either, even after a power cut; a reader
+of a folder finds a whole one or none.
 """
 
 import contextlib

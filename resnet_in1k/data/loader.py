@@ -106,7 +106,7 @@ class Loader:
             self._loader._iterator._shutdown_workers()
 
     def batches(self, order: Iterable[BatchSpec]) -> Iterator[Batch]:
-        """One after the other; a second call ends the first.
+        """One after the other. After a second call, the iterator of the first must not be used any more.
 
         Raises:
             ProcessError: for a worker's death or a file that cannot be read (BadImageError: that cannot be decoded).

@@ -71,7 +71,8 @@ def find_weights(checkpoint: str | Path) -> Weights:
         if settings and tuple(settings["mean"]) != imagenet.MEAN:
             raise UserError(f"{file}: made for images normalised differently than here; use timm for it")
         names = (recorded or {}).get("class_names") or facts.get("data", {}).get("class_names")
-        crop_ratio = recipe.eval_crop_ratio if recipe is not None else settings.get("crop_pct", DEFAULT_CROP_RATIO)
+        crop_ratio = recipe.eval_crop_ratio if recipe is not None else DEFAULT_CROP_RATIO
+        crop_ratio = settings.get("crop_pct", crop_ratio)
         if recorded is not None:
             image_size, interpolation = recorded["image_size"], recorded.get("interpolation", "bilinear")
             crop_ratio = crop_ratio_for(image_size, recorded["resize_size"], crop_ratio)

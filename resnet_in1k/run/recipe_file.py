@@ -59,6 +59,9 @@ def read_recipe(run: RunFolder, recipe_class: type[Recipe] = Recipe) -> tuple[Re
             )
         if unknown:
             raise UserError(f"{run.recipe}: recipe fields not known here: {', '.join(unknown)}; update resnet-in1k")
-        return recipe_class(**fields), facts
+        try:
+            return recipe_class(**fields), facts
+        except UserError as error:  # a value that is out of its range
+            raise UserError(f"{run.recipe}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run.recipe} cannot be read as a run's recipe ({type(error).__name__}: {error})") from None

@@ -57,6 +57,5 @@ def _batch(schedule: Schedule) -> str:
 def _steps(schedule: Schedule) -> str:
     left_over = schedule.num_train_images - schedule.steps_per_epoch * schedule.recipe.global_batch_size
     dropped = f" ({count(left_over, 'image')} dropped each epoch, others each time)" if left_over else ""
-    return (
-        f"{schedule.steps_per_epoch:,} an epoch{dropped} × {schedule.recipe.epochs} epochs = {schedule.total_steps:,}"
-    )
+    epochs = count(schedule.recipe.epochs, "epoch")
+    return f"{schedule.steps_per_epoch:,} an epoch{dropped} × {epochs} = {schedule.total_steps:,}"

@@ -12,10 +12,16 @@ from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.recipes.named import RECIPES
 
-RECIPE = replace(RECIPES["tutorial"].recipe, global_batch_size=96, seed=3)
-NUM_CLASSES = 96
-TARGETS = torch.arange(96)
+RECIPE = replace(RECIPES["tutorial"].recipe, global_batch_size=24, seed=3)
+NUM_CLASSES = 24
+TARGETS = torch.arange(24)
 """Each image has a class of its own."""
+
+
+@pytest.fixture(scope="module")
+def images(images: torch.Tensor) -> torch.Tensor:
+    """(24, 3, 64, 64) uint8 of both photographs."""
+    return images[::4].contiguous()
 
 
 def assert_same_draws(ours: list[Draws], theirs: list[Draws]) -> None:
@@ -82,7 +88,7 @@ def test_recipe_without_augmentation_normalises_only(images: torch.Tensor):
     assert torch.equal(augmentation.apply(images, TARGETS, [])[0], normalise(images))
 
 
-@pytest.mark.parametrize("num_images", [96, 5])
+@pytest.mark.parametrize("num_images", [24, 5])
 def test_batch_is_augmented_by_the_draws_of_its_step(images: torch.Tensor, num_images: int):
     """In the preflight a batch may be smaller than this process's share."""
     augmentation = Augmentation(RECIPE, NUM_CLASSES, rank=0, num_processes=1)
@@ -148,10 +154,10 @@ def test_new_operation_may_return_dense_targets(images: torch.Tensor, with_new_o
     drawn = augmentation.draw(step=2)
     _, targets = augmentation.apply(images, TARGETS, drawn)
     weight = next(draws["weight"][10] for draws in drawn if "weight" in draws)
-    assert targets.shape == (96, NUM_CLASSES)
+    assert targets.shape == (24, NUM_CLASSES)
     assert (targets[10, 10], targets[10, 11]) == (pytest.approx(1 - weight), pytest.approx(weight))
     assert (targets[11, 10], targets[11, 11]) == (pytest.approx(weight), pytest.approx(1 - weight))
-    torch.testing.assert_close(targets.sum(dim=1), torch.ones(96))
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(24))
 
 
 @pytest.mark.parametrize("num_processes", [2, 3])
@@ -159,7 +165,7 @@ def test_parts_of_a_batch_are_augmented_as_in_the_whole(
     images: torch.Tensor, with_new_operation: int, monkeypatch: pytest.MonkeyPatch, num_processes: int
 ):
     """Each process its share, on a CPU a few images at a time; against the whole batch at once."""
-    size = 96 // num_processes
+    size = 24 // num_processes
     parts = []
     for rank in range(num_processes):
         augmentation, rows = (
@@ -167,7 +173,7 @@ def test_parts_of_a_batch_are_augmented_as_in_the_whole(
             slice(rank * size, (rank + 1) * size),
         )
         parts.append(augmentation.apply(images[rows], TARGETS[rows], augmentation.draw(step=2)))
-    monkeypatch.setattr(pipeline, "CPU_CHUNK", 96)
+    monkeypatch.setattr(pipeline, "CPU_CHUNK", 24)
     augmentation = Augmentation(RECIPE, NUM_CLASSES)
     pixels, targets = augmentation.apply(images, TARGETS, augmentation.draw(step=2))
     torch.testing.assert_close(torch.cat([part for part, _ in parts]), pixels, atol=1e-4, rtol=0)

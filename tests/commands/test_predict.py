@@ -87,10 +87,10 @@ def test_without_a_readable_file_it_fails_and_draws_nothing(evaluated: RunFolder
 
 
 def test_a_figure_shows_the_images(evaluated: RunFolder, image_folder: Path, tmp_path: Path):
-    folders = [image_folder / "val" / name for name in NAMES[:3]]
+    folders = [image_folder / "val" / name for name in NAMES[:1]]
     predictions(evaluated.path, *folders, picture=tmp_path / "figure.png")
     picture = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
-    assert picture.shape[0] > 500  # two rows of at most five
+    assert min(picture.shape[:2]) > 300
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000  # photographs, not an empty page
 
 

@@ -25,7 +25,7 @@ def test_starts_with_torchvisions_weights_and_gives_its_logits(zero_init_residua
     ours = ResNet("resnet50", 10, zero_init_residual).eval()
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(num_classes=10, zero_init_residual=zero_init_residual).eval()
-    inputs = torch.randn(2, 3, 64, 64)
+    inputs = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(ours(inputs), theirs(inputs))
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
