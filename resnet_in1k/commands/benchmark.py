@@ -27,6 +27,7 @@ from resnet_in1k.commands.reference import (
 from resnet_in1k.core.devices import choose_cpu_threads, choose_workers, hardware_name, usable_cores
 from resnet_in1k.core.distributed import make_accelerator
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.precision import PrecisionFlag
 from resnet_in1k.core.ranges import at_least, check_options
 from resnet_in1k.core.text import count
@@ -110,7 +111,7 @@ class Bench:
     """The measured ways, over one recipe on one device."""
 
     def __init__(self, options: BenchmarkOptions):
-        self.options, self.accelerator = options, make_accelerator(options.precision)
+        self.options, self.accelerator = options, make_accelerator(Launch(), options.precision)
         if self.accelerator.num_processes > 1:
             raise UserError("benchmark.py measures one process; start it with python, not with a launcher of several")
         self.device = self.accelerator.device

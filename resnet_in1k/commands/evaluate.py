@@ -9,9 +9,10 @@ import torch
 from resnet_in1k.core import files
 from resnet_in1k.core.console import Console
 from resnet_in1k.core.devices import choose_cpu_threads, choose_workers
-from resnet_in1k.core.distributed import make_accelerator
+from resnet_in1k.core.distributed import lost_processes_explained, make_accelerator
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.imagenet import human_names
+from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.ranges import above, at_least, check_options
 from resnet_in1k.data.source import Source, Split
 from resnet_in1k.data.sources import check_same_classes, open_source
@@ -62,17 +63,22 @@ def evaluate(options: EvalOptions) -> Evaluation:
         UserError: if there are no weights or no data, if the classes of the two differ, or for weights outside a run
             folder if `data` is not given.
     """
+    with worker_deaths_explained(), lost_processes_explained(), Launch.connect() as launch:
+        return _evaluate(options, launch)
+
+
+def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     weights = find_weights(options.ckpt)
     data = options.data or weights.data
     if data is None:
         raise UserError(f"{options.ckpt} is not in a run folder, so nothing says what to evaluate it on; give --data")
     model = load_model(weights.file)
-    source = open_source(data, options.split)
+    source = launch.from_main_process(lambda: open_source(data, options.split), "lists the images")
     check_classes(weights, model, source, options.ckpt)
     preprocessing = weights.preprocessing(options.image_size, options.eval_crop_ratio)
     loader = eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers))
-    with worker_deaths_explained(), loader:
-        accelerator = make_accelerator("fp32")
+    with loader:
+        accelerator = make_accelerator(launch, "fp32")
         choose_cpu_threads(accelerator.device, options.cpu_threads)
         console = Console(accelerator.is_main_process)
         if weights.note:

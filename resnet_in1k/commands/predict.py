@@ -18,6 +18,7 @@ from resnet_in1k.core.distributed import make_accelerator
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.figures import image_grid, save_figure
 from resnet_in1k.core.imagenet import human_names
+from resnet_in1k.core.launch import Launch, world_size
 from resnet_in1k.core.ranges import above, at_least, check_options
 from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.loader import Loader
@@ -92,6 +93,8 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
     Raises:
         UserError: if there are no weights; after all others are done, if some images cannot be read.
     """
+    if world_size() > 1:
+        raise UserError("predict.py is for one process: python scripts/predict.py …")
     weights = find_weights(options.ckpt)
     if weights.note:
         print(weights.note, file=sys.stderr)
@@ -136,9 +139,7 @@ def _probabilities(
         if_bad="blank_on_any_error",
     )
     with worker_deaths_explained(), inference_memory_explained(options.batch_size), loader:
-        accelerator = make_accelerator("fp32")
-        if accelerator.num_processes > 1:
-            raise UserError("predict.py is for one process: python scripts/predict.py …")
+        accelerator = make_accelerator(Launch(), "fp32")
         choose_cpu_threads(accelerator.device, options.cpu_threads)
         known = _answers(
             loader,

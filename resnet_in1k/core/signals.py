@@ -6,15 +6,11 @@ import threading
 import time
 from types import FrameType
 
-import torch
-import torch.distributed
-from accelerate import Accelerator
-
-import resnet_in1k
+from resnet_in1k.core.launch import Launch, launcher_has_ended
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL_EVERY = 4
-"""Steps or batches between two all-reduces of the pending signal, with several processes."""
+"""Steps or batches between two comparisons of the pending signals, with several processes."""
 ECHO_SECONDS = 2.0
 """A launcher forwards signals that the terminal has already sent to its processes: not a second request yet."""
 LAUNCHER_ENDED = 255
@@ -25,16 +21,14 @@ class StopSignals:
     """Catches SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 in the body of a `with`; a second one ends the process at once.
 
     A handler may do next to nothing, and it runs only in the process that got the signal. So it stores the number, and
-    `agreed` compares all processes' numbers, on the CPU: no process stops where another goes on to wait for it. Python
-    runs no handler while this process is blocked in a collective, so a thread watches for the second signal.
+    `agreed` compares all processes' numbers, without a collective: no process stops where another goes on to wait for
+    it. Python runs no handler while this process is blocked in a collective, so a thread watches for the second signal.
     """
 
     def __init__(self) -> None:
         self._signal = 0
-        launched = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & os.environ.keys()  # only launchers set these
-        self._launcher = resnet_in1k.PARENT_PROCESS_ID if launched else None
-        self._group: torch.distributed.ProcessGroup | None = None
-        """Of all processes; None while this one decides alone."""
+        self._launch = Launch()
+        """Until the others are known, this process decides alone."""
 
     def __enter__(self) -> "StopSignals":
         received, self._wakeup_fd = os.pipe()
@@ -50,25 +44,20 @@ class StopSignals:
         signal.set_wakeup_fd(self._previous_wakeup_fd)
         os.close(self._wakeup_fd)
 
-    def agree_with_others(self, accelerator: Accelerator) -> None:
-        """From now on all processes must call `agreed` alike."""
-        if accelerator.num_processes > 1:
-            self._group = torch.distributed.new_group(backend="gloo")
+    def agree_within(self, launch: Launch) -> None:
+        """From now on all processes of the launch must call `agreed` alike."""
+        self._launch = launch
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or number
 
     def agreed(self, count: int) -> str:
         """The signal's name if any process has received one, else "". All processes must call with the same counts."""
-        if not self._signal and self._launcher not in (None, os.getppid()):
+        if not self._signal and launcher_has_ended():
             self._signal = LAUNCHER_ENDED
-        if self._group is None:
-            return _name(self._signal)
-        if count % POLL_EVERY:
+        if count % POLL_EVERY and self._launch.world_size > 1:
             return ""
-        number = torch.tensor([self._signal])
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
-        return _name(int(number))
+        return _name(self._launch.agreed_signal(self._signal))
 
 
 def _name(number: int) -> str:

@@ -14,7 +14,10 @@ Split = Literal["train", "val"]
 
 
 class Source(Protocol):
-    """One split: `len(source)` encoded images with their labels. Loader workers read it, so it must survive a fork."""
+    """One split: `len(source)` encoded images with their labels.
+
+    Loader workers read it, so it must survive a fork; the main process opens it for all, so it must survive pickling.
+    """
 
     name: str
     """As `--data` named it."""
@@ -136,3 +139,14 @@ class FileSource(PackedSource):
 
     def image_name(self, index: int) -> str:
         return str(Path(self.folder, os.fsdecode(self.items[index])))
+
+
+def sample_sums(source: Source, num_images: int) -> dict[str, str]:
+    """sha256 of the bytes of images spread evenly over the source, or why they cannot be read, by image name."""
+    sums = {}
+    for index in np.linspace(0, len(source) - 1, num=min(num_images, len(source)), dtype=np.int64).tolist():
+        try:
+            sums[source.image_name(index)] = hashlib.sha256(source.read(index)).hexdigest()
+        except OSError as error:
+            sums[source.image_name(index)] = f"cannot be read: {error.strerror or error}"
+    return sums

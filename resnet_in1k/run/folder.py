@@ -19,6 +19,7 @@ class RunFolder:
         self.path = path
         self.recipe = path / RECIPE_NAME
         self.log = path / "log.jsonl"
+        self.lock = path / ".lock"
         self.checkpoints = path / "checkpoints"
         self.weights = path / WEIGHTS_NAME
         self.bad_images = path / "bad_images.txt"

@@ -19,7 +19,7 @@ class RunLock:
     """
 
     def __init__(self, run: RunFolder):
-        self._file = (run.path / ".lock").open("a+")
+        self._file = run.lock.open("a+")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -1,15 +1,13 @@
 """What a training run writes to its run folder: the main process writes, the others wait, and fail with it."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from resnet_in1k.core import files
-from resnet_in1k.core.distributed import on_main_process
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.launch import Launch
 from resnet_in1k.evaluate.evaluation import Evaluation
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights_file import save_weights, weights_to_save
@@ -35,15 +33,12 @@ class RunWriter:
         UserError: on all processes, if the main process cannot write; what was there before is intact then.
     """
 
-    def __init__(self, folder: RunFolder, accelerator: Accelerator, keep_checkpoints: int):
-        self._folder, self._accelerator, self._keep_checkpoints = folder, accelerator, keep_checkpoints
+    def __init__(self, folder: RunFolder, launch: Launch, keep_checkpoints: int):
+        self._folder, self._launch, self._keep_checkpoints = folder, launch, keep_checkpoints
         self._damaged: set[int] = set()
         """Steps of checkpoints that were skipped when the run was resumed."""
         self._lock: RunLock | None = None
         self._live_figure = LiveFigure()
-
-    def _on_main_process(self, write: Callable[[], None], **advice: str) -> None:
-        on_main_process(self._accelerator, write, **advice)
 
     def acquire_lock(self) -> None:
         """Make the folder, lock it until this process ends, and remove what a killed run has left incomplete."""
@@ -54,7 +49,7 @@ class RunWriter:
                 self._lock = RunLock(self._folder)
             files.remove_temporaries(self._folder.path)
 
-        self._on_main_process(acquire, advice="")
+        self._launch.on_main_process(acquire, "locks the run folder", advice="")
 
     def start(
         self,
@@ -77,11 +72,11 @@ class RunWriter:
             else:
                 write_recipe(self._folder, recipe_name, recipe, data, facts)
 
-        self._on_main_process(write)
+        self._launch.on_main_process(write, "describes the run")
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to log.jsonl."""
-        self._on_main_process(lambda: self._folder.append(record))
+        self._launch.on_main_process(lambda: self._folder.append(record), "writes the log")
 
     def write_list(self, path: Path, lines: Iterable[str]) -> None:
         """A text file of those lines; without lines only if there is such a file already."""
@@ -91,7 +86,7 @@ class RunWriter:
             if text or path.exists():
                 files.write_text(path, text)
 
-        self._on_main_process(write)
+        self._launch.on_main_process(write, "writes a list")
 
     def save_checkpoint(self, state: TrainState, groups: Mapping[str, TensorGroup]) -> None:
         """Write the checkpoint of `state`, then delete those that are no longer needed.
@@ -111,7 +106,7 @@ class RunWriter:
             self._damaged.discard(state.step)
             self._prune(state)
 
-        self._on_main_process(write)
+        self._launch.on_main_process(write, "writes a checkpoint")
 
     def finish_epoch(self, state: TrainState, evaluation: Evaluation, model: ResNet, title: str) -> None:
         """After the epoch's record: publish `model` if it is the best so far, draw the curves, add both to the state.
@@ -133,7 +128,7 @@ class RunWriter:
             rewrite_state(self._folder.checkpoints, state)
             self._prune(state)
 
-        self._on_main_process(write)
+        self._launch.on_main_process(write, "publishes the best weights and draws the curves")
 
     def _restore_best(self, state: TrainState) -> None:
         """Undo the publication of an epoch that the checkpoint does not contain, as after a kill just then."""

@@ -14,13 +14,15 @@ from resnet_in1k.recipes.schedule import Schedule
 class DivergenceGuard:
     """Decides on the device whether a step may change the weights: never again once a loss was not finite.
 
-    The host learns of such a loss only when it next reads the losses, many steps later. An optimizer that honours
+    The host learns of such a loss only when it next reads the losses, many steps later. Other processes learn of it by
+    the gradients, which are averaged anyway: all gradients of such a loss are made NaN. An optimizer that honours
     `found_inf` (torch's fused ones) leaves weights and state alone by itself. For any other, weights and state are
     copied before the step and restored where needed. With fp16 the loss scaler skips the step.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, accelerator: Accelerator):
-        self._optimizer, self._accelerator = optimizer, accelerator
+    def __init__(self, optimizer: torch.optim.Optimizer, accelerator: Accelerator, last_parameter: Tensor):
+        """`last_parameter`: the one nearest to the loss, whose gradient is that of a loss made NaN."""
+        self._optimizer, self._accelerator, self._last_parameter = optimizer, accelerator, last_parameter
         # The attribute by which torch's GradScaler, too, recognises such optimizers.
         self._honours_found_inf = getattr(optimizer, "_step_supports_amp_scaling", False)
         self._diverged = torch.zeros((), device=accelerator.device)
@@ -29,9 +31,7 @@ class DivergenceGuard:
         self._diverged.zero_()
 
     def loss_for_backward(self, loss: Tensor) -> Tensor:
-        """With fp16, a loss whose gradients make the scaler skip the step, as all steps after divergence."""
-        if self._accelerator.scaler is None:
-            return loss
+        """The same loss, but with gradients of NaN if it is not finite or an earlier one was not."""
         diverged = (self._diverged > 0) | ~loss.detach().isfinite()  # an infinite loss can have finite gradients
         # A factor: where() would give its gradient, zero, to the loss that it does not choose.
         return loss * torch.where(diverged, torch.nan, 1.0)
@@ -39,9 +39,10 @@ class DivergenceGuard:
     @contextlib.contextmanager
     def step(self, loss: Tensor) -> Iterator[None]:
         """Around the optimizer's step, after a backward of this loss."""
-        self._diverged = torch.maximum(self._diverged, (~loss.isfinite()).to(self._diverged.dtype))
-        if self._accelerator.num_processes > 1:
-            torch.distributed.all_reduce(self._diverged, torch.distributed.ReduceOp.MAX)
+        finite = loss.isfinite()
+        if self._accelerator.scaler is None:  # a scaler looks for the scale whose gradients are just finite
+            finite &= self._last_parameter.grad.isfinite().all()
+        self._diverged = torch.maximum(self._diverged, (~finite).to(self._diverged.dtype))
         if self._accelerator.scaler is not None:
             yield
         elif self._honours_found_inf:
@@ -53,6 +54,10 @@ class DivergenceGuard:
             # Tensors that this very step has added stay as they are: no later step uses them.
             for old, tensor in zip(before, self._tensors(), strict=False):
                 tensor.copy_(torch.where(self._diverged.to(tensor.device) > 0, old, tensor))
+
+    def reported(self, loss: Tensor) -> Tensor:
+        """The loss as the host reads it: not finite once no weights change any more, for whichever reason."""
+        return torch.where((self._diverged > 0) & loss.isfinite(), torch.nan, loss)
 
     def _tensors(self) -> list[Tensor]:
         """Parameters, then the tensors of their state, in an order that a later step only adds to."""

@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from accelerate.utils import gather_object
-
 from resnet_in1k.core.devices import is_out_of_memory
 from resnet_in1k.core.distributed import broadcast_buffers, lost_processes_explained
 from resnet_in1k.core.errors import Preempted, ProcessError, UserError
+from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.signals import StopSignals
 from resnet_in1k.data.order import TrainOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
@@ -37,10 +36,12 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
         StopSignals() as signals,
         worker_deaths_explained(),
         lost_processes_explained(),
+        Launch.connect() as launch,
         contextlib.ExitStack() as stack,
     ):
+        signals.agree_within(launch)
         try:
-            run = Run(recipe_name, recipe, options, signals, stack)
+            run = Run(recipe_name, recipe, options, launch, signals, stack)
             run.console.print(describe_plan(run))
             check_can_start(run)
             preflight(run)
@@ -141,7 +142,7 @@ def check_can_start(run: Run) -> None:
     """Raises UserError if there is a run that was started with other settings."""
     if run.folder.recipe.exists() and (note := check_resumable(run.folder, run.recipe, run.data, run.facts)):
         run.console.print(note)
-    run.accelerator.wait_for_everyone()  # before the main process writes what the others have just looked for
+    run.launch.gather(None, "looks at the run folder")  # before the main process writes what they look for
 
 
 def start_or_resume(run: Run) -> None:
@@ -154,7 +155,7 @@ def start_or_resume(run: Run) -> None:
     if state is not None:
         run.state = state
         run.train_step.load_scaler_state(state.grad_scaler)
-    if len(set(gather_object([run.state.step]))) > 1:
+    if len(set(run.launch.gather(run.state.step, "reads the newest checkpoint"))) > 1:
         raise UserError(
             f"the processes have read different checkpoints in {run.folder.path}; it must be on storage that all "
             "machines share and can read"

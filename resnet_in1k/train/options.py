@@ -36,6 +36,8 @@ class TrainOptions:
     """Training precision; auto: as launched, and where the launch says nothing bf16 if the device is fast at it."""
     gradient_accumulation_steps: int = field(default=1, metadata=at_least(1))
     """Forward passes per optimizer step and process, for less memory: the global batch stays as it is."""
+    compress_gradients: bool = False
+    """With several processes, send gradients as bf16: half the bytes, and sums of 8 instead of 24 significant bits."""
     compile: bool = False
     """Compile the model by torch.compile: slower to start; meant for GPUs, where it has not been measured yet."""
     cpu_threads: int | None = field(default=None, metadata=at_least(1))

@@ -8,16 +8,16 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from resnet_in1k.augment.normalise import normalise
 from resnet_in1k.core import files, rng
-from resnet_in1k.core.devices import inference_memory_explained, local_world_size
-from resnet_in1k.core.distributed import on_main_process
+from resnet_in1k.core.devices import inference_memory_explained, local_world_size, usable_cores
 from resnet_in1k.core.errors import BadImageError, UserError
+from resnet_in1k.core.launch import local_rank
+from resnet_in1k.core.memory import available_memory
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.core.text import count, file_size
 from resnet_in1k.data.bad_images import OnBadImage
@@ -32,6 +32,7 @@ from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.optim.optimizers import build_optimizer
 from resnet_in1k.run.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from resnet_in1k.run.tensor_groups import ModelGroup, OptimizerGroup
+from resnet_in1k.train.agreement import check_run_folder_is_shared
 from resnet_in1k.train.setup import Run
 
 SAMPLED_AT_EACH_PLACE = 4
@@ -41,31 +42,56 @@ CPU_SMOKE_TEST_IMAGES = 16
 
 
 def preflight(run: Run) -> None:
-    """Check data, workers, disk and memory, take a step, save and load a checkpoint, and report all of it.
+    """Check data, machines and disk, take a step, save and load a checkpoint, and report all of it.
 
     From here on the run folder is locked by this run, unless it is a dry run.
 
     Raises:
         UserError: if something will not do.
     """
-    results = {"classes": describe_classes(run.train_source, run.val_source)}
-
-    def check_machine() -> None:
-        sources = (run.train_source, run.val_source)
-        results["images"] = "; ".join(check_images(source, run.options.on_bad_image) for source in sources)
-        train_bytes = shared_bytes_needed(run.workers, run.schedule.per_process_batch_size, run.recipe.image_size)
-        eval_bytes = shared_bytes_needed(run.workers, EVAL_BATCH_SIZE, run.recipe.eval_size)
-        results["workers"] = check_worker_memory(run.workers, (train_bytes + eval_bytes) * local_world_size())
-
-    on_main_process(run.accelerator, check_machine, advice="")
+    launch = run.launch
+    results = {"classes": describe_classes(run.train_source, run.val_source), **check_machines(run)}
     with run.train_step.undone():
         results["step"] = smoke_test(run)
         tensors = {name: group.tensors() for name, group in run.groups.items()}
-        on_main_process(run.accelerator, lambda: results.update(disk=check_disk(run, tensors)), advice="")
+        launch.on_main_process(lambda: results.update(disk=check_disk(run, tensors)), "looks at its disk", advice="")
         if not run.options.dry_run:
             run.writer.acquire_lock()
-        on_main_process(run.accelerator, lambda: results.update(checkpoint=save_load_compare(run, tensors)), advice="")
+            check_run_folder_is_shared(launch, run.folder)
+
+        def try_checkpoint() -> None:
+            results["checkpoint"] = save_load_compare(run, tensors)
+
+        launch.on_main_process(try_checkpoint, "saves and loads a checkpoint", advice="")
     run.console.print("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
+
+
+def check_machines(run: Run) -> dict[str, str]:
+    """The first process of each machine reads images there and looks at its cores and memory.
+
+    Raises:
+        UserError: on all processes, naming the first machine that will not do.
+    """
+    found: dict[str, str] = {}
+
+    def check() -> None:
+        sources = (run.train_source, run.val_source)
+        found["images"] = "; ".join(check_images(source, run.options.on_bad_image) for source in sources)
+        train_bytes = shared_bytes_needed(run.workers, run.schedule.per_process_batch_size, run.recipe.image_size)
+        eval_bytes = shared_bytes_needed(run.workers, EVAL_BATCH_SIZE, run.recipe.eval_size)
+        found["machine"] = check_machine(run.workers, (train_bytes + eval_bytes) * local_world_size())
+
+    problem = files.failure_of(check) if local_rank() == 0 else None
+    everyone = run.launch.gather((run.launch.machine, problem, found), "looks at its machine")
+    machines = [each for each in everyone if each[1] or each[2]]
+    several = len(machines) > 1
+    for machine, problem, _ in machines:
+        if problem:
+            raise UserError(f"{machine}: {problem}" if several else problem)
+    if several:
+        lines = [f"{machine}: {theirs['machine']}" for machine, _, theirs in machines]
+        found["machine"] = f"\n  {'':<14}".join(lines)
+    return found
 
 
 def describe_classes(train: Source, val: Source) -> str:
@@ -101,20 +127,23 @@ def check_images(source: Source, on_bad_image: OnBadImage) -> str:
     return f"{text}, but {len(bad)} of them cannot be: {'; '.join(bad)}" if bad else text
 
 
-def check_worker_memory(workers: int, needed_bytes: int) -> str:
-    """Raises UserError if the memory that workers share with this machine's processes is not available."""
-    if workers == 0:
-        return "none: images are loaded by the training process itself"
-    shared_memory = Path("/dev/shm")
-    if worker_context() != "fork" and shared_memory.is_dir():
-        available, what = shutil.disk_usage(shared_memory).free, "/dev/shm"
-    else:
-        available, what = psutil.virtual_memory().available, "memory"
-    text = f"{file_size(needed_bytes)} of memory to share with them, {file_size(available)} of {what} available"
-    if needed_bytes > available:
-        raise UserError(
-            f"too little for {count(workers, 'loader worker')}: {text}; use fewer --workers or a smaller batch"
-        )
+def check_machine(workers: int, shared_bytes: int) -> str:
+    """What this machine has for its processes and their workers, which share so much memory with them.
+
+    Raises:
+        UserError: if the memory is not available.
+    """
+    memory, shared_memory = available_memory(), Path("/dev/shm")
+    free = shutil.disk_usage(shared_memory).free if shared_memory.is_dir() else None
+    text = (
+        f"{count(usable_cores(), 'core')} for {count(local_world_size(), 'process', 'es')} with "
+        f"{count(workers, 'loader worker')} each; {file_size(memory)} of memory"
+        + (f" and {file_size(free)} of /dev/shm" if free is not None else "")
+        + f" available, {file_size(shared_bytes)} needed to share with workers"
+    )
+    limit = free if free is not None and worker_context() != "fork" else memory
+    if workers and shared_bytes > limit:
+        raise UserError(f"too little for {count(workers, 'loader worker')}: {text}; use fewer --workers")
     return text
 
 
@@ -140,6 +169,10 @@ def check_disk(run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
 
 def smoke_test(run: Run) -> str:
     """A training step and an evaluation batch on generated images, by the run's own path.
+
+    From its second step on, DistributedDataParallel sends gradients in the order in which they became ready in the
+    first. Sums of four or more processes are rounded otherwise in another order: so this must come before a resumed
+    run's first step as before a new one's.
 
     Raises:
         UserError: if the step fails in a way that other settings avoid.

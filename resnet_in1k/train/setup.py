@@ -6,7 +6,8 @@ from pathlib import Path
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.core import devices
 from resnet_in1k.core.console import Console
-from resnet_in1k.core.distributed import make_accelerator, world_size
+from resnet_in1k.core.distributed import make_accelerator
+from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.signals import StopSignals
 from resnet_in1k.data.crops import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.loader import Loader
@@ -20,6 +21,7 @@ from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.run.recipe_file import describe_data
 from resnet_in1k.run.tensor_groups import ModelGroup, OptimizerGroup, TensorGroup
 from resnet_in1k.run.writer import RunWriter
+from resnet_in1k.train.agreement import check_same_data, check_same_program
 from resnet_in1k.train.log import TrainLog
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.resume import precision_of, run_facts
@@ -28,10 +30,10 @@ from resnet_in1k.train.step import TrainStep
 
 
 class Run:
-    """Opens the data, starts the loader workers, connects the processes, makes the model.
+    """Compares the processes, opens the data, starts the loader workers and the process group, makes the model.
 
     Raises:
-        UserError: if the run folder, the data, the batch size or the machine will not do.
+        UserError: if the run folder, the data, the batch size or the machine will not do, or if the processes differ.
     """
 
     def __init__(
@@ -39,28 +41,35 @@ class Run:
         recipe_name: str,
         recipe: Recipe,
         options: TrainOptions,
+        launch: Launch,
         signals: StopSignals,
         stack: contextlib.ExitStack,
     ):
         """`stack` ends the loader workers."""
-        self.recipe_name, self.recipe, self.options, self.signals = recipe_name, recipe, options, signals
+        self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
+        self.launch, self.signals = launch, signals
         self.folder = RunFolder(options.output_dir or Path("runs", recipe_name))
-        self.folder.check_free(options.resume)
-        self.train_source, self.val_source = open_train_and_val(options.data)
+        check_same_program(launch, recipe, options, self.folder)
+        launch.from_main_process(lambda: self.folder.check_free(options.resume), "looks at the run folder")
+        self.train_source, self.val_source = launch.from_main_process(
+            lambda: open_train_and_val(options.data), "lists the images"
+        )
+        check_same_data(launch, (self.train_source, self.val_source))
         accumulation, num_classes = options.gradient_accumulation_steps, len(self.train_source.class_names)
-        self.schedule = Schedule(recipe, world_size(), accumulation, len(self.train_source))
+        self.schedule = Schedule(recipe, launch.world_size, accumulation, len(self.train_source))
         self.preprocessing = EvalPreprocessing.of(recipe)
         self.workers = devices.choose_workers(options.workers)
-        # Before the processes are connected: see Loader.
+        # Before there is a process group: see Loader.
         self.train_loader = stack.enter_context(train_loader(self.train_source, self.schedule, options, self.workers))
         self.eval_loader = stack.enter_context(
             eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.workers)
         )
 
         precision = precision_of(self.folder, options.precision, type(recipe))
-        self.accelerator = make_accelerator(precision, options.report_to, self.folder.path)
+        self.accelerator = make_accelerator(
+            launch, precision, options.report_to, self.folder.path, options.compress_gradients
+        )
         self.device, rank = self.accelerator.device, self.accelerator.process_index
-        self.signals.agree_with_others(self.accelerator)
         self.console = Console(self.accelerator.is_main_process)
         self.cpu_threads = devices.choose_cpu_threads(self.device, options.cpu_threads)
         self.augmentation = Augmentation(recipe, num_classes, rank, self.schedule.num_processes)
@@ -74,7 +83,7 @@ class Run:
         # A plain model evaluates the very weights that are saved, without DDP and mixed precision.
         self.eval_model = self.train_step.plain_copy()
 
-        self.writer = RunWriter(self.folder, self.accelerator, options.keep_checkpoints)
+        self.writer = RunWriter(self.folder, launch, options.keep_checkpoints)
         self.log = TrainLog(
             self.schedule, self.folder, self.writer, self.accelerator, self.console, options.log_every, self.workers
         )

@@ -42,8 +42,10 @@ class TrainStep:
             self.model.compile()  # in place: no wrapper, no prefix
         self._loss_function = build_loss(recipe)
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
-        self._guard = DivergenceGuard(self.optimizer, accelerator)
+        self._guard = DivergenceGuard(self.optimizer, accelerator, self.model.fc.bias)
         self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
+        # DDP would broadcast the norm statistics before each forward, which does not read them; see broadcast_buffers.
+        self._prepared_model.broadcast_buffers = False
 
     def __call__(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
         """Train on this process's share of a global batch; nothing here makes the host wait for the device, except for
@@ -55,7 +57,8 @@ class TrainStep:
             lr: learning rate of this step.
 
         Returns:
-            Mean loss over the B images before the update, (), detached, on the device.
+            Mean loss over the B images before the update, (), detached, on the device; NaN if this step or an earlier
+            one has changed no weights, as the loss of any process or a gradient was not finite.
         """
         self._prepared_model.train()
         set_lr(self.optimizer, lr)
@@ -74,7 +77,7 @@ class TrainStep:
         with self._guard.step(loss):
             self._prepared_optimizer.step()
         self._prepared_optimizer.zero_grad(set_to_none=True)
-        return loss
+        return self._guard.reported(loss)
 
     def plain_copy(self) -> ResNet:
         """A model of the same architecture and classes, without gradients, on the same device."""

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from helpers.processes import ROOT
 
-from resnet_in1k.core import distributed, files
+from resnet_in1k.core import distributed
 from resnet_in1k.core.errors import ProcessError, UserError
+from resnet_in1k.core.launch import Launch
 
 LOST = r"^process 3 has lost the others \({}\): one of them has ended, .* go on with --resume$"
 CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_DEBUG=INFO says more, .*/dev/shm"
@@ -22,7 +23,7 @@ def test_unrelated_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "Accelerator", lambda **_: SimpleNamespace(num_processes=1, log_with=[]))
     with pytest.raises(UserError, match="2 processes were launched, but this one sees 1"):
-        distributed.make_accelerator()
+        distributed.make_accelerator(Launch())
 
 
 def test_too_few_gpus_are_refused_before_the_processes_connect(monkeypatch: pytest.MonkeyPatch):
@@ -30,7 +31,7 @@ def test_too_few_gpus_are_refused_before_the_processes_connect(monkeypatch: pyte
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "Accelerator", None)
     with pytest.raises(UserError, match="only 1 GPU is visible"):
-        distributed.make_accelerator()
+        distributed.make_accelerator(Launch())
 
 
 def test_failed_start_is_one_line(monkeypatch: pytest.MonkeyPatch):
@@ -39,7 +40,7 @@ def test_failed_start_is_one_line(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(distributed, "Accelerator", refuse)
     with pytest.raises(UserError, match=r"^Accelerate cannot start here: The server socket has failed to listen$"):
-        distributed.make_accelerator("fp32")
+        distributed.make_accelerator(Launch(), "fp32")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ def test_precision_follows_the_launch_then_the_device(monkeypatch, launched, ask
 
     class Recorder:
         num_processes, device, log_with = 1, torch.device("cpu"), ()
+        distributed_type = DistributedType.NO
 
         def __init__(self, **how: object):
             chosen.update(how)
@@ -69,7 +71,7 @@ def test_precision_follows_the_launch_then_the_device(monkeypatch, launched, ask
         monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     else:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    distributed.make_accelerator(asked)
+    distributed.make_accelerator(Launch(), asked)
     assert chosen["mixed_precision"] == expected
 
 
@@ -78,32 +80,43 @@ def test_accumulation_of_the_launch_does_not_divide_the_loss(monkeypatch: pytest
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert Accelerator(cpu=True).gradient_accumulation_steps == 4  # it reads the variable
     weight = torch.ones((), requires_grad=True)
-    distributed.make_accelerator("fp32").backward(3 * weight)
+    distributed.make_accelerator(Launch(), "fp32").backward(3 * weight)
     assert weight.grad == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_launch_that_divides_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(
+        UserError, match=rf"^the launch configuration asks for {name}, .*: use distributed_type MULTI_GPU"
+    ):
+        distributed.make_accelerator(Launch(), "fp32")
+
+
+def test_other_kinds_of_launch_are_refused(monkeypatch: pytest.MonkeyPatch):
+    accelerator = SimpleNamespace(num_processes=1, log_with=[], distributed_type=DistributedType.XLA)
+    monkeypatch.setattr(distributed, "Accelerator", lambda **_: accelerator)
+    with pytest.raises(UserError, match="asks for XLA"):
+        distributed.make_accelerator(Launch(), "fp32")
+
+
+def test_gloo_takes_the_interface_that_leads_to_the_main_process(monkeypatch: pytest.MonkeyPatch):
+    """Where the host's name resolves to 127.0.1.1, it would by itself listen where no other machine can connect."""
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    distributed.choose_gloo_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    distributed.choose_gloo_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
 @pytest.mark.parametrize(("name", "message"), [("abacus", "unknown tracker.*tensorboard"), ("wandb", "not installed")])
 def test_tracker_that_cannot_report_is_refused(name: str, message: str):
     with pytest.raises(UserError, match=f"--report-to {name}: {message}"):
-        distributed.make_accelerator("fp32", report_to=name)
-
-
-def test_failed_write_ends_with_advice(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0)
-    accelerator = SimpleNamespace(is_main_process=True, num_processes=1)
-
-    def write() -> None:
-        raise OSError(28, "No space left on device", "run/log.jsonl")
-
-    words = r"^run/log\.jsonl cannot be written: No space left on device; what was saved before is intact: .*--resume$"
-    with pytest.raises(UserError, match=words):
-        distributed.on_main_process(accelerator, write)
-    with pytest.raises(UserError, match=r"No space left on device, so there$"):
-        distributed.on_main_process(accelerator, write, advice=", so there")
-
-    errors = [OSError(5, "Input/output error")]
-    distributed.on_main_process(accelerator, lambda: (_ for _ in ()).throw(errors.pop()) if errors else None)
-    assert errors == []
+        distributed.make_accelerator(Launch(), "fp32", report_to=name)
 
 
 @pytest.mark.parametrize(
@@ -158,11 +171,18 @@ def test_error_of_another_kind_is_not_explained():
 
 
 PROCESS = """
+import collections
 import torch
+from dataclasses import replace
+from torch.profiler import profile
+from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.train.step import TrainStep
 from resnet_in1k.core import distributed
 from resnet_in1k.core.errors import ProcessError, UserError
+from resnet_in1k.core.launch import Launch
 
-accelerator = distributed.make_accelerator("fp32")
+launch = Launch.connect()
+accelerator = distributed.make_accelerator(launch, "fp32")
 rank = accelerator.process_index
 
 norm = torch.nn.BatchNorm1d(2)
@@ -175,9 +195,29 @@ def write():
     raise OSError(28, "No space left on device", "file")
 
 try:
-    distributed.on_main_process(accelerator, write)
+    launch.on_main_process(write, "writes")
 except UserError as error:
     print(str(error).split(";")[0])
+
+def trained(compress_gradients):
+    # Two steps more than the first two, in which DistributedDataParallel settles; the gradients have 45 MB.
+    accelerator = distributed.make_accelerator(launch, "fp32", compress_gradients=compress_gradients)
+    recipe = replace(RECIPES["demo"].recipe, model="resnet18", image_size=32, momentum=0.0, weight_decay=0.0)
+    step = TrainStep(recipe, 10, accelerator)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
+    for _ in range(2):
+        step(images, torch.arange(4), 0.01)
+    before = step.model.fc.weight.detach().clone()
+    with profile() as profiler:
+        for _ in range(2):
+            step(images, torch.arange(4), 0.01)
+    names = [event.name for event in profiler.events()]
+    collectives = collections.Counter(name for name in names if name.startswith("gloo:"))
+    print(dict(collectives), names.count("aten::item"))
+    return step.model.fc.weight - before
+
+exact, compressed = trained(False), trained(True)
+print("compressed", bool(0 < (exact - compressed).norm() / exact.norm() < 0.02))
 
 if rank == 0:  # the other process has ended
     try:
@@ -191,7 +231,7 @@ if rank == 0:  # the other process has ended
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path):
-    """They share buffers and the failure of a write; and one reports that the other has ended."""
+    """They share buffers and the failure of a write, exchange gradients only, and report that the other has ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -208,6 +248,8 @@ def test_two_processes(tmp_path: Path):
     ]
     main, other = (process.communicate(timeout=120)[0].splitlines() for process in processes)
     failure = "file cannot be written: No space left on device"
-    assert main[:3] == ["[1.0, 1.0]", "writes", failure]
-    assert other == ["[1.0, 1.0]", failure]
-    assert main[3].startswith("process 0 has lost the others (")
+    # Three buckets of gradients for each of two steps, no other collective, and nothing that the host waits for.
+    steps = ["{'gloo:all_reduce': 6} 0", "{'gloo:all_reduce': 6} 0", "compressed True"]
+    assert main[:6] == ["[1.0, 1.0]", "writes", failure, *steps]
+    assert other == ["[1.0, 1.0]", failure, *steps]
+    assert main[6].startswith("process 0 has lost the others (")

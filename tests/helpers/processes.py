@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -70,3 +71,9 @@ def assert_same_end(ours: RunFolder, theirs: RunFolder) -> None:
     for name in ("model.safetensors", "eval.json", "curves.svg", "curves.png"):
         assert (ours.path / name).read_bytes() == (theirs.path / name).read_bytes(), name
     assert log_without_times(ours) == log_without_times(theirs)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

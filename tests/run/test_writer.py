@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from helpers.small_network import SmallNetwork, groups_of
 
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.launch import Launch
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run.checkpoint import TrainState, list_checkpoints
 from resnet_in1k.run.folder import RunFolder
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def writer(folder: RunFolder) -> RunWriter:
-    writer = RunWriter(folder, Accelerator(cpu=True), keep_checkpoints=2)
+    writer = RunWriter(folder, Launch(), keep_checkpoints=2)
     writer.acquire_lock()
     return writer
 
@@ -46,7 +46,7 @@ def test_what_a_killed_run_left_incomplete_is_removed(folder: RunFolder):
         (path / "model.safetensors").write_text("")
         (path / ".state.json.77.tmp").write_text("{")
     (folder.path / ".eval.json.77.tmp").write_text("{")
-    RunWriter(folder, Accelerator(cpu=True), keep_checkpoints=2).acquire_lock()
+    RunWriter(folder, Launch(), keep_checkpoints=2).acquire_lock()
     assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "checkpoints"]
     assert [str(path.relative_to(folder.checkpoints)) for path in sorted(folder.checkpoints.rglob("*"))] == [
         "step_00000001",

@@ -82,10 +82,11 @@ def test_existing_checkpoints_need_no_more_space(tmp_path: Path, monkeypatch):
 
 
 def test_workers_need_memory_and_semaphores(monkeypatch):
-    assert preflight.check_worker_memory(1, 10**6).startswith("1 MB of memory to share with them, ")
-    with pytest.raises(UserError, match=r"too little for 999 loader workers: 5,000\.0 GB of memory .*fewer --workers"):
-        preflight.check_worker_memory(999, 5 * 10**12)
-    assert preflight.check_worker_memory(0, 5 * 10**12).startswith("none")
+    assert preflight.check_machine(1, 10**6).endswith(" available, 1 MB needed to share with workers")
+    words = r"too little for 999 loader workers: .* available, 5,000\.0 GB needed .*fewer --workers"
+    with pytest.raises(UserError, match=words):
+        preflight.check_machine(999, 5 * 10**12)
+    assert "0 loader workers" in preflight.check_machine(0, 5 * 10**12)
 
     def no_semaphore(*_: object) -> None:
         raise OSError(28, os.strerror(28))

@@ -1,0 +1,166 @@
+"""Processes that are not alike are refused before the first step, with the machine's name."""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from helpers.threads import run_launch, this_rank
+
+from resnet_in1k.core import memory
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.launch import Launch
+from resnet_in1k.data.sources import open_train_and_val
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.lock import RunLock
+from resnet_in1k.run.provenance import provenance
+from resnet_in1k.train import agreement, preflight
+from resnet_in1k.train.options import TrainOptions
+
+
+def outcomes(check, num_processes: int = 3) -> list[str]:
+    """What each process of a launch says, on machines node0, node1 …; "" for nothing."""
+
+    def body(launch: Launch) -> None:
+        launch.machine = f"node{launch.rank}"
+        check(launch)
+
+    results = run_launch(*[body] * num_processes)
+    assert all(result is None or type(result) is UserError for result in results), results
+    return [str(result or "") for result in results]
+
+
+def test_equal_processes_agree(tiny: Recipe, tmp_path: Path):
+    run = RunFolder(tmp_path)
+
+    def check(launch: Launch) -> None:  # what belongs to one machine may differ
+        agreement.check_same_program(launch, tiny, TrainOptions(workers=launch.rank, cpu_threads=1 + launch.rank), run)
+
+    assert outcomes(check) == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"commit": "abc"}, "commit is abc there"),
+        ({"versions": {**provenance()["versions"], "torch": "1.0"}}, "version of torch is 1.0 there"),
+    ],
+)
+def test_another_program_is_refused(tiny: Recipe, tmp_path: Path, monkeypatch, changes: dict, message: str):
+    monkeypatch.setattr(agreement, "provenance", lambda: {**provenance(), **(changes if this_rank() == 2 else {})})
+    said = outcomes(lambda launch: agreement.check_same_program(launch, tiny, TrainOptions(), RunFolder(tmp_path)))
+    assert len(set(said)) == 1
+    assert said[0].startswith("process 2 on node2 differs from process 0 on node0: ")
+    assert message in said[0]
+
+
+def test_another_command_is_refused(tiny: Recipe, tmp_path: Path):
+    def check(launch: Launch) -> None:
+        recipe = dataclasses.replace(tiny, lr=0.1 + launch.rank)
+        agreement.check_same_program(launch, recipe, TrainOptions(), RunFolder(tmp_path))
+
+    assert "recipe field lr is 1.1 there, 0.1 here" in outcomes(check)[0]
+
+    def check_options(launch: Launch) -> None:
+        options = TrainOptions(checkpoint_every=launch.rank)
+        agreement.check_same_program(launch, tiny, options, RunFolder(tmp_path))
+
+    assert "option --checkpoint-every is 1 there, 0 here" in outcomes(check_options)[1]
+
+
+def test_run_that_only_some_machines_see_is_refused(tiny: Recipe, tmp_path: Path):
+    (tmp_path / "node0").mkdir()
+    (tmp_path / "node0/recipe.json").write_text("{}")
+
+    def check(launch: Launch) -> None:
+        folder = RunFolder(tmp_path / launch.machine)
+        folder.recipe = folder.path / "recipe.json"
+        agreement.check_same_program(launch, tiny, TrainOptions(), folder)
+
+    said = outcomes(check, 2)
+    assert "process 1 on node1 differs from process 0 on node0" in said[0]
+
+
+def test_clock_off_by_an_hour_is_refused(tiny: Recipe, tmp_path: Path, monkeypatch):
+    whole = time.time
+    clock = SimpleNamespace(time=lambda: whole() + 3605 * (this_rank() == 1), monotonic=time.monotonic)
+    monkeypatch.setattr(agreement, "time", clock)
+    said = outcomes(lambda launch: agreement.check_same_program(launch, tiny, TrainOptions(), RunFolder(tmp_path)))
+    assert set(said) == {"the clocks of node1 and node0 differ by 1 h 0 min; set them by NTP"}
+
+
+@pytest.fixture
+def other_folder(image_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(image_folder, tmp_path / "other"))
+
+
+def check_data(image_folder: Path, other_folder: Path):
+    sources = open_train_and_val(str(image_folder))
+    others = [dataclasses.replace(source, folder=other_folder / source.split) for source in sources]
+
+    def check(launch: Launch) -> None:
+        agreement.check_same_data(launch, others if launch.rank == 1 else sources)
+
+    return check
+
+
+def test_same_data_elsewhere_agree(image_folder: Path, other_folder: Path, monkeypatch):
+    monkeypatch.setattr("resnet_in1k.data.source.FileSource.image_name", lambda source, index: str(index))
+    assert outcomes(check_data(image_folder, other_folder)) == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(Path.unlink, "cannot be read: No such file"), (lambda path: path.write_bytes(b"x"), "on node1 2d711642b726")],
+    ids=["missing", "changed"],
+)
+def test_other_data_are_refused(image_folder: Path, other_folder: Path, monkeypatch, change, words: str):
+    monkeypatch.setattr("resnet_in1k.data.source.FileSource.image_name", lambda source, index: f"{source.split}{index}")
+    change(other_folder / "train/ant/0.jpg")
+    said = outcomes(check_data(image_folder, other_folder))
+    assert len(set(said)) == 1
+    assert said[0].startswith("node1 sees other data than node0: train0 has the sha256 ")
+    assert words in said[0]
+
+
+def test_run_folder_must_be_shared(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(agreement, "VISIBLE_WITHIN_SECONDS", 0.1)
+    shared, own = RunFolder(tmp_path / "shared"), RunFolder(tmp_path / "own")
+    for folder in (shared, own):
+        folder.create()
+    own.lock.write_text("process 1 on node1")  # of an earlier run
+    lock = RunLock(shared)
+    assert outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, shared)) == ["", "", ""]
+    said = outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, own if launch.rank else shared))
+    for text in said:  # each with the path as it knows it
+        assert text.startswith("node1 does not see the run folder ")
+        assert "of node0; put it on storage that all machines share" in text
+    del lock
+
+
+def test_machine_with_too_little_memory_is_named(tiny: Recipe, image_folder: Path, monkeypatch):
+    """Its container has a limit that the others' have not."""
+    monkeypatch.setattr(memory, "_left_in_cgroups", lambda: [10**6] if this_rank() == 1 else [])
+    train, val = open_train_and_val(str(image_folder))
+
+    def check(launch: Launch) -> None:
+        preflight.check_machines(
+            SimpleNamespace(
+                launch=launch,
+                train_source=train,
+                val_source=val,
+                options=TrainOptions(),
+                workers=8,
+                schedule=Schedule(tiny, 1, 1, len(train)),
+                recipe=tiny,
+            )
+        )
+
+    said = outcomes(check)
+    assert len(set(said)) == 1
+    assert said[0].startswith("node1: too little for 8 loader workers: ")
+    assert "1 MB of memory" in said[0]

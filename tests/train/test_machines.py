@@ -1,0 +1,125 @@
+"""Several machines as real processes on this one: one run, refusals, the death and return of a machine."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers.machines import Machine, two_machines
+from helpers.processes import ROOT, SLOW, assert_same_end, free_port, start
+
+from resnet_in1k.run.folder import RunFolder
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
+    with two_machines(tmp_path, free_port()) as pair:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def trained_by_four(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """By four processes on one machine."""
+    folder = RunFolder(tmp_path_factory.mktemp("trained_by_four") / "run")
+    process = start(image_folder, folder.path, launcher=("-m", "torch.distributed.run", "--nproc_per_node", "4"))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return folder
+
+
+def test_two_machines_are_one_of_four_processes(machines, image_folder: Path, tmp_path: Path, trained_by_four):
+    """And one of them may be killed on the way, with all its processes, if both are started again."""
+    folder = RunFolder(tmp_path / "run")
+    for kill in (True, False):
+        processes = [machine.start(image_folder, folder.path, "--resume") for machine in machines]
+        if kill:
+            kill_at(processes[0], "step 6/8", processes[1])
+        outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "resuming after step 4" in outputs[0][0]
+    assert outputs[0][0].count(" loader worker each; ") == 2  # each machine's cores and memory
+    assert outputs[1][0] == ""
+    assert_same_end(folder, trained_by_four)
+
+
+def kill_at(process: subprocess.Popen, text: str, victim: subprocess.Popen) -> None:
+    """Kill all of another machine's processes once this one has printed the text; none of ours is left then."""
+    for line in process.stdout:
+        if text in line:
+            break
+    kill_machine(victim)
+    errors = process.stderr.read()
+    assert process.wait(60) != 0
+    assert "has lost the others (" in errors
+
+
+def kill_machine(launcher: subprocess.Popen) -> None:
+    for process in [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("unshared", "message"),
+    [("images", " sees other data than {}: "), ("run", " does not see the run folder run of {};")],
+)
+def test_machine_without_the_shared_folders_is_refused(machines, image_folder: Path, tmp_path, unshared, message):
+    """Both are started by the same command, with paths relative to folders that are not the same."""
+    for machine in machines:
+        (tmp_path / machine.name).mkdir()
+        if unshared == "run":
+            (tmp_path / machine.name / "images").symlink_to(image_folder)
+        else:
+            shutil.copytree(image_folder, tmp_path / machine.name / "images")
+    if unshared == "images":
+        (tmp_path / machines[1].name / "images/train/ant/0.jpg").write_bytes(b"another")
+    processes = [machine.start("images", "run", cwd=tmp_path / machine.name) for machine in machines]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert all(process.returncode != 0 for process in processes)
+    for _, errors in outputs:
+        assert errors.count("error: " + machines[1].name + message.format(machines[0].name)) == 1, errors
+    assert "step 1/8" not in outputs[0][0]
+
+
+def test_lost_machine_ends_in_a_smaller_run(image_folder: Path, tmp_path: Path):
+    """torchrun --nnodes 1:2 --max-restarts: the machine that is left goes on alone, with the same global batches."""
+    folder, port = RunFolder(tmp_path / "run"), free_port()
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc_per_node", "1", "--max-restarts", "3"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "elastic"]
+    quick = "join_timeout=60,last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
+    train = ["scripts/train.py", *SLOW, "--data", image_folder, "--output-dir", folder.path, "--resume"]
+    processes = []
+    for is_host in ("1", "0"):
+        command = [sys.executable, *launcher, "--rdzv-conf", f"{quick},is_host={is_host}", *train]
+        processes.append(
+            subprocess.Popen(
+                [str(word) for word in command],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    left, lost = processes
+    lines = []
+    for line in left.stdout:
+        lines.append(line)
+        if "step 6/8" in line:
+            break
+    kill_machine(lost)
+    lines += left.stdout.readlines()
+    printed = "".join(lines)
+    assert left.wait(120) == 0, printed
+    assert "8 global = 2 processes × 4" in printed
+    assert "8 global = 1 process × 8" in printed
+    assert "resuming after step 4" in printed
+    assert [record["step"] for record in folder.records() if record["kind"] == "train"] == list(range(1, 9))
