@@ -87,8 +87,7 @@ class TrainLog:
 
     def write_steps(self, step: int, state: TrainState) -> None:
         """The record of the steps since the last one, once their losses are collected."""
-        lap = self.stopwatch.lap()
-        self._epoch_lap.add(lap)
+        lap = self._lap()
         schedule = self._schedule
         num_steps = (schedule.steps_into_epoch(step) - 1) % self._log_every + 1
         measured_steps, self._steps_since_lap = self._steps_since_lap, 0  # fewer, if the run was resumed between
@@ -114,7 +113,7 @@ class TrainLog:
 
     def write_epoch(self, state: TrainState, evaluation: Evaluation) -> None:
         """The record of the epoch that ends with the state's step."""
-        self._epoch_lap.add(self.stopwatch.lap())
+        self._lap()
         lap, self._epoch_lap = self._epoch_lap, Lap()
         record = {
             "kind": "epoch",
@@ -164,6 +163,21 @@ class TrainLog:
             f"stopped by {stopped_by} after step {step:,} of {self._schedule.total_steps:,}, everything is saved in "
             f"{self._folder.path}; go on with the same command and --resume"
         )
+
+    def _lap(self) -> Lap:
+        """The times since the last lap, of the process that has waited longest for data.
+
+        In the others that wait is part of the step, in which they wait for its gradients.
+        """
+        mine = self.stopwatch.lap()
+        names = ("load", "train", "val")
+        everyone = self._accelerator.gather(
+            torch.tensor([[mine[name] for name in names]], device=self._accelerator.device)
+        )
+        rows = everyone.tolist()
+        lap = Lap(zip(names, max(rows), strict=True))  # by "load", as it comes first
+        self._epoch_lap.add(lap)
+        return lap
 
     def _write(self, record: dict[str, Any]) -> None:
         self._writer.append(record)

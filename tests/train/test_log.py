@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from resnet_in1k.core.console import Console
+from resnet_in1k.core.launch import Launch
+from resnet_in1k.core.timing import Lap
+from resnet_in1k.data.sources import open_source
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.run.checkpoint import TrainState
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.writer import RunWriter
+from resnet_in1k.train.log import TrainLog
+
+
+def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
+    """Process 0 waits for the gradients of process 1, which waits for its data: the run is input-bound."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.gather = lambda mine: torch.cat([mine, torch.tensor([[3.0, 1.0, 0.0]])])
+    folder = RunFolder(tmp_path)
+    log = TrainLog(
+        Schedule(tiny, 2, 1, 37),
+        folder,
+        RunWriter(folder, Launch(), keep_checkpoints=1),
+        accelerator,
+        Console(True),
+        log_every=1,
+        workers=2,
+    )
+    log.stopwatch.lap = lambda: Lap(load=0.0, train=4.0)
+    state = TrainState()
+    log.add(torch.tensor(2.0))
+    log.collect_losses(1, state, open_source(str(image_folder), "train"))
+    log.write_steps(1, state)
+    (record,) = folder.records()
+    assert (record["load_seconds"], record["train_seconds"]) == (3.0, 1.0)
+    assert record["images_per_second"] == pytest.approx(8 / 4)
+    assert "input-bound: needs about 6 more workers" in capsys.readouterr().out
