@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resnet_in1k.augment.operation import Draws, to_device
+from resnet_in1k.augment.operation import Arranged, Draws
 from resnet_in1k.recipes.recipe import Recipe
 
 
@@ -17,10 +17,8 @@ class HorizontalFlip:
     def draw(self, generator: torch.Generator, batch_size: int) -> Draws:
         return {"mirrored": torch.rand(batch_size, generator=generator) < self.probability}
 
-    def apply(self, images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        if draws["mirrored"].any():
-            images = hflip(images, to_device(draws["mirrored"], images))
-        return images, targets
+    def apply(self, images: Tensor, targets: Tensor, draws: Arranged) -> tuple[Tensor, Tensor]:
+        return hflip(images, draws["mirrored"]), targets
 
 
 def from_recipe(recipe: Recipe, num_classes: int) -> HorizontalFlip | None:

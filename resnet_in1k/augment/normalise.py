@@ -11,7 +11,7 @@ from resnet_in1k.core import imagenet
 def normalise(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8, or float of 0 to 255, to float32 in channels_last: less ImageNet's mean, over its std."""
     mean, std = _mean_and_std(images.device)
-    return images.to(torch.float32, memory_format=torch.channels_last).sub(mean).div(std)
+    return images.to(torch.float32, memory_format=torch.channels_last).sub(mean).div_(std)
 
 
 @functools.cache

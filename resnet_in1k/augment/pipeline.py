@@ -7,8 +7,10 @@ from torch import Tensor
 
 from resnet_in1k.augment import color_jitter, flip, rotation
 from resnet_in1k.augment.normalise import normalise
-from resnet_in1k.augment.operation import Draws, Operation
+from resnet_in1k.augment.operation import Arranged, Draws, Operation
+from resnet_in1k.augment.packing import pack
 from resnet_in1k.core import rng
+from resnet_in1k.core.devices import device_type
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.recipes.recipe import Recipe
@@ -27,12 +29,17 @@ CPU_CHUNK = 4
 class Augmentation:
     """The augmentation of one process's share of each global batch."""
 
-    def __init__(self, recipe: Recipe, num_classes: int, rank: int = 0, num_processes: int = 1):
+    def __init__(
+        self, recipe: Recipe, num_classes: int, rank: int = 0, num_processes: int = 1, *, compile: bool = False
+    ):
+        """`compile`: the operations by torch.compile; not on a CPU, where that is slower."""
         self._seed, self._global_batch_size = recipe.seed, recipe.global_batch_size
         made = [make(recipe, num_classes) for make in OPERATIONS]
         self.operations: list[Operation] = [operation for operation in made if operation is not None]
         share = recipe.global_batch_size // num_processes
         self._rows = slice(rank * share, (rank + 1) * share)
+        self._is_compiled = compile and device_type() != "cpu"
+        self._operate = torch.compile(self._apply_operations) if self._is_compiled else self._apply_operations
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A training batch on the device, as the step takes it: images and targets, see `apply`."""
@@ -60,14 +67,31 @@ class Augmentation:
         Returns:
             (B, 3, S, S) float32, channels_last; and (B,) int64, or (B, C) float32 if an operation mixes images.
         """
-        if images.device.type == "cpu" and len(images) > CPU_CHUNK:
-            chunks = [slice(start, start + CPU_CHUNK) for start in range(0, len(images), CPU_CHUNK)]
-            parts = [self.apply(images[c], targets[c], [_take(each, c) for each in draws]) for c in chunks]
-            return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
-        pixels = images.to(torch.float32)
-        for operation, drawn in zip(self.operations, draws, strict=True):
-            pixels, targets = operation.apply(pixels, targets, drawn)
+        if images.device.type != "cpu":
+            # What is arranged has groups of other sizes in each batch, and so would be compiled for each.
+            packed = pack(draws if self._is_compiled else self.arrange(draws), pin=images.device.type == "cuda")
+            return self.apply_arranged(images, targets, packed.to(images.device))
+        if len(images) <= CPU_CHUNK:
+            return self.apply_arranged(images, targets, self.arrange(draws))
+        chunks = [slice(start, start + CPU_CHUNK) for start in range(0, len(images), CPU_CHUNK)]
+        parts = [self.apply(images[c], targets[c], [_take(each, c) for each in draws]) for c in chunks]
+        return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
+
+    def arrange(self, draws: list[Draws]) -> list[Arranged]:
+        """By operation, the draws as its `apply` takes them, still on the CPU."""
+        pairs = zip(self.operations, draws, strict=True)
+        return [operation.arrange(each) if hasattr(operation, "arrange") else dict(each) for operation, each in pairs]
+
+    def apply_arranged(self, images: Tensor, targets: Tensor, arranged: list[Arranged]) -> tuple[Tensor, Tensor]:
+        """As `apply`, with draws that are arranged and on the images' device; the host does not wait for it."""
+        pixels, targets = self._operate(images, targets, arranged)
         return normalise(pixels), targets
+
+    def _apply_operations(self, images: Tensor, targets: Tensor, arranged: list[Arranged]) -> tuple[Tensor, Tensor]:
+        pixels = images.to(torch.float32)
+        for operation, drawn in zip(self.operations, arranged, strict=True):
+            pixels, targets = operation.apply(pixels, targets, drawn)
+        return pixels, targets
 
 
 def _take(draws: Draws, rows: slice) -> Draws:

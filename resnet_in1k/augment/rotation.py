@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from resnet_in1k.augment.operation import Draws, to_device, uniform
+from resnet_in1k.augment.operation import Arranged, Draws, uniform
 from resnet_in1k.recipes.recipe import Recipe
 
 
@@ -19,8 +19,8 @@ class Rotation:
     def draw(self, generator: torch.Generator, batch_size: int) -> Draws:
         return {"degrees": uniform(generator, batch_size, -self.max_degrees, self.max_degrees)}
 
-    def apply(self, images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        return rotate(images, to_device(draws["degrees"], images)), targets
+    def apply(self, images: Tensor, targets: Tensor, draws: Arranged) -> tuple[Tensor, Tensor]:
+        return rotate(images, draws["degrees"]), targets
 
 
 def from_recipe(recipe: Recipe, num_classes: int) -> Rotation | None:

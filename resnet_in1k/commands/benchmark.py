@@ -72,7 +72,7 @@ class BenchmarkOptions:
     repetitions: int = field(default=5, metadata=at_least(1))
     """How often each way is measured, after one round of warm-up."""
     compile: bool = False
-    """Compile our model by torch.compile."""
+    """Compile our model and, on an accelerator, the augmentation by torch.compile."""
     precision: PrecisionFlag = "auto"
     """Our training precision; the tutorial's is float32."""
     cpu_threads: int | None = field(default=None, metadata=at_least(1))
@@ -223,7 +223,7 @@ class Bench:
 
     def _augment_rate(self) -> float:
         """Images/s of the device's part of the input path, alone."""
-        size, augmentation, steps = self.recipe.image_size, Augmentation(self.recipe, 1000), itertools.count(1)
+        size, augmentation, steps = self.recipe.image_size, self._augmentation(1000), itertools.count(1)
         images = torch.randint(256, (self.batch_size, 3, size, size), dtype=torch.uint8, device=self.device)
         labels = torch.randint(1000, (self.batch_size,), device=self.device)
 
@@ -235,9 +235,12 @@ class Bench:
     def _our_step(self, num_classes: int) -> TrainStep:
         return TrainStep(self.recipe, num_classes, self.accelerator, compile=self.options.compile)
 
+    def _augmentation(self, num_classes: int) -> Augmentation:
+        return Augmentation(self.recipe, num_classes, compile=self.options.compile)
+
     def _our_training_rate(self, source: Source, workers: int, step: TrainStep, total: Lap) -> float:
         """Images/s; adds to `total` where the time went."""
-        stopwatch, augmentation = Stopwatch(self.device), Augmentation(self.recipe, len(source.class_names))
+        stopwatch, augmentation = Stopwatch(self.device), self._augmentation(len(source.class_names))
         batches = self._prefetched(source, workers, augmentation.prepare)
         for batch in islice(batches, warmup_steps(workers)):
             step(*batch.tensors(), lr=0.01)

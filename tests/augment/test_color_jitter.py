@@ -42,6 +42,21 @@ def test_adjustment_that_is_off_is_left_out(images: torch.Tensor, on: str):
     assert torch.equal(targets, torch.arange(96))
 
 
+@pytest.mark.parametrize("num_images", [96, 5, 1])
+def test_in_groups_each_image_gets_the_adjustments_that_it_gets_alone(images: torch.Tensor, num_images: int):
+    """One image alone, by the table, in its order; and all at once with shapes that do not depend on the draws."""
+    draws = {name: drawn[:num_images] for name, drawn in JITTER.draw(torch.Generator().manual_seed(2), 96).items()}
+    before = images[:num_images].float()
+    grouped, _ = JITTER.apply(before.clone(), torch.arange(num_images), JITTER.arrange(draws))
+    chosen, _ = JITTER.apply(before.clone(), torch.arange(num_images), draws)
+    for row, adjusted in enumerate(before.split(1)):
+        for number in draws["order"][row].tolist():
+            name = list(ADJUSTMENTS)[number]
+            adjusted = ADJUSTMENTS[name](adjusted, draws[name][row : row + 1])
+        torch.testing.assert_close(grouped[row], adjusted[0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(chosen[row], adjusted[0], atol=1e-3, rtol=0)
+
+
 def test_switching_one_adjustment_off_leaves_the_draws_of_the_others():
     draws = JITTER.draw(torch.Generator().manual_seed(0), 100)
     without_hue = ColorJitter(0.2, 0.3, 0.4, 0.0).draw(torch.Generator().manual_seed(0), 100)
