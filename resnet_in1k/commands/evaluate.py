@@ -42,7 +42,7 @@ class EvalOptions:
     report: Path | None = None
     """Write to this folder: accuracy by class, confused pairs, calibration, figures of the worst mistakes."""
     batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=at_least(1))
-    """Images per process and forward pass; the counts do not depend on it."""
+    """Images per process and forward pass; only images whose classes are within float32's rounding depend on it."""
     workers: int | None = field(default=None, metadata=at_least(0))
     """Loader workers per process; by default from the number of CPU cores."""
     cpu_threads: int | None = field(default=None, metadata=at_least(1))

@@ -26,6 +26,7 @@ from resnet_in1k.data.order import EvalOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.sources.paths import list_images, open_paths
 from resnet_in1k.data.workers import worker_deaths_explained
+from resnet_in1k.evaluate.evaluation import reproducible_float32
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.run.locate import find_weights
 
@@ -157,7 +158,7 @@ def _answers(loader: Loader, model: ResNet, device: torch.device, order: EvalOrd
     index = 0
     for prefetched in prefetch_to_device(loader.batches(order), device, lambda batch: (normalise(batch.images),)):
         bad_images.update(prefetched.bad_images)
-        with torch.inference_mode():
+        with torch.inference_mode(), reproducible_float32():
             (images,) = prefetched.tensors()
             rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)
         for row in rows:

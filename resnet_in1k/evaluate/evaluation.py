@@ -22,7 +22,8 @@ from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.source import Source
 
 EVAL_BATCH_SIZE = 128
-"""Images per process and forward pass; the counts do not depend on it."""
+"""Images per process and forward pass. Another number, as another number of processes or kind of device, moves logits
+by float32's rounding at most, about 1e-6 of them, and so the counts only by images whose classes are that close."""
 NO_CLASS = -1
 """Predicted for an image that cannot be read: always wrong."""
 
@@ -127,15 +128,17 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluate a plain (not a prepared) model; all processes share the work and get the same result.
 
-    Computes in float32 (TF32 on GPUs) whatever the training's precision, so that an image's prediction does not depend
-    on the batch it is in. An image that no decoder can read counts as wrong: to leave it out would raise the accuracy.
+    Computes in float32 without TF32, and on a GPU pads the last batch. So what is promised: with the same machine,
+    libraries and batch size the same weights give the same bits, and an image's prediction does not depend on the
+    others in its batch. What other numbers of processes or images per batch can change is said at EVAL_BATCH_SIZE. An
+    image that no decoder can read counts as wrong: to leave it out would raise the accuracy.
 
     Args:
         loader: of `source`, made by `eval_loader` with the same preprocessing.
         stop_if_requested: called with the number of batches done, equally often on all processes; it may raise.
 
     Raises:
-        UserError: if the loss is not finite.
+        UserError: if the loss is not finite, or no image can be decoded.
         ProcessError: if a file cannot be read from its disk, or a batch does not fit into memory.
     """
     order = EvalOrder(
@@ -147,14 +150,15 @@ def evaluate_model(
     )
     # As often as the process with the fewest images can.
     num_common_batches = -(-(len(source) // accelerator.num_processes) // loader.batch_size)
-    with inference_memory_explained(min(loader.batch_size, len(source))):
-        share = _predict(
-            model,
-            loader.batches(order),
-            accelerator,
-            Console(accelerator.is_main_process).bar(len(order), f"evaluate {source.split}"),
-            lambda number: stop_if_requested(number) if number < num_common_batches else None,
-        )
+    bar = Console(accelerator.is_main_process).bar(len(order), f"evaluate {source.split}")
+    pad_to = loader.batch_size if pads_batches(accelerator.device) else 0
+
+    def ask_to_stop(number: int) -> None:
+        if number < num_common_batches:
+            stop_if_requested(number)
+
+    with inference_memory_explained(max(pad_to, min(loader.batch_size, len(source)))):
+        share = _predict(model, loader.batches(order), pad_to, accelerator, bar, ask_to_stop)
     everyone: list[Share] = gather_object([share])
     counts: list[Any] = [None]
     predictions = None
@@ -162,11 +166,7 @@ def evaluate_model(
         predictions, counted = _count(everyone, source)
         counts = [counted]
     counted = broadcast_object_list(counts)[0]
-    if len(counted["bad_images"]) == len(source):
-        name, reason = next(iter(counted["bad_images"].items()))
-        raise UserError(f"no image of {source.name}/{source.split} can be read: {name} ({reason}) and all others")
-    if not math.isfinite(counted["loss"]):
-        raise UserError(f"the loss on {source.name}/{source.split} is {counted['loss']}: these weights have diverged")
+    _check_usable(counted, source)
     return Evaluation(
         num_classes=len(source.class_names),
         **counted,
@@ -182,37 +182,36 @@ Share = tuple[dict[str, np.ndarray], dict[int, str]]
 """What one process has predicted: arrays by name, empty if it had no image; and its bad images' reasons, by index."""
 
 
+def pads_batches(device: torch.device) -> bool:
+    """Whether to evaluate full batches only.
+
+    A GPU's libraries choose an algorithm by the batch's size, and each rounds in its own way. On a CPU, where other
+    images in a batch cost as much time again, the last batch stays as it is.
+    """
+    return device.type != "cpu"
+
+
 def _predict(
     model: torch.nn.Module,
     batches: Iterator[Batch],
+    pad_to: int,
     accelerator: Accelerator,
     bar: Any,
     stop_if_requested: Callable[[int], None],
 ) -> Share:
-    """This process's images through the model."""
+    """This process's images through the model, in batches of `pad_to` or more."""
     model.eval()
     parts: list[dict[str, torch.Tensor]] = []
     bad_images: dict[int, str] = {}
 
     def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
-        return normalise(batch.images), batch.labels, batch.indices
+        return normalise(padded(batch.images, pad_to)), batch.labels, batch.indices
 
-    with torch.inference_mode(), deterministic_cudnn(), bar:
+    with torch.inference_mode(), reproducible_float32(), bar:
         for number, prefetched in enumerate(prefetch_to_device(batches, accelerator.device, prepare)):
             stop_if_requested(number)
             bad_images.update(prefetched.bad_images)
-            images, labels, indices = prefetched.tensors()
-            logits = model(images)  # (B, C) float32
-            top = logits.topk(min(5, logits.shape[1]))
-            parts.append(
-                {
-                    "indices": indices,
-                    "labels": labels,
-                    "top_ids": top.indices,
-                    "confidences": (top.values[:, 0] - logits.logsumexp(dim=1)).exp(),
-                    "losses": torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
-                }
-            )
+            parts.append(predict_batch(model, *prefetched.tensors()))
             bar.update()
 
     # One transfer for the whole split: the only point where the host waits for the device.
@@ -220,16 +219,50 @@ def _predict(
     return arrays, bad_images
 
 
+def padded(images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """(B, …) with black images at the end, if there are fewer than `batch_size`."""
+    missing = batch_size - len(images)
+    return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing > 0 else images
+
+
+def predict_batch(
+    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What is kept of a batch, on its device; the host does not wait for it.
+
+    Args:
+        model: in eval mode.
+        images: (P, 3, S, S) float32, normalised; those after the first B are padding.
+        labels: (B,) int64; so are `indices`, the images' positions in the source.
+
+    Returns:
+        `indices`, `labels`, `top_ids` (B, k) int64, `confidences` and `losses` (B,) float32.
+    """
+    logits = model(images)[: len(labels)]  # (B, C) float32
+    top = logits.topk(min(5, logits.shape[1]))
+    return {
+        "indices": indices,
+        "labels": labels,
+        "top_ids": top.indices,
+        "confidences": (top.values[:, 0] - logits.logsumexp(dim=1)).exp(),
+        "losses": torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
+    }
+
+
 @contextlib.contextmanager
-def deterministic_cudnn() -> Iterator[None]:
-    """cuDNN would else choose algorithms by timing, and predictions would depend on that."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
+def reproducible_float32() -> Iterator[None]:
+    """Float32 that is no TF32, which moves logits by about 1e-3, and algorithms that are not chosen by timing."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision
+    cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = False, True, "ieee", "ieee"
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.deterministic = before
+        cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = before
+
+
+deterministic_cudnn = reproducible_float32
+"""Its name before it turned TF32 off."""
 
 
 def _count(shares: list[Share], source: Source) -> tuple[Predictions, dict[str, Any]]:
@@ -260,3 +293,11 @@ def _count(shares: list[Share], source: Source) -> tuple[Predictions, dict[str, 
         **{f"class_{what}": tuple(counts[f"class_{what}"]) for what in ("num_images", "top1_correct", "topk_correct")},
         "bad_images": {source.image_name(index): reasons[index] for index in bad},
     }
+
+
+def _check_usable(counted: dict[str, Any], source: Source) -> None:
+    if len(counted["bad_images"]) == len(source):
+        name, reason = next(iter(counted["bad_images"].items()))
+        raise UserError(f"no image of {source.name}/{source.split} can be read: {name} ({reason}) and all others")
+    if not math.isfinite(counted["loss"]):
+        raise UserError(f"the loss on {source.name}/{source.split} is {counted['loss']}: these weights have diverged")

@@ -1,8 +1,10 @@
 """Evaluation, against a plain loop over Pillow images."""
 
 import shutil
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms as v1
@@ -16,7 +18,15 @@ from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.order import EvalOrder
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_source
-from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, eval_loader, evaluate_model
+from resnet_in1k.evaluate import evaluation as evaluation_module
+from resnet_in1k.evaluate.evaluation import (
+    NO_CLASS,
+    Evaluation,
+    eval_loader,
+    evaluate_model,
+    pads_batches,
+    reproducible_float32,
+)
 from resnet_in1k.model.resnet import ResNet
 
 
@@ -76,6 +86,68 @@ def test_counts_do_not_depend_on_batch_size_or_workers(model: ResNet, val: Sourc
     assert evaluation.loss == pytest.approx(reference.loss, abs=1e-5)
 
 
+@pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 5, 5]), (6, [6, 6]), (128, [128])])
+def test_on_a_device_all_batches_have_the_same_size_and_each_image_counts_once(
+    model: ResNet, val: Source, monkeypatch: pytest.MonkeyPatch, batch_size: int, sizes: list[int]
+):
+    """Twelve images, padded here as on a GPU."""
+    reference = evaluate(model, val, batch_size=12)
+    monkeypatch.setattr(evaluation_module, "pads_batches", lambda device: True)
+    seen = []
+    hook = model.fc.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    evaluation = evaluate(model, val, batch_size=batch_size)
+    hook.remove()
+    assert seen == sizes
+    assert evaluation.num_images == 12
+    assert (evaluation.top1_correct, evaluation.topk_correct) == (reference.top1_correct, reference.topk_correct)
+    assert evaluation.loss == pytest.approx(reference.loss, abs=1e-5)
+    assert np.array_equal(evaluation.predictions.top_ids, reference.predictions.top_ids)
+    assert evaluation.predictions.confidences == pytest.approx(reference.predictions.confidences, abs=1e-5)
+
+
+def test_on_a_cpu_the_last_batch_is_not_padded(model: ResNet, val: Source):
+    seen = []
+    hook = model.fc.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    evaluate(model, val, batch_size=5)
+    hook.remove()
+    assert seen == [5, 5, 2]
+    assert pads_batches(torch.device("cuda"))
+
+
+def settings() -> tuple:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision
+
+
+def set_to(benchmark: bool, deterministic: bool, matmul_precision: str, conv_precision: str) -> None:
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = benchmark, deterministic
+    torch.backends.cuda.matmul.fp32_precision = matmul_precision
+    torch.backends.cudnn.conv.fp32_precision = conv_precision
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_tf32_is_off_and_restored(precision: str):
+    """Whichever way it was set; the settings are there without a GPU, too, and nothing warns of them."""
+    at_first, before = settings(), (True, False, precision, precision)
+    set_to(*before)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with reproducible_float32():
+                assert settings() == (False, True, "ieee", "ieee")
+        assert settings() == before
+    finally:
+        set_to(*at_first)
+
+
+def test_tf32_is_off_while_it_computes(model: ResNet, val: Source):
+    seen = set()
+    hook = model.fc.register_forward_hook(lambda module, inputs, output: seen.add(settings()))
+    evaluate(model, val)
+    hook.remove()
+    assert seen == {(False, True, "ieee", "ieee")}
+
+
 def test_with_fewer_than_five_classes_k_is_their_number(image_folder: Path, tmp_path: Path):
     for name in ("ant", "bee", "cat"):
         shutil.copytree(image_folder / "val" / name, tmp_path / "val" / name)
@@ -130,7 +202,7 @@ def test_it_computes_in_float32_whatever_the_training_precision(model: ResNet, v
 
 
 def test_a_stop_can_be_asked_for_before_each_batch(model: ResNet, val: Source):
-    """The settings of cuDNN are restored, and the workers serve the next evaluation."""
+    """The settings of cuDNN and cuBLAS are restored, and the workers serve the next evaluation."""
 
     def stop(batches_done: int) -> None:
         asked.append(batches_done)
@@ -138,13 +210,12 @@ def test_a_stop_can_be_asked_for_before_each_batch(model: ResNet, val: Source):
             raise KeyboardInterrupt
 
     asked: list[int] = []
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
+    before = settings()
     with eval_loader(val, PREPROCESSING, 5, 1) as loader:
         accelerator = Accelerator(cpu=True)
         with pytest.raises(KeyboardInterrupt):
             evaluate_model(model, val, loader, accelerator, PREPROCESSING, stop)
-        assert (cudnn.benchmark, cudnn.deterministic) == before
+        assert settings() == before
         again = evaluate_model(model, val, loader, accelerator, PREPROCESSING)
     assert asked == [0, 1]
     assert again == evaluate(model, val)
