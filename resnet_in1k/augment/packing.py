@@ -34,8 +34,11 @@ class Packed:
     """As what was packed, with places for tensors."""
 
     def to(self, device: torch.device) -> list[Arranged]:
-        """By operation as it was packed, the tensors being views of one copy on `device`. The host does not wait."""
-        copy = self.buffer.to(device, non_blocking=True)
+        """By operation as it was packed, the tensors being views of one copy on `device`.
+
+        The host does not wait for it, if the buffer is pinned.
+        """
+        copy = self.buffer.to(device, non_blocking=self.buffer.is_pinned())
 
         def unpacked(value: object) -> object:
             if not isinstance(value, _Place):

@@ -10,7 +10,7 @@ from resnet_in1k.augment.normalise import normalise
 from resnet_in1k.augment.operation import Arranged, Draws, Operation
 from resnet_in1k.augment.packing import pack
 from resnet_in1k.core import rng
-from resnet_in1k.core.devices import device_type
+from resnet_in1k.core.devices import capabilities, device_type
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.recipes.recipe import Recipe
@@ -69,7 +69,8 @@ class Augmentation:
         """
         if images.device.type != "cpu":
             # What is arranged has groups of other sizes in each batch, and so would be compiled for each.
-            packed = pack(draws if self._is_compiled else self.arrange(draws), pin=images.device.type == "cuda")
+            pin = capabilities(images.device.type).pinned_memory
+            packed = pack(draws if self._is_compiled else self.arrange(draws), pin=pin)
             return self.apply_arranged(images, targets, packed.to(images.device))
         if len(images) <= CPU_CHUNK:
             return self.apply_arranged(images, targets, self.arrange(draws))

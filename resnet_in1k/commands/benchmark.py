@@ -24,14 +24,14 @@ from resnet_in1k.commands.reference import (
     bare_step,
     reference_loader,
 )
-from resnet_in1k.core.devices import choose_cpu_threads, choose_workers, hardware_name, usable_cores
+from resnet_in1k.core.devices import capabilities, choose_cpu_threads, choose_workers, hardware_name, usable_cores
 from resnet_in1k.core.distributed import make_accelerator
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.precision import PrecisionFlag
 from resnet_in1k.core.ranges import at_least, check_options
 from resnet_in1k.core.text import count
-from resnet_in1k.core.timing import Lap, Stopwatch, bottleneck
+from resnet_in1k.core.timing import Lap, Stopwatch, bottleneck, synchronize
 from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch
 from resnet_in1k.data.order import TrainOrder
 from resnet_in1k.data.prefetch import Prefetched, Tensors, prefetch_to_device
@@ -214,7 +214,7 @@ class Bench:
             TutorialDataset(source, self.recipe),
             self._indices(source, workers),
             workers,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=capabilities(self.device.type).pinned_memory,
         )
         return ((images.to(self.device), labels.to(self.device)) for images, labels in loader)
 
@@ -244,7 +244,7 @@ class Bench:
         batches = self._prefetched(source, workers, augmentation.prepare)
         for batch in islice(batches, warmup_steps(workers)):
             step(*batch.tensors(), lr=0.01)
-        self._synchronize()
+        synchronize(self.device)
         start_seconds = perf_counter()
         for _ in range(self.steps):
             with stopwatch.section("load"):
@@ -257,18 +257,14 @@ class Bench:
     def _rate(self, batches: Iterator[Any], workers: int = 0) -> float:
         """Images/s over `steps` batches, after those that the workers had made ahead."""
         deque(islice(batches, warmup_steps(workers)), maxlen=0)
-        self._synchronize()
+        synchronize(self.device)
         start_seconds = perf_counter()
         deque(islice(batches, self.steps), maxlen=0)
-        self._synchronize()
+        synchronize(self.device)
         return self.steps * self.batch_size / (perf_counter() - start_seconds)
 
     def _step_rate(self, step: Callable[[], object]) -> float:
         return self._rate(step() for _ in itertools.count())
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def _interleaved(self, ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
         """Each way's rates, measured in turn, after one round that does not count."""

@@ -1,8 +1,10 @@
 """What this machine has: its device, its cores, its memory; how many threads and workers follow from that."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -11,32 +13,130 @@ import torch
 from resnet_in1k.core.errors import ProcessError, UserError
 from resnet_in1k.core.text import first_line
 
+ACCELERATE_DEVICES = ("cuda", "xpu", "mps", "npu", "mlu", "musa", "sdaa", "hpu", "neuron")
+"""The types that Accelerate chooses an accelerator from; beside any other it takes the CPU."""
+VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+"""The environment variable that hides devices, by type."""
+
 
 def device_type() -> str:
-    """CUDA or the CPU. Asked without initialising CUDA, so that processes can still be forked."""
-    # Not Apple's MPS: it is asynchronous in ways that the prefetching and the stopwatch do not provide for.
-    forced = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    return "cuda" if torch.cuda.is_available() and not forced else "cpu"
+    """The type of the device that this process will use, Accelerate's choice: torch's accelerator, or the CPU.
+
+    Asked without initialising it, so that processes can still be forked.
+    """
+    # The words that Accelerate takes for true.
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "y", "t", "on"):
+        return "cpu"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator is not None and accelerator.type in ACCELERATE_DEVICES else "cpu"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a type of device offers for working while the host does something else."""
+
+    streams: bool
+    """Streams beside that of the computation: batches are copied and augmented there during the step before."""
+    timing_events: bool
+    """Events in the device's queue that tell the time between them."""
+    pinned_memory: bool
+    """Host memory from which the device copies while the host goes on."""
+
+
+@functools.cache
+def capabilities(device: str) -> Capabilities:
+    """Of a type of device, found by trying; a CPU has none, as its work is synchronous.
+
+    Initialises the device: to be called when all loader workers have been forked.
+    """
+    attempts = {"streams": _try_streams, "timing_events": _try_timing_events, "pinned_memory": _try_pinned_memory}
+    here = torch.device(device)
+    return Capabilities(**{name: device != "cpu" and _works(attempt, here) for name, attempt in attempts.items()})
+
+
+@functools.cache
+def has_fused_optimizers(device: str) -> bool:
+    """Whether optimizers there work in one kernel, and leave everything as it is where `found_inf` says so."""
+    return _works(_try_fused_optimizer, torch.device(device))
+
+
+def missing_capabilities(device: str) -> list[str]:
+    """What that type of device lacks, with what this means, in words; nothing for a CPU."""
+    if device == "cpu":
+        return []
+    has, fused = capabilities(device), has_fused_optimizers(device)
+    meanings = [
+        (has.streams, "no side stream: batches are copied and augmented between steps, not during them"),
+        (has.timing_events, "no timing events: the host waits for the device to time loading and training"),
+        (has.pinned_memory, "no pinned memory: the host waits while a batch is copied to the device"),
+        (fused, "no fused optimizer: weights are copied at each step, to undo one that diverges"),
+    ]
+    return [meaning for is_there, meaning in meanings if not is_there]
+
+
+def _works(attempt: Callable[[torch.device], bool], device: torch.device) -> bool:
+    try:
+        return attempt(device)
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError):
+        return False  # these are what torch raises for what a backend lacks
+
+
+def _try_streams(device: torch.device) -> bool:
+    compute, side = torch.accelerator.current_stream(device), torch.Stream(device)
+    with side:
+        values = torch.ones(1, device=device)
+    compute.wait_stream(side)
+    values.record_stream(compute)
+    return side != compute
+
+
+def _try_timing_events(device: torch.device) -> bool:
+    start, end = (torch.Event(device, enable_timing=True) for _ in range(2))
+    start.record()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) >= 0
+
+
+def _try_pinned_memory(device: torch.device) -> bool:
+    pinned = torch.ones(1, pin_memory=True)
+    return pinned.is_pinned() and pinned.to(device, non_blocking=True).item() == 1
+
+
+def _try_fused_optimizer(device: torch.device) -> bool:
+    weight = torch.nn.Parameter(torch.ones(1, device=device))
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+    optimizer.found_inf = torch.ones((), device=device)  # type: ignore[attr-defined]
+    optimizer.step()
+    return weight.item() == 1
 
 
 def has_fast_bf16(device: str) -> bool:
-    """Whether bf16 is faster than fp32 there: tensor cores, or a CPU with AMX or AVX512-BF16 instructions."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    """Whether bf16 is faster than fp32 on that type of device. Does not need the device to be initialised."""
+    if device != "cpu":
+        is_supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+        if is_supported is None:
+            return False
+        try:
+            return is_supported(including_emulation=False)
+        except TypeError:  # a backend that never emulates
+            return is_supported()
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     if hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        instructions = torch.cpu.get_capabilities()
+        return bool(instructions.get("amx_bf16") or instructions.get("avx512_bf16"))
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def hardware_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with its cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return f"{capabilities.get('cpu_name', 'CPU')}, {usable_cores()} cores"
+    """The accelerator's name, or the CPU's with its cores."""
+    if device.type != "cpu":
+        get_name = getattr(torch.get_device_module(device), "get_device_name", None)
+        return get_name(device) if get_name else device.type.upper()
+    instructions = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return f"{instructions.get('cpu_name', 'CPU')}, {usable_cores()} cores"
 
 
 def local_world_size() -> int:
@@ -102,10 +202,12 @@ def inference_memory_explained(num_images: int) -> Iterator[None]:
 
 def check_enough_gpus() -> None:
     """Raises UserError if there are GPUs, but fewer than processes on this machine, before NCCL's obscure error."""
-    needed, visible = local_world_size(), torch.cuda.device_count()
+    kind, needed = device_type(), local_world_size()
+    visible = torch.accelerator.device_count() if kind != "cpu" else 0
     if 0 < visible < needed:
+        check = f", or check {VISIBLE_DEVICES[kind]}" if kind in VISIBLE_DEVICES else ""
         raise UserError(
             f"{needed} processes were launched on this machine, but only {visible} "
             f"{'GPU is' if visible == 1 else 'GPUs are'} visible; set num_processes: {visible} in the Accelerate "
-            f"config (or --num_processes {visible}), or check CUDA_VISIBLE_DEVICES"
+            f"config (or --num_processes {visible}){check}"
         )

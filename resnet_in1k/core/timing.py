@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from resnet_in1k.core.devices import capabilities
 from resnet_in1k.core.text import count
 
 
@@ -15,22 +16,23 @@ class Stopwatch:
     """Adds up the seconds spent in named sections.
 
     A GPU works through a queue: when Python has launched a training step, hardly any of it is done, and `time.time()`
-    around it measures how fast Python launches kernels. On CUDA each section is therefore marked by two events in the
-    device's queue. A "load" section then lasts as long as the *device* had nothing to do but wait for data, however
-    long Python waited for the loader. `lap` is the only point where the host waits for the device.
+    around it measures how fast Python launches kernels. Where the device has timing events, each section is therefore
+    marked by two of them in its queue. A "load" section then lasts as long as the *device* had nothing to do but wait
+    for data, however long Python waited for the loader. `lap` is the only point where the host waits for the device.
 
-    Elsewhere work is synchronous, and the host's clock is right.
+    A device without timing events is waited for at the end of each section. On a CPU work is synchronous, and the
+    host's clock is right.
     """
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._pending: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
+        self._pending: dict[str, list[tuple[torch.Event, torch.Event]]] = defaultdict(list)
         self._seconds: dict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
-        if self._device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        if capabilities(self._device.type).timing_events:
+            start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
             start.record()
             yield
             end.record()
@@ -38,6 +40,7 @@ class Stopwatch:
         else:
             start_seconds = time.perf_counter()
             yield
+            synchronize(self._device)
             self._seconds[name] += time.perf_counter() - start_seconds
 
     def lap(self) -> "Lap":
@@ -50,6 +53,12 @@ class Stopwatch:
         self._pending.clear()
         self._seconds = defaultdict(float)
         return lap
+
+
+def synchronize(device: torch.device) -> None:
+    """Let the host wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 class Lap(dict[str, float]):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from resnet_in1k.core.devices import device_type
+from resnet_in1k.core.devices import capabilities, device_type
 from resnet_in1k.core.errors import ProcessError
 from resnet_in1k.data.bad_images import IfBad, read_image
 from resnet_in1k.data.order import BatchSpec
@@ -45,8 +45,13 @@ class Batch:
     bad_images: dict[int, str] = field(default_factory=dict)
     """The images that could not be read while making this batch, by index, with the decoder's reasons."""
 
+    @property
+    def _tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.images, self.labels, self.indices
+
     def to(self, device: torch.device) -> "Batch":
-        tensors = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels, self.indices))
+        """The host does not wait where the tensors are pinned; from other memory only a blocking copy is safe."""
+        tensors = (tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in self._tensors)
         return Batch(*tensors, self.step, self.bad_images)
 
 
@@ -80,7 +85,7 @@ class Loader:
         """`num_workers` 0: everything happens in this process, for debugging."""
         self.batch_size, self._num_workers = batch_size, num_workers
         self._batch_bytes = batch_size * 3 * largest_image_size**2
-        self._num_slots, self._pin_memory = _num_slots(num_workers), device_type() == "cuda"
+        self._num_slots = _num_slots(num_workers)
         self._source, self._crop, self._if_bad = source, crop, if_bad
         self._jobs = _Jobs(self._num_slots)
 
@@ -112,21 +117,22 @@ class Loader:
             ProcessError: for a worker's death or a file that cannot be read (BadImageError: that cannot be decoded).
         """
         self._jobs.order = order
+        pin = capabilities(device_type()).pinned_memory  # not asked before, as it initialises the device: workers fork
         with worker_deaths_explained():
             for result in self._loader:
                 # An error that stops the run comes as a value: raised in a worker it would carry that one's traceback.
                 if isinstance(result, ProcessError):
                     raise result
-                yield self._copied(result)
+                yield self._copied(result, pin)
 
-    def _copied(self, filled: Filled) -> Batch:
+    def _copied(self, filled: Filled, pin: bool) -> Batch:
         slot, spec, labels, indices, bad_images = filled
         shape = (len(labels), 3, spec.image_size, spec.image_size)
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
         # NumPy copies in this thread alone: the others are computing.
         np.copyto(images.numpy(), _slot_view(self._slots, slot, shape).numpy())
         small = [torch.from_numpy(array) for array in (labels, indices)]
-        small = [tensor.pin_memory() if self._pin_memory else tensor for tensor in small]
+        small = [tensor.pin_memory() if pin else tensor for tensor in small]
         return Batch(images, *small, spec.step, bad_images)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from resnet_in1k.core.devices import capabilities
 from resnet_in1k.data.loader import Batch
 
 Tensors = tuple[torch.Tensor, ...]
@@ -27,29 +28,30 @@ def prefetch_to_device(
 
     Waiting for the next item is waiting for the loader; what calling its `tensors` costs is work of the device.
 
-    On CUDA both happen on a side stream. As the host runs ahead of the device, it asks for the next batch while the
-    device still computes the step before: copy and augmentation run beside that step, not after it.
+    Where the device has streams, both happen on a side stream. As the host runs ahead of the device, it asks for the
+    next batch while the device still computes the step before: copy and augmentation run beside that step, not after
+    it.
     """
-    if device.type != "cuda":
+    if not capabilities(device.type).streams:
         for batch in batches:
             yield Prefetched(batch.bad_images, functools.partial(prepare, batch.to(device)))
         return
 
     side_stream = _side_stream(device)
     for batch in batches:
-        with torch.cuda.stream(side_stream):
+        with side_stream:
             prepared = prepare(batch.to(device))
         yield Prefetched(batch.bad_images, functools.partial(_on_compute_stream, prepared, side_stream))
 
 
 @functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.Stream:
     # One for training and every evaluation: the caching allocator keeps freed blocks per stream.
-    return torch.cuda.Stream(device)
+    return torch.Stream(device)
 
 
-def _on_compute_stream(prepared: Tensors, side_stream: torch.cuda.Stream) -> Tensors:
-    compute_stream = torch.cuda.current_stream(side_stream.device)
+def _on_compute_stream(prepared: Tensors, side_stream: torch.Stream) -> Tensors:
+    compute_stream = torch.accelerator.current_stream(side_stream.device)
     compute_stream.wait_stream(side_stream)
     for tensor in prepared:
         tensor.record_stream(compute_stream)  # else its memory could be reused while the step still reads it

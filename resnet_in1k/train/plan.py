@@ -1,6 +1,6 @@
 """The plan: what a run will do, printed before its first step."""
 
-from resnet_in1k.core.devices import hardware_name
+from resnet_in1k.core.devices import hardware_name, missing_capabilities
 from resnet_in1k.core.precision import PRECISIONS
 from resnet_in1k.core.text import count
 from resnet_in1k.optim.lr import describe_lr
@@ -27,6 +27,7 @@ def describe_plan(run: Run) -> str:
         ("precision", f"{precision}, channels_last; evaluation in float32"),
         ("device", device),
         ("per process", f"{count(run.workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
+        *(("note", text) for text in missing_capabilities(run.device.type)),
         *(("note", source.note) for source in (train, val) if source.note),
     ]
     if len(train.class_names) < 5:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from resnet_in1k.core import rng
+from resnet_in1k.core.devices import has_fused_optimizers
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights_file import weights_to_save
@@ -37,7 +38,8 @@ class TrainStep:
         rng.key_global_generator(recipe.seed, Stream.WEIGHTS)  # the same initial weights on every process
         model = ResNet(recipe.model, num_classes, recipe.zero_init_residual)
         self.model = model.to(accelerator.device, memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.model, recipe, fused=accelerator.scaler is None)
+        fused = accelerator.scaler is None and has_fused_optimizers(accelerator.device.type)
+        self.optimizer = build_optimizer(self.model, recipe, fused=fused)
         if compile:
             self.model.compile()  # in place: no wrapper, no prefix
         self._loss_function = build_loss(recipe)

@@ -27,7 +27,8 @@ def test_unrelated_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_too_few_gpus_are_refused_before_the_processes_connect(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "Accelerator", None)
     with pytest.raises(UserError, match="only 1 GPU is visible"):

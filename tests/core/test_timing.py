@@ -3,6 +3,8 @@ import time
 import pytest
 import torch
 
+from resnet_in1k.core import timing
+from resnet_in1k.core.devices import Capabilities
 from resnet_in1k.core.timing import Lap, Stopwatch, bottleneck
 
 
@@ -30,8 +32,12 @@ class FakeDevice:
     def launch(self, milliseconds: float) -> None:
         self.busy_until_ms = max(self.busy_until_ms, self.host_ms) + milliseconds
 
-    def event(self, enable_timing: bool) -> "FakeEvent":
+    def event(self, device: torch.device, enable_timing: bool) -> "FakeEvent":
+        assert enable_timing
         return FakeEvent(self)
+
+    def synchronize(self, device: torch.device) -> None:
+        self.host_ms = max(self.host_ms, self.busy_until_ms)
 
 
 class FakeEvent:
@@ -50,8 +56,10 @@ class FakeEvent:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+    """With timing events."""
     device = FakeDevice()
-    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    monkeypatch.setattr(torch, "Event", device.event)
+    monkeypatch.setattr(timing, "capabilities", lambda device_type: Capabilities(True, device_type == "cuda", True))
     return device
 
 
@@ -82,6 +90,19 @@ def test_on_a_device_slow_loading_is_the_time_it_was_idle(device: FakeDevice):
     assert lap["load"] == pytest.approx(0.400 + 9 * 0.300, rel=0.01)
     assert lap["train"] == pytest.approx(10 * 0.101, rel=0.01)
     assert lap.waiting_share == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_device_without_events_is_waited_for_at_the_end_of_each_section(
+    device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.accelerator, "synchronize", device.synchronize)
+    monkeypatch.setattr(time, "perf_counter", lambda: device.host_ms / 1000)
+    watch = Stopwatch(torch.device("mps"))
+    for _ in range(10):
+        step(watch, device, host_load_ms=40, device_train_ms=100)
+    lap = watch.lap()
+    assert lap["load"] == pytest.approx(0.400)  # nothing runs beside it, so each time it is waited for
+    assert lap["train"] == pytest.approx(1.010)
 
 
 def test_laps_are_added_by_section():

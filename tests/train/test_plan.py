@@ -2,12 +2,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from resnet_in1k.data.sources import open_train_and_val
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.train import plan
 from resnet_in1k.train.plan import describe_plan
 
 TUTORIAL = RECIPES["tutorial"].recipe
@@ -48,3 +50,10 @@ def test_plan_names_changing_sizes(image_folder: Path):
     sizes = {"initial_image_size": 128, "image_size_ramp_start": 2, "image_size_ramp_end": 5, "eval_image_size": 256}
     text = plan_of(replace(TUTORIAL, global_batch_size=12, **sizes), image_folder)
     assert "128 px, growing to 224 px from epoch 2 to 5, evaluated at 256 px" in text
+
+
+def test_plan_notes_what_the_device_lacks(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = replace(TUTORIAL, global_batch_size=12)
+    assert "  note" not in plan_of(recipe, image_folder)
+    monkeypatch.setattr(plan, "missing_capabilities", lambda device: [f"no side stream on {device}", "no more"])
+    assert "\n  note          no side stream on cpu\n  note          no more" in plan_of(recipe, image_folder)
