@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
+from helpers.fake_device import META, fake_streams
 
 from resnet_in1k.core import devices
 from resnet_in1k.core.errors import ProcessError, UserError
@@ -114,6 +115,15 @@ def test_a_device_lacks_what_cannot_be_done_there(monkeypatch: pytest.MonkeyPatc
     assert devices.capabilities.__wrapped__("xpu") == devices.Capabilities(True, True, True)
     monkeypatch.setattr(devices, tries[name], raises(error))
     assert devices.capabilities.__wrapped__("xpu") == devices.Capabilities(**{each: each != name for each in tries})
+
+
+def test_streams_are_tried_as_prefetching_uses_them(monkeypatch: pytest.MonkeyPatch):
+    """A device that gives the stream of the computation again has none beside it."""
+    log = fake_streams(monkeypatch)
+    assert devices._try_streams(META) is True
+    assert log == ["on side", "off side", "compute waits for side", "(1,) used on compute"]
+    monkeypatch.setattr(torch, "Stream", torch.accelerator.current_stream)
+    assert devices._try_streams(META) is False
 
 
 def test_a_cpu_has_none_of_them_and_is_not_asked(monkeypatch: pytest.MonkeyPatch):
