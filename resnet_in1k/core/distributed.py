@@ -90,7 +90,7 @@ def make_accelerator(
         _refuse_distributed_type(distributed_type)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes hardly change
-        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions use by default
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # as cuDNN's convolutions use by default
     return accelerator
 
 

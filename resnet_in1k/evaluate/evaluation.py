@@ -261,10 +261,6 @@ def reproducible_float32() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = before
 
 
-deterministic_cudnn = reproducible_float32
-"""Its name before it turned TF32 off."""
-
-
 def _count(shares: list[Share], source: Source) -> tuple[Predictions, dict[str, Any]]:
     """From all processes' predictions to counts."""
     from resnet_in1k.evaluate.metrics import TopKAccuracy  # seconds to import, and only the main process needs it

@@ -53,7 +53,7 @@ class DivergenceGuard:
             yield
             # Tensors that this very step has added stay as they are: no later step uses them.
             for old, tensor in zip(before, self._tensors(), strict=False):
-                tensor.copy_(torch.where(self._diverged.to(tensor.device) > 0, old, tensor))
+                tensor.copy_(torch.where(self._diverged > 0, old, tensor))
 
     def reported(self, loss: Tensor) -> Tensor:
         """The loss as the host reads it: not finite once no weights change any more, for whichever reason."""
@@ -63,10 +63,12 @@ class DivergenceGuard:
         """Parameters, then the tensors of their state, in an order that a later step only adds to."""
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         states = [self._optimizer.state.get(parameter, {}).values() for parameter in parameters]
-        return [
+        tensors = [
             *(parameter.detach() for parameter in parameters),
             *(value for state in states for value in state if isinstance(value, Tensor)),
         ]
+        # Not the step counts that some optimizers keep on the host, which would have to wait for the device.
+        return [tensor for tensor in tensors if tensor.device == self._diverged.device]
 
 
 def out_of_memory_message(error: RuntimeError, schedule: Schedule | None) -> str:

@@ -26,7 +26,7 @@ from resnet_in1k.data.loader import Batch, shared_bytes_needed
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.workers import worker_context
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, deterministic_cudnn
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, reproducible_float32
 from resnet_in1k.model.weights_file import weights_to_save
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.optim.optimizers import build_optimizer
@@ -200,7 +200,7 @@ def smoke_test(run: Run) -> str:
         raise UserError(f"the loss of a first step is {loss}; try --precision fp32")
     num_eval_images = 1 if on_cpu else EVAL_BATCH_SIZE
     eval_images = torch.zeros(num_eval_images, 3, recipe.eval_size, recipe.eval_size, dtype=torch.uint8)
-    with torch.inference_mode(), deterministic_cudnn(), inference_memory_explained(num_eval_images):
+    with torch.inference_mode(), reproducible_float32(), inference_memory_explained(num_eval_images):
         run.eval_model.eval()(normalise(eval_images.to(run.device)))
     return f"forward and backward of {count(num_images, 'image')} in {time.monotonic() - start_seconds:.1f} s"
 

@@ -72,7 +72,9 @@ class Run:
         self.device, rank = self.accelerator.device, self.accelerator.process_index
         self.console = Console(self.accelerator.is_main_process)
         self.cpu_threads = devices.choose_cpu_threads(self.device, options.cpu_threads)
-        self.augmentation = Augmentation(recipe, num_classes, rank, self.schedule.num_processes)
+        self.augmentation = Augmentation(
+            recipe, num_classes, rank, self.schedule.num_processes, compile=options.compile
+        )
         self.train_step = TrainStep(
             recipe,
             num_classes,
