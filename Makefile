@@ -20,7 +20,7 @@ test: lint  ## lint, then all tests
 	$(PYTEST)
 
 torture: $(DEV_INSTALLED)  ## kill and signal real training processes at every moment, at length; up to an hour on two cores
-	$(BIN)/python -m pytest tests/train/test_torture.py --torture -s
+	$(BIN)/python -m pytest tests/train/test_torture.py tests/train/test_machines.py --torture -s
 
 lint: $(DEV_INSTALLED)
 	$(BIN)/ruff check .

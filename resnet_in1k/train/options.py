@@ -39,7 +39,7 @@ class TrainOptions:
     compress_gradients: bool = False
     """With several processes, send gradients as bf16: half the bytes, and sums of 8 instead of 24 significant bits."""
     compile: bool = False
-    """Compile the model and, on a GPU, the augmentation by torch.compile: slower to start; not measured on a GPU yet."""
+    """Compile the model and, on a GPU, the augmentation by torch.compile: slower to start; not measured on GPUs yet."""
     cpu_threads: int | None = field(default=None, metadata=at_least(1))
     """Threads for computing on the CPU, per process; by default, if it trains, all physical cores, shared out."""
 

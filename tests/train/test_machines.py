@@ -34,16 +34,20 @@ def trained_by_four(image_folder: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def test_two_machines_are_one_of_four_processes(machines, image_folder: Path, tmp_path: Path, trained_by_four):
+@pytest.mark.parametrize(
+    "killed_at", [(6,), pytest.param((1, 3, 4, 5, 7), marks=pytest.mark.torture)], ids=["once", "five_times"]
+)
+def test_two_machines_are_one_of_four_processes(machines, image_folder, tmp_path: Path, trained_by_four, killed_at):
     """And one of them may be killed on the way, with all its processes, if both are started again."""
     folder = RunFolder(tmp_path / "run")
-    for kill in (True, False):
-        processes = [machine.start(image_folder, folder.path, "--resume") for machine in machines]
-        if kill:
-            kill_at(processes[0], "step 6/8", processes[1])
+    every = ("--checkpoint-every", 2 if len(killed_at) > 1 else 1000)
+    for step in (*killed_at, None):
+        processes = [machine.start(image_folder, folder.path, "--resume", *every) for machine in machines]
+        if step:
+            kill_at(processes[0], f"step {step}/8", processes[1])
         outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "resuming after step 4" in outputs[0][0]
+    assert f"resuming after step {6 if len(killed_at) > 1 else 4}" in outputs[0][0]
     assert outputs[0][0].count(" loader worker each; ") == 2  # each machine's cores and memory
     assert outputs[1][0] == ""
     assert_same_end(folder, trained_by_four)
@@ -68,7 +72,10 @@ def kill_machine(launcher: subprocess.Popen) -> None:
 
 @pytest.mark.parametrize(
     ("unshared", "message"),
-    [("images", " sees other data than {}: "), ("run", " does not see the run folder run of {};")],
+    [
+        ("images", " sees other data than {}: "),
+        pytest.param("run", " does not see the run folder run of {};", marks=pytest.mark.torture),
+    ],
 )
 def test_machine_without_the_shared_folders_is_refused(machines, image_folder: Path, tmp_path, unshared, message):
     """Both are started by the same command, with paths relative to folders that are not the same."""
