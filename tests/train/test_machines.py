@@ -95,6 +95,45 @@ def test_machine_without_the_shared_folders_is_refused(machines, image_folder: P
     assert "step 1/8" not in outputs[0][0]
 
 
+UNLIKE = {
+    "clock": (
+        "import time; now = time.time; time.time = lambda: now() + 3665",
+        "the clocks of {1} and {0} differ by 1 h 1 min",
+    ),
+    "versions": (
+        "from importlib import metadata; whole = metadata.version\n"
+        "metadata.version = lambda name: '9.9' if name == 'torchvision' else whole(name)",
+        "process 2 on {1} differs from process 0 on {0}: version of torchvision is 9.9 there",
+    ),
+    "memory": (
+        "import psutil; whole = psutil.virtual_memory\n"
+        "psutil.virtual_memory = lambda: whole()._replace(available=10**6)",
+        "{1}: too little for 1 loader worker: ",
+    ),
+    "commit": ("", "process 2 on {1} differs from process 0 on {0}: commit is "),
+}
+"""What the second machine's Python does first, and what all say of it."""
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("what", UNLIKE)
+def test_machine_that_is_not_like_the_first_is_refused(machines, image_folder: Path, tmp_path: Path, what: str):
+    code, message = UNLIKE[what]
+    (tmp_path / "sitecustomize.py").write_text(code)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    if what == "commit":
+        subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+        environment = {"GIT_DIR": str(tmp_path / ".git")}
+    processes = [
+        machine.start(image_folder, tmp_path / "run", env=environment if machine.rank else None) for machine in machines
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert all(process.returncode != 0 for process in processes)
+    for _, errors in outputs:
+        assert errors.count("error: " + message.format(*(machine.name for machine in machines))) == 1, errors
+    assert "step 1/8" not in outputs[0][0]
+
+
 def test_lost_machine_ends_in_a_smaller_run(image_folder: Path, tmp_path: Path):
     """torchrun --nnodes 1:2 --max-restarts: the machine that is left goes on alone, with the same global batches."""
     folder, port = RunFolder(tmp_path / "run"), free_port()
