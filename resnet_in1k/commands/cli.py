@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from resnet_in1k.core.errors import Preempted, ProcessError, UserError
+from resnet_in1k.core.text import printable
 
 T = TypeVar("T")
 
@@ -99,7 +100,8 @@ def _speaks_for_its_machine() -> bool:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    # A message may quote a file from elsewhere.
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _one_line(boxed: str) -> str:

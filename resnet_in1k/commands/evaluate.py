@@ -14,6 +14,7 @@ from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.imagenet import human_names
 from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.ranges import above, at_least, check_options
+from resnet_in1k.core.text import printable
 from resnet_in1k.data.source import Source, Split
 from resnet_in1k.data.sources import check_same_classes, open_source
 from resnet_in1k.data.workers import worker_deaths_explained
@@ -135,6 +136,7 @@ CONDITIONS = ("split", "num_images", "num_classes", "image_size", "resize_size")
 def compare(result: dict[str, Any], recorded: dict[str, Any]) -> str:
     """Whether numbers published or kept beside the weights were reproduced, in words."""
     known = {name: recorded.get(name) for name in CONDITIONS} | {"data": Path(str(recorded.get("data"))).name}
+    known = {name: printable(value) if isinstance(value, str) else value for name, value in known.items()}
     now = {name: result[name] for name in CONDITIONS} | {"data": Path(result["data"]).name}
     if different := [f"{name} {known[name]} there, {now[name]} here" for name in known if known[name] != now[name]]:
         return f"not comparable to the recorded eval.json: {'; '.join(different)}"

@@ -13,6 +13,11 @@ def count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number:,} {noun}{plural if number != 1 else ''}"
 
 
+def printable(text: str) -> str:
+    """With escapes for control characters, by which a file from elsewhere could write anything to a terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
 def shorten(names: Sequence[str], at_most: int = 3) -> str:
     """The first few names, and how many more there are."""
     more = len(names) - at_most

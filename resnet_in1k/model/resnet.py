@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.model.hub_files import download
 from resnet_in1k.model.weights_file import load_strictly, read_weights, weights_file
 from resnet_in1k.recipes.recipe import Architecture
 
@@ -42,15 +43,24 @@ class ResNet(torchvision.models.ResNet, PyTorchModelHubMixin):
         self.architecture = architecture
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "ResNet":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **client_options: Any
+    ) -> "ResNet":
         """Weights from a run folder, a checkpoint folder, a file, or a repository on the Hub; strict; in eval mode.
 
+        Unlike the mixin's own, it never reads a pickle, and takes the architecture from the tensors.
+
+        Args:
+            revision: of a repository: branch, tag or commit.
+            client_options: `token`, `cache_dir` … of huggingface_hub's snapshot_download.
+
         Raises:
-            UserError: if a local path holds no weights of a ResNet.
+            UserError: if there are no weights of a ResNet, or the repository cannot be downloaded.
         """
-        if Path(pretrained_model_name_or_path).exists():
-            return load_model(Path(pretrained_model_name_or_path)).eval()
-        return super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
+        path = Path(pretrained_model_name_or_path)
+        if not path.exists():
+            path = download(str(pretrained_model_name_or_path), revision=revision, **client_options)
+        return load_model(path).eval()
 
 
 def load_model(checkpoint: Path) -> ResNet:

@@ -1,5 +1,6 @@
 """`--ckpt` to a weights file and what is known of it: in a run folder, in a file of its own, or on the Hub."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +8,19 @@ from typing import Any
 
 from resnet_in1k.core import files, imagenet
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import first_line
+from resnet_in1k.core.text import printable
 from resnet_in1k.data.crops import EvalPreprocessing
+from resnet_in1k.data.sources import SOURCES
+from resnet_in1k.model.hub_files import download
 from resnet_in1k.model.weights_file import WEIGHTS_NAME, weights_file
 from resnet_in1k.recipes.recipe import Interpolation, crop_ratio_for, resize_size_for
-from resnet_in1k.run.folder import EVALUATION_NAME, RECIPE_NAME, find_run
+from resnet_in1k.run.folder import EVALUATION_NAME, find_run
 from resnet_in1k.run.recipe_file import read_recipe
 
 CONFIG_NAME = "config.json"
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO = 224, 0.875
+MAX_IMAGE_SIZE, MIN_CROP_RATIO = 4096, 0.1
+"""An image of that size takes a gigabyte in a ResNet-50; a batch of them would take any machine's memory."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -36,6 +41,20 @@ class Weights:
     note: str
     """A warning for the user; "" for none."""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for values that no image can be prepared by: the files may come from anywhere."""
+        size, ratio, names = self.image_size, self.eval_crop_ratio, self.class_names
+        if type(size) is not int or not 1 <= size <= MAX_IMAGE_SIZE:
+            raise UserError(
+                f"beside {self.file}: image size {size!r}; must be a whole number from 1 to {MAX_IMAGE_SIZE}"
+            )
+        if type(ratio) not in (int, float) or not (math.isfinite(ratio) and MIN_CROP_RATIO <= ratio <= 1):
+            raise UserError(f"beside {self.file}: crop ratio {ratio!r}; must be a number from {MIN_CROP_RATIO} to 1")
+        if names is not None:
+            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                raise UserError(f"beside {self.file}: the class names are no list of texts")
+            object.__setattr__(self, "class_names", [printable(name) for name in names])
+
     def preprocessing(self, image_size: int | None = None, eval_crop_ratio: float | None = None) -> EvalPreprocessing:
         """As the weights were evaluated, except for what is given."""
         size = image_size or self.image_size
@@ -53,9 +72,9 @@ def find_weights(checkpoint: str | Path) -> Weights:
     Raises:
         UserError: if there are no weights, or what lies beside them cannot be read.
     """
-    path = Path(checkpoint)
+    path, is_downloaded = Path(checkpoint), False
     if not path.exists() and _is_repository(str(checkpoint)):
-        path = _download(str(checkpoint))
+        path, is_downloaded = download(str(checkpoint)), True
     file = weights_file(path)
     recorded = _read_json(file.parent / EVALUATION_NAME)
     note = ""
@@ -85,7 +104,9 @@ def find_weights(checkpoint: str | Path) -> Weights:
         if interpolation not in ("bilinear", "bicubic"):
             raise UserError(f"{file}: made for images resized by {interpolation} interpolation; use timm for it")
         source = facts["data"]["source"] if facts else None
-    except (KeyError, TypeError, IndexError) as error:
+        if is_downloaded and source not in SOURCES:  # a stranger's path says nothing here, and is not theirs to choose
+            source = None
+    except (KeyError, TypeError, IndexError, ArithmeticError) as error:
         raise UserError(f"the files beside {file} are incomplete ({type(error).__name__}: {error})") from None
     return Weights(
         file=file,
@@ -104,24 +125,6 @@ def _is_repository(checkpoint: str) -> bool:
     return bool(_REPOSITORY.fullmatch(checkpoint)) and not (
         Path(checkpoint).parent.exists() or Path(checkpoint).suffix in (".pth", ".pt", ".safetensors")
     )
-
-
-def _download(repository: str) -> Path:
-    """The repository's weights and records, in the client's cache; never a pickle.
-
-    Raises:
-        UserError: if there is no such repository, or it cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-
-    wanted = [WEIGHTS_NAME, CONFIG_NAME, EVALUATION_NAME, RECIPE_NAME]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
-    except Exception as error:  # the client's errors share no base class, and have many lines
-        raise UserError(
-            f"{repository} is no file or folder here, and no repository that could be downloaded "
-            f"({first_line(error.__cause__ or error)})"
-        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from resnet_in1k.core.text import count, duration, file_size, first_line, shorten
+from resnet_in1k.core.text import count, duration, file_size, first_line, printable, shorten
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,11 @@ def test_list_is_shortened_with_the_number_left_out():
 def test_error_is_its_first_line_or_its_class():
     assert first_line(ValueError("\n one\ntwo")) == "one"
     assert first_line(ValueError("")) == first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("ant, été, 蚂蚁", "ant, été, 蚂蚁"), ("\x1b[31mred\x07", "\\x1b[31mred\\x07"), ("a\nb\u202e", "a\\nb\\u202e")],
+)
+def test_control_characters_are_escaped(text: str, shown: str):
+    assert printable(text) == shown

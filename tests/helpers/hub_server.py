@@ -405,9 +405,12 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("GET", f"{MODEL}/tree/{REVISION}")
     def tree(self, name: str, revision: str) -> Response:
-        if self.query["recursive"] != ["true"]:
-            raise ErrorResponse(501, "this fake lists only all files at once")
-        return Response([blob.entry(path) for path, blob in self.readable(name).head(revision).blobs.items()])
+        blobs = self.readable(name).head(revision).blobs
+        folders = [] if self.query["recursive"] == ["true"] else {path.split("/")[0] for path in blobs if "/" in path}
+        files = [blob.entry(path) for path, blob in blobs.items() if not ("/" in path and folders)]
+        return Response(
+            [*files, *({"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in folders)]
+        )
 
     @route("GET", f"{MODEL}/refs")
     def refs(self, name: str) -> Response:

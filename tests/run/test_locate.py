@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.files import sha256_of
 from resnet_in1k.data.crops import EvalPreprocessing
+from resnet_in1k.model import hub_files
 from resnet_in1k.model.weights_file import save_weights
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run.folder import RunFolder
@@ -112,17 +114,85 @@ def test_an_evaluation_that_lacks_its_preprocessing_is_an_error(weights: Path):
         find_weights(weights)
 
 
-def test_a_repository_is_downloaded_without_pickles(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    asked = []
+@pytest.fixture
+def hub(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
+    """Serves the weights' folder as someone/resnet50; what was asked of it."""
+    asked: list[tuple] = []
 
-    def download(repository: str, allow_patterns: list[str]) -> str:
-        asked.append((repository, *allow_patterns))
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str], **_: object) -> str:
+        asked.append((repository, revision, *allow_patterns))
         return str(weights.parent)
+
+    def tree(*_: object, **__: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(path=path.name, size=path.stat().st_size) for path in weights.parent.iterdir()]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", tree)
+    return asked
+
+
+def test_a_repository_is_downloaded_without_pickles(weights: Path, hub: list[tuple]):
     assert find_weights("someone/resnet50").file == weights
-    assert asked == [("someone/resnet50", "model.safetensors", "config.json", "eval.json", "recipe.json")]
+    assert hub == [("someone/resnet50", None, "model.safetensors", "config.json", "eval.json", "recipe.json")]
+
+
+def test_files_that_are_too_large_are_not_downloaded(weights: Path, hub: list[tuple], monkeypatch):
+    monkeypatch.setitem(hub_files.MAX_BYTES, "model.safetensors", 20)
+    with pytest.raises(UserError, match=r"someone/resnet50: model\.safetensors has \d+ B, more than the 20 B"):
+        find_weights("someone/resnet50")
+    assert hub == []
+
+
+@pytest.mark.parametrize(("source", "known"), [("/etc/secrets", None), ("data/imagenet", None), ("digits", "digits")])
+def test_a_stranger_does_not_choose_a_path(weights: Path, tiny: Recipe, hub: list[tuple], source: str, known):
+    """Only what comes with this project is taken from a downloaded recipe.json."""
+    data = {"source": source, "class_names": ["a", "b"]}
+    write_recipe(RunFolder(weights.parent), "tiny", tiny, data, {})
+    assert find_weights("someone/resnet50").data == known
+    assert find_weights(weights.parent).data == source
+
+
+@pytest.mark.parametrize("size", [0, -224, 10**9, True, "224", 224.0, None, [224]])
+def test_sizes_that_no_image_can_have_are_refused(weights: Path, size: object):
+    publish_config(weights, input_size=[3, size, size])
+    with pytest.raises(UserError, match=r"model\.safetensors: image size .*; must be a whole number from 1 to 4096"):
+        find_weights(weights)
+    record_evaluation(weights, image_size=size)
+    with pytest.raises(UserError):
+        find_weights(weights)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 1e-9, 1.5, "0.9", True, None])
+def test_crop_ratios_that_no_image_can_have_are_refused(weights: Path, ratio: object):
+    publish_config(weights, crop_pct=ratio)
+    with pytest.raises(UserError, match=r"model\.safetensors: crop ratio .*; must be a number from 0\.1 to 1"):
+        find_weights(weights)
+
+
+@pytest.mark.parametrize("resize_size", [0, 10**9, "73", None, True])
+def test_a_resize_size_that_no_image_can_have_is_refused(weights: Path, resize_size: object):
+    record_evaluation(weights, resize_size=resize_size)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        find_weights(weights)
+
+
+def test_class_names_cannot_write_to_the_terminal(weights: Path):
+    record_evaluation(weights, class_names=["\x1b[2Jant", "bee\r\n"])
+    assert find_weights(weights).class_names == ["\\x1b[2Jant", "bee\\r\\n"]
+    for names in ("ant", [1, 2], {"a": 1}):
+        record_evaluation(weights, class_names=names)
+        with pytest.raises(UserError, match="the class names are no list of texts"):
+            find_weights(weights)
+
+
+def test_json_that_is_nested_too_deeply_is_like_none(weights: Path):
+    for name in ("config.json", "eval.json"):
+        (weights.parent / name).write_text('{"a":' + "[" * 100_000)
+    assert find_weights(weights).image_size == 224
+    (weights.parent / "recipe.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"recipe\.json cannot be read .*nested too deeply"):
+        find_weights(weights)
 
 
 def test_a_repository_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -131,6 +201,7 @@ def test_a_repository_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", fail)
     with pytest.raises(UserError, match=r"someone/resnet50 is no file or folder here, .* \(404 Client Error\)$"):
         find_weights("someone/resnet50")
 
