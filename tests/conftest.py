@@ -41,10 +41,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    torture = metafunc.config.getoption("--torture")
-    for name, num_short, num_long in [("torture_number", 1, 25), ("torture_number_of_two", 1, 5)]:
+    for name, num_short, num_long in [("torture_number", 1, 25), ("torture_number_of_two", 0, 5)]:
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, range(num_long if torture else num_short))
+            metafunc.parametrize(
+                name,
+                [pytest.param(each, marks=[pytest.mark.torture] * (each >= num_short)) for each in range(num_long)],
+            )
 
 
 @pytest.fixture(scope="session")

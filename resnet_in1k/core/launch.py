@@ -209,15 +209,16 @@ class Launch:
             now_seconds = time.monotonic()
             if now_seconds - failure_seconds > FAILURE_POLL_SECONDS:
                 failure_seconds = now_seconds
-                self._stop_after_failure(waits_for)
+                self._stop_after_failure(key, waits_for)
             if now_seconds - start_seconds > report_seconds:
                 report_seconds *= 2
                 waited = duration(now_seconds - start_seconds)
                 print(f"process {self.rank} on {self.machine} waits for {waits_for}: {waited}", file=sys.stderr)
         return self._store.get(key)
 
-    def _stop_after_failure(self, waits_for: str) -> None:
-        if self._store.check(["failed"]):
+    def _stop_after_failure(self, key: str, waits_for: str) -> None:
+        # A process that fails may have given its value before: then all go on alike.
+        if self._store.check(["failed"]) and not self._store.check([key]):
             raise ProcessError(f"stopped, as {self._store.get('failed').decode()}")
         if launcher_has_ended():
             raise ProcessError(f"stopped while waiting for {waits_for}: the launcher has ended")

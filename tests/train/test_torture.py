@@ -1,6 +1,7 @@
 """Killed at any moment and resumed, a run ends as if never interrupted; also when stopped by signals.
 
-The suite runs a few cases; `make torture` all of them, and prints where each kill fell.
+The suite runs a few cases, and kills one of two machines in test_machines.py; `make torture` runs all of them, and
+prints where each kill fell.
 """
 
 import random
