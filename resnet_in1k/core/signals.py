@@ -6,6 +6,7 @@ import threading
 import time
 from types import FrameType
 
+from resnet_in1k.core.console import in_notebook
 from resnet_in1k.core.launch import Launch, launcher_has_ended
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -23,6 +24,7 @@ class StopSignals:
     A handler may do next to nothing, and it runs only in the process that got the signal. So it stores the number, and
     `agreed` compares all processes' numbers, without a collective: no process stops where another goes on to wait for
     it. Python runs no handler while this process is blocked in a collective, so a thread watches for the second signal.
+    In a notebook, whose kernel must live on, the second one raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         received, self._wakeup_fd = os.pipe()
         os.set_blocking(self._wakeup_fd, False)
-        threading.Thread(target=_exit_at_second_signal, args=(received,), daemon=True).start()
+        watch = _discard if in_notebook() else _exit_at_second_signal
+        threading.Thread(target=watch, args=(received,), daemon=True).start()
         self._previous_wakeup_fd = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
         self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
@@ -49,6 +52,8 @@ class StopSignals:
         self._launch = launch
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and in_notebook():
+            raise KeyboardInterrupt
         self._signal = self._signal or number
 
     def agreed(self, count: int) -> str:
@@ -64,6 +69,11 @@ def _name(number: int) -> str:
     if number == LAUNCHER_ENDED:
         return "the end of its launcher"
     return signal.Signals(number).name if number else ""
+
+
+def _discard(received: int) -> None:
+    with open(received, "rb") as numbers:
+        numbers.read()
 
 
 def _exit_at_second_signal(received: int) -> None:

@@ -10,16 +10,19 @@ from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.run.provenance import provenance
 from resnet_in1k.run.recipe_file import FORMAT_VERSION, read_recipe
 
-SAME_BITS = ("world_size", "gradient_accumulation_steps", "hardware", "cpu_threads")
+SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", "hardware", "cpu_threads")
 """What must stay as it was for a resumed run to end with the same bits."""
 
 
-def run_facts(schedule: Schedule, mixed_precision: str, hardware: str, cpu_threads: int) -> dict[str, Any]:
+def run_facts(
+    schedule: Schedule, mixed_precision: str, hardware: str, cpu_threads: int, compress_gradients: bool
+) -> dict[str, Any]:
     """What this process runs on, for recipe.json."""
     return {
         "world_size": schedule.num_processes,
         "gradient_accumulation_steps": schedule.gradient_accumulation_steps,
         "mixed_precision": mixed_precision,
+        "compress_gradients": compress_gradients,
         "hardware": hardware,
         "cpu_threads": cpu_threads,
         **provenance(),
@@ -64,7 +67,8 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts:
             "resume with those it was started with, or choose another --output-dir"
         )
     before = [written, *written.get("resumed", [])][-1]
-    changed = [f"{name} {before.get(name)} → {facts[name]}" for name in SAME_BITS if before.get(name) != facts[name]]
+    was = {name: before.get(name, facts[name]) for name in SAME_BITS}
+    changed = [f"{name} {was[name]} → {facts[name]}" for name in SAME_BITS if was[name] != facts[name]]
     if not changed:
         return ""
     return (

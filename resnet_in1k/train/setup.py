@@ -93,7 +93,9 @@ class Run:
         self.state = TrainState(recipe_sha256=recipe.fingerprint())
         self.data = describe_data(self.train_source, self.val_source)
         hardware = devices.hardware_name(self.device)
-        self.facts = run_facts(self.schedule, self.accelerator.mixed_precision, hardware, self.cpu_threads)
+        self.facts = run_facts(
+            self.schedule, self.accelerator.mixed_precision, hardware, self.cpu_threads, options.compress_gradients
+        )
 
     @property
     def groups(self) -> dict[str, TensorGroup]:

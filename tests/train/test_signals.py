@@ -11,6 +11,7 @@ import pytest
 from helpers.processes import ROOT, TWO_PROCESSES, assert_same_end, at, rank_of, start
 from helpers.training import run
 
+from resnet_in1k.core import signals
 from resnet_in1k.core.errors import Preempted
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_train_and_val
@@ -75,6 +76,16 @@ with signals.StopSignals():
         assert process.wait(10) == 128 + signal.SIGINT
     finally:
         process.kill()
+
+
+def test_second_signal_in_a_notebook_interrupts_the_cell(monkeypatch: pytest.MonkeyPatch):
+    """To end the process would end the kernel, with all that is in its memory."""
+    monkeypatch.setattr(signals, "in_notebook", lambda: True)
+    with signals.StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed(0) == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_run_whose_launcher_is_killed_saves_and_ends(image_folder: Path, tmp_path: Path, trained_by_one: RunFolder):
