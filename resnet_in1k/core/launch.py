@@ -35,6 +35,7 @@ REPORT_SECONDS = 60.0
 """A process that has waited so long says so, and again after twice that time, and so on."""
 CONNECT_SECONDS = 1800.0
 """Machines of one job may start many minutes apart."""
+PART_BYTES = 4 << 20
 LEAVE_SECONDS = 5.0
 """How long process 0, which may serve the store, waits at its end for the others to have read it."""
 
@@ -189,15 +190,21 @@ class Launch:
         """By the last of those who read them."""
         counter = f"{self._calls}/read"
         if self._store.add(counter, 1) == num_readers:
-            for key in [*keys, counter]:
+            parts = [part for key in keys for part in _parts(key, int(self._store.get(key)))]
+            for key in [*parts, *keys, counter]:
                 self._store.delete_key(key)
 
     def _put(self, key: str, value: Any) -> None:
-        # The paths of a million images are 50 MB, and 5 MB compressed.
-        self._store.set(key, zlib.compress(pickle.dumps(value), level=1))
+        # The paths of ImageNet's images are 59 MB, compressed 16; the store takes no value of over 8.
+        data = zlib.compress(pickle.dumps(value), level=1)
+        parts = _parts(key, num_parts=-(-len(data) // PART_BYTES))
+        for number, part in enumerate(parts):
+            self._store.set(part, data[number * PART_BYTES : (number + 1) * PART_BYTES])
+        self._store.set(key, str(len(parts)))  # last: then all parts are there
 
     def _take(self, key: str, waits_for: str) -> Any:
-        return pickle.loads(zlib.decompress(self._bytes(key, waits_for)))
+        num_parts = int(self._bytes(key, waits_for))
+        return pickle.loads(zlib.decompress(b"".join(self._store.get(part) for part in _parts(key, num_parts))))
 
     def _bytes(self, key: str, waits_for: str) -> bytes:
         # Not by a get that waits: it would print a warning of torch's at each time-out, and let no signal through.
@@ -238,6 +245,10 @@ class launcher_watched:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
+
+
+def _parts(key: str, num_parts: int) -> list[str]:
+    return [f"{key}/part/{number}" for number in range(num_parts)]
 
 
 def _connect_store() -> Store:

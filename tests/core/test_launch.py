@@ -1,3 +1,4 @@
+import random
 import subprocess
 import sys
 import threading
@@ -22,10 +23,12 @@ def test_process_alone_needs_no_store():
 def test_value_of_the_main_process_reaches_all():
     made = []
 
-    def body(launch: Launch) -> list[object]:
-        return [launch.from_main_process(lambda: made.append(launch.rank) or [launch.rank, b"x" * 10**6], "makes it")]
+    large = random.Random(0).randbytes(20 << 20)  # as the paths of two million images
 
-    assert run_launch(body, body, body) == [[[0, b"x" * 10**6]]] * 3
+    def body(launch: Launch) -> list[object]:
+        return launch.from_main_process(lambda: made.append(launch.rank) or [launch.rank, large], "makes it")
+
+    assert run_launch(body, body, body) == [[0, large]] * 3
     assert made == [0]
 
 
