@@ -26,6 +26,8 @@ class RunFolder:
         self.bad_val_images = path / "bad_val_images.txt"
         self.nonfinite_batch = path / "nonfinite_batch.txt"
         self.evaluation = path / EVALUATION_NAME
+        self.tracker = path / "tracker.json"
+        """Where --report-to goes on when the run is resumed."""
         self.curves = path / "curves"
         """Without its suffix: there is an .svg and a .png."""
 

@@ -161,7 +161,8 @@ def start_or_resume(run: Run) -> None:
             "machines share and can read"
         )
     if run.options.report_to:
-        run.log.trackers.start(run.folder.path.name, dataclasses.asdict(run.recipe))
+        project, config = run.folder.path.name, dataclasses.asdict(run.recipe)
+        run.log.trackers.start(run.launch, run.folder.tracker, project, config, first_step=run.state.step + 1)
     run.writer.start(
         run.state,
         run.recipe_name,

@@ -391,15 +391,18 @@ def test_compiling_changes_neither_losses_nor_keys(tiny, image_folder, finished,
 
 
 def test_tracker_gets_the_records(tiny: Recipe, image_folder: Path, tmp_path: Path):
-    """Read back by TensorBoard's own reader."""
+    """Read back by TensorBoard's own reader; of a run resumed after step 3, though it had come to 4, each step once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", report_to="tensorboard")
-    (events,) = [path for path in folder.path.rglob("events.out.tfevents.*") if path.parent.name == "run"]
-    reader = EventAccumulator(str(events)).Reload()
+    how = {"report_to": "tensorboard", "checkpoint_every": 3}
+    folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", **how)
+    shutil.rmtree(folder.checkpoints / "step_00000004")
+    run(replace(tiny, epochs=1), image_folder, folder.path, resume=True, **how)
+    reader = EventAccumulator(str(folder.path / "run")).Reload()
     assert [event.step for event in reader.Scalars("loss")] == [1, 2, 3, 4]
     assert [event.value for event in reader.Scalars("loss")] == pytest.approx(losses(folder), rel=1e-6)
     assert len(reader.Scalars("top1_accuracy")) == 1
+    assert json.loads(folder.tracker.read_text()).keys() == {"tensorboard"}
 
 
 @pytest.mark.parametrize(

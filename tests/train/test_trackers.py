@@ -1,0 +1,196 @@
+"""A run that is resumed after step 4 of 6 goes on in its tracker's run, and no value is lost."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from accelerate.utils import LoggerType
+from helpers.threads import run_launch, this_rank
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.launch import Launch
+from resnet_in1k.train.trackers import Trackers
+
+CONFIG = {"model": "resnet18", "lr": 0.1}
+
+
+def start(name: str, run: Path, first_step: int = 1, launch: Launch | None = None) -> Trackers:
+    """As training does: in a process of its own, so with an accelerator of its own."""
+    run.mkdir(exist_ok=True, parents=True)
+    trackers = Trackers(Accelerator(cpu=True, log_with=name, project_dir=run), pytest.fail)
+    trackers.start(launch or Launch(), run / "tracker.json", run.name, CONFIG, first_step)
+    return trackers
+
+
+def train_until_killed_and_resume(name: str, run: Path) -> None:
+    """Steps 1 to 6 with losses 101 to 106; then, in a folder that was renamed, 5 to 8 with losses 205 to 208."""
+    for first_step, last_step, loss in [(1, 6, 100), (5, 8, 200)]:
+        trackers = start(name, run, first_step)
+        for step in range(first_step, last_step + 1):
+            trackers.log({"kind": "train", "epoch": 1, "step": step, "loss": float(loss + step)})
+        trackers.log({"kind": "epoch", "epoch": 1, "step": last_step, "top1_accuracy": loss / 1000})
+        if last_step == 8:
+            trackers.finish()
+
+
+RESUMED = {1: 101.0, 2: 102.0, 3: 103.0, 4: 104.0, 5: 205.0, 6: 206.0, 7: 207.0, 8: 208.0}
+
+
+def known_run(run: Path, name: str) -> dict[str, str]:
+    return json.loads((run / "tracker.json").read_text())[name]
+
+
+def test_tensorboard_shows_one_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By its own reader: what was taken back is hidden, and the settings are there once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
+
+    # Files are read in the order of their names: by second, process and this number, 9 after 10.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+    train_until_killed_and_resume("tensorboard", tmp_path / "mine")
+    folder = tmp_path / "mine/mine"
+    reader = EventAccumulator(str(folder)).Reload()
+    assert {event.step: event.value for event in reader.Scalars("loss")} == RESUMED
+    assert len(reader.Scalars("loss")) == 8
+    assert [(event.step, event.value) for event in reader.Scalars("top1_accuracy")] == [(8, pytest.approx(0.2))]
+    assert len(list(folder.rglob("hparams.yml"))) == 1
+    assert known_run(tmp_path / "mine", "tensorboard")["project"] == "mine"
+
+
+def test_a_renamed_run_goes_on_where_it_was(tmp_path: Path):
+    start("tensorboard", tmp_path / "old").finish()
+    (tmp_path / "old").rename(tmp_path / "new")
+    start("tensorboard", tmp_path / "new").finish()
+    assert len(list((tmp_path / "new/old").glob("events.*"))) == 2
+    assert not (tmp_path / "new/new").exists()
+
+
+def test_trackio_has_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In its own database; what was taken back stays beside what replaced it."""
+    storage = pytest.importorskip("trackio.sqlite_storage")
+    for module in [module for name, module in sys.modules.items() if name.startswith("trackio")]:
+        if hasattr(module, "TRACKIO_DIR"):
+            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+    train_until_killed_and_resume("trackio", tmp_path / "mine")
+    (record,) = storage.SQLiteStorage.get_run_records("mine")
+    assert record["name"] == known_run(tmp_path / "mine", "trackio")["id"]
+    rows = storage.SQLiteStorage.get_logs("mine", record["name"])
+    logged = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    assert dict(logged) == RESUMED
+    assert len(logged) == 6 + 4
+
+
+class FakeWandb(ModuleType):
+    """As much of wandb as Accelerate calls: it drops the values of a step that goes back, as the real one does."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.runs: dict[str, SimpleNamespace] = {}
+        self.config = SimpleNamespace(update=self._update_config)
+
+    def init(self, project: str, id: str, resume: str) -> SimpleNamespace:
+        assert resume == "allow"
+        run = self.runs.setdefault(id, SimpleNamespace(project=project, config={}, rows=[], step=0, x_axes={}))
+
+        def log(values: dict[str, Any], step: int | None = None) -> None:
+            if step is None or step >= run.step:
+                run.rows.append(values)
+                run.step = (run.step if step is None else step) + 1
+
+        run.log, run.finish = log, lambda: None
+        run.define_metric = lambda name, step_metric: run.x_axes.update({name: step_metric})
+        self._current = run
+        return run
+
+    def _update_config(self, values: dict[str, Any], allow_val_change: bool) -> None:
+        self._current.config.update(values)
+
+
+def test_wandb_gets_all_values_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Though the steps go back; the step is a value, and the x axis of the others."""
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
+    train_until_killed_and_resume("wandb", tmp_path / "mine")
+    ((run_id, run),) = wandb.runs.items()
+    assert {"project": run.project, "id": run_id} == known_run(tmp_path / "mine", "wandb")
+    assert (run.project, run.config, run.x_axes) == ("mine", CONFIG, {"*": "step"})
+    logged = [(row["step"], row["loss"]) for row in run.rows if "loss" in row]
+    assert dict(logged) == RESUMED
+    assert len(logged) == 6 + 4
+    assert [row["top1_accuracy"] for row in run.rows if "top1_accuracy" in row] == [0.1, 0.2]
+
+
+def test_two_runs_of_the_same_name_are_two(tmp_path: Path):
+    for place in ("a", "b"):
+        start("tensorboard", tmp_path / place / "run").finish()
+    ids = {known_run(tmp_path / place / "run", "tensorboard")["id"] for place in ("a", "b")}
+    assert len(ids) == 2
+
+
+def test_another_tracker_is_added_to_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "tracker.json"
+    file.write_text(json.dumps({"wandb": {"project": "mine", "id": "1"}}))
+    start("tensorboard", tmp_path).finish()
+    runs = json.loads(file.read_text())
+    assert runs.keys() == {"wandb", "tensorboard"}
+    assert runs["wandb"] == {"project": "mine", "id": "1"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"tensorboard": {}}', '{"tensorboard": 3}', "[" * 100_000])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str):
+    (tmp_path / "tracker.json").write_text(text)
+    words = "tracker.json does not name the tracker's run .*; remove it to begin a new one$"
+    with pytest.raises(UserError, match=words) as error:
+        start("tensorboard", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_the_tracker_refuses_can_be_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As one that was deleted on its server."""
+    start("tensorboard", tmp_path).finish()
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("run was deleted\nat noon")
+
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.start", refused)
+    words = r"cannot be started \(run was deleted\); fix that, or leave it out, or remove .*tracker.json to begin a new"
+    with pytest.raises(UserError, match=words):
+        start("tensorboard", tmp_path)
+
+
+def test_the_main_process_alone_starts_it_and_writes_the_file(tmp_path: Path):
+    started = []
+    accelerator = SimpleNamespace(
+        log_with=[LoggerType.TENSORBOARD], trackers=[], init_trackers=lambda *_: started.append(this_rank())
+    )
+
+    def body(launch: Launch) -> None:
+        # Folders of their own, to see who writes.
+        file = tmp_path / str(launch.rank) / "tracker.json"
+        file.parent.mkdir()
+        Trackers(accelerator, pytest.fail).start(launch, file, "mine", CONFIG, first_step=1)
+
+    assert run_launch(body, body) == [None, None]
+    assert started == [0]
+    assert (tmp_path / "0/tracker.json").exists()
+    assert not (tmp_path / "1/tracker.json").exists()
+
+
+def test_a_failure_stops_all_processes(tmp_path: Path):
+    def refused(*_: object) -> None:
+        raise RuntimeError("no login")
+
+    accelerator = SimpleNamespace(log_with=[LoggerType.TENSORBOARD], trackers=[], init_trackers=refused)
+
+    def body(launch: Launch) -> None:
+        Trackers(accelerator, pytest.fail).start(launch, tmp_path / "tracker.json", "mine", CONFIG, first_step=1)
+
+    for error in run_launch(body, body):
+        assert isinstance(error, UserError)
+        assert "cannot be started (no login); fix that, or leave it out" in str(error)
+    assert not (tmp_path / "tracker.json").exists()
