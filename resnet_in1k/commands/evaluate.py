@@ -104,8 +104,9 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
 
 def check_classes(weights: Weights, model: ResNet, source: Source, checkpoint: str) -> None:
     """Raises UserError if the weights are of other classes than the data."""
-    if weights.class_names not in (None, list(source.class_names), human_names(source.class_names)):
-        check_same_classes(weights.class_names, "the run", source.class_names, source.name, where=checkpoint)
+    class_names = [printable(name) for name in source.class_names]  # as those of the weights
+    if weights.class_names not in (None, class_names, human_names(class_names)):
+        check_same_classes(weights.class_names, "the run", class_names, source.name, where=checkpoint)
     if len(source.class_names) != model.fc.out_features:
         raise UserError(
             f"{weights.file} has {model.fc.out_features} classes, but {source.name} has {len(source.class_names)}: "

@@ -36,5 +36,6 @@ def image_grid(images: "Sequence[np.ndarray]", captions: Sequence[str], title: s
         axes.set_axis_off()
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image, interpolation="nearest" if len(image) < 100 else "antialiased")
-        axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=8)
+        # Class names from anywhere: text between two $ would be parsed as a formula.
+        axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
     return figure

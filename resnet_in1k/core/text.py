@@ -1,5 +1,6 @@
 """Numbers, lists and errors as short text."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -14,8 +15,15 @@ def count(number: int, noun: str, plural: str = "s") -> str:
 
 
 def printable(text: str) -> str:
-    """With escapes for control characters, by which a file from elsewhere could write anything to a terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+    """With escapes for control characters, by which a file from elsewhere could write anything to a terminal.
+
+    Joiners, spaces of all kinds and characters newer than this Python stay: names are made of them.
+    """
+    return _CONTROL.sub(lambda each: each[0].encode("unicode_escape").decode("ascii"), text)
+
+
+# C0, DEL and C1; line and paragraph separators; marks that reorder what is beside them; halves of characters.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shorten(names: Sequence[str], at_most: int = 3) -> str:

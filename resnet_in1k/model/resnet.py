@@ -71,7 +71,10 @@ def load_model(checkpoint: Path) -> ResNet:
     """
     file = weights_file(checkpoint)
     state = read_weights(file)
-    model = ResNet(architecture_of(state, file), num_classes=len(state["fc.weight"]))
+    architecture, last_layer = architecture_of(state, file), state["fc.weight"]
+    if last_layer.numel() == 0 or last_layer.ndim == 0:  # of no size, it may claim any number of classes
+        raise UserError(f"{file}: its last layer, of shape {tuple(last_layer.shape)}, has no classes")
+    model = ResNet(architecture, num_classes=len(last_layer))
     load_strictly(model, state, file)
     return model
 

@@ -43,13 +43,14 @@ class Weights:
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no image can be prepared by: the files may come from anywhere."""
-        size, ratio, names = self.image_size, self.eval_crop_ratio, self.class_names
-        if type(size) is not int or not 1 <= size <= MAX_IMAGE_SIZE:
+        ratio, names = self.eval_crop_ratio, self.class_names
+        _check_size(self.image_size, "image size", MAX_IMAGE_SIZE, self.file)
+        if type(ratio) not in (int, float) or not MIN_CROP_RATIO <= ratio <= 1:
             raise UserError(
-                f"beside {self.file}: image size {size!r}; must be a whole number from 1 to {MAX_IMAGE_SIZE}"
+                f"beside {self.file}: crop ratio {ratio!r:.40}; must be a number from {MIN_CROP_RATIO} to 1"
             )
-        if type(ratio) not in (int, float) or not (math.isfinite(ratio) and MIN_CROP_RATIO <= ratio <= 1):
-            raise UserError(f"beside {self.file}: crop ratio {ratio!r}; must be a number from {MIN_CROP_RATIO} to 1")
+        if not isinstance(self.data, str | None):
+            raise UserError(f"beside {self.file}: the data are named by {self.data!r:.40}, which is no text")
         if names is not None:
             if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
                 raise UserError(f"beside {self.file}: the class names are no list of texts")
@@ -94,6 +95,9 @@ def find_weights(checkpoint: str | Path) -> Weights:
         crop_ratio = settings.get("crop_pct", crop_ratio)
         if recorded is not None:
             image_size, interpolation = recorded["image_size"], recorded.get("interpolation", "bilinear")
+            # Checked before it computes: it would count for years to a size between two whole numbers.
+            _check_size(image_size, "image size", MAX_IMAGE_SIZE, file)
+            _check_size(recorded["resize_size"], "resize size", math.ceil(MAX_IMAGE_SIZE / MIN_CROP_RATIO), file)
             crop_ratio = crop_ratio_for(image_size, recorded["resize_size"], crop_ratio)
         elif settings:
             image_size, interpolation = settings["input_size"][1], settings["interpolation"]
@@ -106,7 +110,7 @@ def find_weights(checkpoint: str | Path) -> Weights:
         source = facts["data"]["source"] if facts else None
         if is_downloaded and source not in SOURCES:  # a stranger's path says nothing here, and is not theirs to choose
             source = None
-    except (KeyError, TypeError, IndexError, ArithmeticError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise UserError(f"the files beside {file} are incomplete ({type(error).__name__}: {error})") from None
     return Weights(
         file=file,
@@ -118,6 +122,11 @@ def find_weights(checkpoint: str | Path) -> Weights:
         recorded_evaluation=recorded,
         note=note,
     )
+
+
+def _check_size(size: object, what: str, at_most: int, file: Path) -> None:
+    if type(size) is not int or not 1 <= size <= at_most:  # True is an int by inheritance
+        raise UserError(f"beside {file}: {what} {size!r:.40}; must be a whole number from 1 to {at_most}")
 
 
 def _is_repository(checkpoint: str) -> bool:

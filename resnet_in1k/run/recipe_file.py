@@ -63,5 +63,5 @@ def read_recipe(run: RunFolder, recipe_class: type[Recipe] = Recipe) -> tuple[Re
             return recipe_class(**fields), facts
         except UserError as error:  # a value that is out of its range
             raise UserError(f"{run.recipe}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{run.recipe} cannot be read as a run's recipe ({type(error).__name__}: {error})") from None

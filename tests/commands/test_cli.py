@@ -142,3 +142,14 @@ def test_output_that_nobody_reads_is_no_traceback():
     """`true` ends long before there is anything to read."""
     result = piped_to("true", "-c 'from resnet_in1k.commands import cli; cli.run_script(lambda: print(1))'")
     assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_an_error_cannot_write_to_the_terminal(capsys):
+    """It may quote a file from elsewhere, and stays one line."""
+
+    def fail() -> None:
+        raise UserError("field \x1b]0;title\x07 of\nmine")
+
+    with pytest.raises(SystemExit):
+        cli.run_script(fail)
+    assert capsys.readouterr().err == "error: field \\x1b]0;title\\x07 of\\nmine\n"

@@ -4,15 +4,18 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.images import write_image_folder
 
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
+from resnet_in1k.commands.evaluate import EvalOptions, check_classes, evaluate
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.files import sha256_of
 from resnet_in1k.data.crops import EvalPreprocessing
+from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.locate import Weights
 
 
 @pytest.fixture
@@ -115,3 +118,15 @@ def test_the_classes_of_the_run_must_be_those_of_the_data(evaluated: RunFolder, 
 def test_what_cannot_be_evaluated_is_named(weights: Path, options: dict, message: str):
     with pytest.raises(UserError, match=message):
         evaluate(EvalOptions(ckpt=str(weights), **options))
+
+
+def test_classes_of_unusual_names_are_those_of_their_own_run(tmp_path: Path):
+    """What cannot be printed is escaped where weights are found, and must be where it is compared."""
+    names = ["ant\x1b[2J", "anguila_\udcf1", "nörz"]
+    weights = Weights(Path("file"), names, None, 224, 0.875, "bilinear", None, "")
+    assert weights.class_names == ["ant\\x1b[2J", "anguila_\\udcf1", "nörz"]
+    source = SimpleNamespace(class_names=tuple(names), name="mine")
+    check_classes(weights, ResNet("resnet18", 3), source, "run")
+    source.class_names = ("ant", *names[1:])
+    with pytest.raises(UserError, match=r"only in the run: ant\\x1b\[2J; only in mine: ant;"):
+        check_classes(weights, ResNet("resnet18", 3), source, "run")

@@ -38,3 +38,10 @@ def test_images_are_in_rows_of_five_with_captions(num_images: int, rows: int, co
     assert [axes.images[0].get_array()[0, 0, 0] for axes in shown] == list(range(num_images))
     assert [axes.texts[0].get_text() for axes in shown] == [f"image {number}" for number in range(num_images)]
     assert not any(axes.axison for axes in figure.axes)  # no frames, not even of the empty places
+
+
+def test_captions_are_no_formulas(tmp_path: Path):
+    """A class may have any name."""
+    figure = image_grid([np.zeros((8, 8, 3), dtype=np.uint8)], ["$\\frac{$ 90 %"])
+    save_figure(figure, tmp_path / "one.svg")
+    assert figure.axes[0].texts[0].get_text() == "$\\frac{$ 90 %"

@@ -53,3 +53,12 @@ def test_tensor_of_another_shape_is_named(tmp_path: Path):
     save_weights(state, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"does not fit a ResNet: it has in another shape layer1\.0\.bn1\.weight$"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 512), (10**9, 0)])
+def test_a_last_layer_without_classes_is_refused(tmp_path: Path, shape: tuple):
+    """Of no bytes, it could claim a billion classes, and their memory."""
+    state = weights_to_save(ResNet("resnet18", num_classes=4))
+    save_weights({**state, "fc.weight": torch.zeros(shape)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model.safetensors: its last layer, of shape \(.*\), has no classes"):
+        load_model(tmp_path)

@@ -177,6 +177,49 @@ def test_a_resize_size_that_no_image_can_have_is_refused(weights: Path, resize_s
         find_weights(weights)
 
 
+@pytest.mark.parametrize(("image_size", "resize_size"), [(64, 73.5), (64, "1e999"), ("1e999", 73), (10**400, 73)])
+def test_a_recorded_evaluation_of_impossible_sizes_is_refused_at_once(weights: Path, image_size, resize_size):
+    """A resize size between two whole numbers would be searched for without end; 1e999 is infinite."""
+    record_evaluation(weights, image_size="IMAGE", resize_size="RESIZE")
+    text = (weights.parent / "eval.json").read_text()
+    text = text.replace('"IMAGE"', str(image_size)).replace('"RESIZE"', str(resize_size))
+    (weights.parent / "eval.json").write_text(text)
+    with pytest.raises(UserError, match=r"size \S{1,40}; must be a whole number from 1 to \d+$"):
+        find_weights(weights)
+
+
+def test_a_crop_ratio_that_no_float_can_hold_is_refused(weights: Path):
+    publish_config(weights, crop_pct=10**400)
+    with pytest.raises(UserError, match=r"crop ratio 10{39}; must be"):
+        find_weights(weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": []},
+        {"data": None},
+        {"data": {"class_names": ["a"]}},
+        {"data": {"source": ["a"], "class_names": ["a"]}},
+        {"data": {"source": 5, "class_names": ["a"]}},
+        {"recipe": {"lr": 10**400}},
+        {"recipe": {"image_size": 10**400}},
+        {"recipe": {"image_size": 32.5}},
+        {"recipe": {"eval_image_size": True}},
+        {"recipe": {"eval_crop_ratio": 1e-9}},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_a_recipe_of_wrong_types_or_sizes_is_one_line(weights: Path, tiny: Recipe, changes: dict):
+    write_run(weights, tiny)
+    whole = json.loads((weights.parent / "recipe.json").read_text())
+    recipe = {**whole["recipe"], **changes.get("recipe", {})}
+    (weights.parent / "recipe.json").write_text(json.dumps({**whole, **changes, "recipe": recipe}))
+    with pytest.raises(UserError, match=r"model\.safetensors|recipe\.json") as error:
+        find_weights(weights)
+    assert "\n" not in str(error.value)
+
+
 def test_class_names_cannot_write_to_the_terminal(weights: Path):
     record_evaluation(weights, class_names=["\x1b[2Jant", "bee\r\n"])
     assert find_weights(weights).class_names == ["\\x1b[2Jant", "bee\\r\\n"]

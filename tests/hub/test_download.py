@@ -1,0 +1,135 @@
+"""A stranger's repository, downloaded by the real client from a local Hub: only files that are read here, no pickle."""
+
+import json
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.hub_server import Blob, HubServer, Repo
+
+from resnet_in1k import ResNet
+from resnet_in1k.commands.evaluate import EvalOptions, evaluate
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.model import hub_files
+from resnet_in1k.model.weights_file import save_weights, weights_to_save
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.locate import find_weights
+from resnet_in1k.run.recipe_file import write_recipe
+
+REPO = "someone/resnet18"
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.mkdir, (self.path,)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Used by the client in this process, from a folder without files."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's attempts
+    with HubServer() as server:
+        server.patch_client(monkeypatch, tmp_path / "home")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    file = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_weights(weights_to_save(ResNet("resnet18", num_classes=2)), file)
+    return file.read_bytes()
+
+
+def publish(hub: HubServer, files: dict[str, bytes]) -> None:
+    repo = hub.repos.setdefault(REPO, Repo(private=False))
+    blobs = {name: Blob(data, lfs=name.endswith((".safetensors", ".bin"))) for name, data in files.items()}
+    repo.add("main", "weights", {**repo.head("main").blobs, **blobs})
+
+
+def downloaded(hub: HubServer) -> set[str]:
+    """The files whose content was asked for."""
+    return {request.path.rpartition("/")[2] for request in hub.requests if "/resolve/" in request.path}
+
+
+def test_only_the_files_that_are_read_are_downloaded(hub: HubServer, weights: bytes, tmp_path: Path):
+    bomb = pickle.dumps(Bomb(tmp_path / "boom"))
+    names = ["pytorch_model.bin", "model.safetensors.index.json", "config.json.bak", "old/config.json", "setup.py"]
+    publish(hub, {"model.safetensors": weights, "config.json": b"{}", **dict.fromkeys(names, bomb)})
+    assert find_weights(REPO).file.read_bytes() == weights
+    assert not ResNet.from_pretrained(REPO).training
+    assert downloaded(hub) == {"model.safetensors", "config.json"}
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_repository_of_a_pickle_alone_has_no_weights(hub: HubServer, tmp_path: Path):
+    publish(hub, {"pytorch_model.bin": pickle.dumps(Bomb(tmp_path / "boom")), "config.json": b"{}"})
+    for load in (ResNet.from_pretrained, find_weights):
+        with pytest.raises(UserError, match=r"no model\.safetensors in it"):
+            load(REPO)
+    assert downloaded(hub) == {"config.json"}
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("name", hub_files.MAX_BYTES)
+def test_a_file_that_is_too_large_stops_before_anything_is_downloaded(hub, weights: bytes, monkeypatch, name: str):
+    """By the Hub's own metadata, of files in git and of large ones."""
+    publish(hub, {**dict.fromkeys(hub_files.MAX_BYTES, b"{}"), "model.safetensors": weights, name: b" " * 3000})
+    limits = dict.fromkeys(hub_files.MAX_BYTES, 10**9)
+    monkeypatch.setattr(hub_files, "MAX_BYTES", limits | {name: 2000})
+    words = rf"^{REPO}: {name} has 3 kB, more than the 2 kB that are downloaded; download it yourself and give its path"
+    for load in (ResNet.from_pretrained, find_weights):
+        with pytest.raises(UserError, match=words):
+            load(REPO)
+    assert downloaded(hub) == set()
+
+
+def test_a_config_of_any_kind_does_not_reach_the_model(hub: HubServer, weights: bytes):
+    """The mixin's own would pass its values to the model, or end in a RecursionError."""
+    for config in ('{"num_classes": 1000000000, "architecture": "resnet152"}', "[" * 100_000, '"\x1b[2J"'):
+        publish(hub, {"model.safetensors": weights, "config.json": config.encode()})
+        model = ResNet.from_pretrained(REPO)
+        assert (model.architecture, model.fc.out_features) == ("resnet18", 2)
+
+
+def test_a_downloaded_recipe_does_not_say_what_to_evaluate_on(hub, weights: bytes, tiny: Recipe, tmp_path: Path):
+    """The path may be one of this machine."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    run = RunFolder(tmp_path)
+    write_recipe(run, "tiny", tiny, {"source": str(secret), "class_names": ["a", "b"]}, {})
+    publish(hub, {"model.safetensors": weights, "recipe.json": run.recipe.read_bytes()})
+    with pytest.raises(UserError, match="nothing says what to evaluate it on; give --data"):
+        evaluate(EvalOptions(ckpt=REPO, workers=0))
+
+
+def test_names_of_a_downloaded_config_are_escaped(hub: HubServer, weights: bytes):
+    publish(hub, {"model.safetensors": weights, "config.json": json.dumps({"label_names": ["\x1b[2J", "b"]}).encode()})
+    assert find_weights(REPO).class_names == ["\\x1b[2J", "b"]
+
+
+def test_without_the_hub_what_was_downloaded_before_is_used(hub: HubServer, weights: bytes):
+    publish(hub, {"model.safetensors": weights})
+    before = find_weights(REPO).file
+    hub.fail("GET", "/api/", status=503, times=99)
+    hub.requests.clear()
+    assert find_weights(REPO).file == before
+    assert torch.equal(ResNet.from_pretrained(REPO).fc.bias, ResNet.from_pretrained(before).fc.bias)
+    assert downloaded(hub) == set()
+
+
+def test_a_repository_that_is_not_there_is_one_line(hub: HubServer):
+    for load in (ResNet.from_pretrained, find_weights):
+        with pytest.raises(UserError, match=rf"^{REPO} is no file or folder here, and no repository that .*") as error:
+            load(REPO)
+        assert "\n" not in str(error.value)
