@@ -1,6 +1,6 @@
 """Train a ResNet.
 
-accelerate launch [--config_file accelerate_configs/two_gpu.yaml] scripts/train.py --data data/imagenet
+accelerate launch --config_file accelerate_configs/two_gpu.yaml scripts/train.py --data data/imagenet
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""The READMEs' commands parse, their tables are complete, their links lead somewhere."""
+"""The documents' commands parse, the READMEs' tables are complete, their links lead somewhere."""
 
+import ast
 import re
 import shlex
 import sys
@@ -7,7 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from helpers.processes import ROOT
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from resnet_in1k.commands import cli, train
 from resnet_in1k.commands.benchmark import BenchmarkOptions
@@ -42,26 +45,50 @@ OPTIONS = {
     "scripts/push_to_hub.py": PushOptions,
 }
 COMMANDS = commands(README)
+ELSEWHERE = [
+    *(command for path in sorted((ROOT / "docs").glob("*.md")) for command in commands(path)),
+    *(
+        shlex.split(line)
+        for path in sorted((ROOT / "scripts").glob("*.py"))
+        for line in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
+        if line.startswith(("python ", "accelerate "))
+    ),
+]
+"""In the other documents, and at the top of the scripts."""
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", [*COMMANDS, *ELSEWHERE], ids=" ".join)
 def test_every_command_can_be_given(command: list[str], tmp_path: Path, monkeypatch):
+    """To the real parsers: the launcher's, and the script's, which also checks the values."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/old").mkdir(parents=True)  # made by the command before the one that writes to it
     if command[0] == "make":
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    elif command[0] == ".":
+        return
+    if command[0] == ".":
         assert command[1] == ".venv/bin/activate"
-    elif command[0] == "sbatch" or "scripts/train.py" in command:
-        place = next(place for place, word in enumerate(command) if word.startswith("scripts/"))
-        assert (ROOT / command[place]).is_file()
-        assert all((ROOT / word).is_file() for word in command if word.startswith("accelerate_configs/"))
-        monkeypatch.setattr(sys, "argv", command[place:])
+        return
+    place = next(place for place, word in enumerate(command) if word.startswith("scripts/"))
+    check_launcher(command[:place])
+    monkeypatch.setattr(sys, "argv", command[place:])
+    assert (ROOT / command[place]).is_file()
+    if command[place] in ("scripts/train.py", "scripts/train.sbatch"):
         assert isinstance(train.parse().what, Recipe)
     else:
-        assert command[0] == "python"
-        monkeypatch.setattr(sys, "argv", command[1:])
-        assert isinstance(cli.parse(OPTIONS[command[1]]), OPTIONS[command[1]])
+        assert isinstance(cli.parse(OPTIONS[command[place]]), OPTIONS[command[place]])
+
+
+def check_launcher(words: list[str]) -> None:
+    """What stands before the script."""
+    if words[:2] == ["accelerate", "launch"]:
+        arguments = launch_command_parser().parse_args([*words[2:], "script.py"])
+        assert (ROOT / arguments.config_file).is_file()
+    elif words[0] == "torchrun":
+        torchrun_parser().parse_args([*words[1:], "script.py"])
+    elif words[0] == "sbatch":
+        assert all(re.fullmatch(r"--nodes=\d+", word) for word in words[1:])  # there is no sbatch to ask
+    else:
+        assert words == ["python"]
 
 
 @pytest.mark.slow
