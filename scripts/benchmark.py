@@ -13,13 +13,16 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from resnet_in1k.commands import cli
-from resnet_in1k.commands.benchmark import BenchmarkOptions, benchmark, table
+from resnet_in1k.commands.benchmark import BenchmarkOptions, benchmark
+from resnet_in1k.commands.benchmark_table import table
+from resnet_in1k.core.launch import rank
 
 
 def main() -> None:
     options = cli.parse(BenchmarkOptions, description="Measure this machine.")
     result = benchmark(options)
-    print(json.dumps(result) if options.json else table(result))
+    if rank() == 0:
+        print(json.dumps(result) if options.json else table(result))
 
 
 if __name__ == "__main__":

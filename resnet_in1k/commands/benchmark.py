@@ -17,6 +17,11 @@ import torch
 import tyro
 
 from resnet_in1k.augment.pipeline import Augmentation
+from resnet_in1k.commands.communication import (
+    collectives_per_step,
+    costs,
+    ways_of_several,
+)
 from resnet_in1k.commands.reference import (
     DecodeOnly,
     TutorialDataset,
@@ -25,12 +30,11 @@ from resnet_in1k.commands.reference import (
     reference_loader,
 )
 from resnet_in1k.core.devices import capabilities, choose_cpu_threads, choose_workers, hardware_name, usable_cores
-from resnet_in1k.core.distributed import make_accelerator
+from resnet_in1k.core.distributed import lost_processes_explained, make_accelerator
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.precision import PrecisionFlag
 from resnet_in1k.core.ranges import at_least, check_options
-from resnet_in1k.core.text import count
 from resnet_in1k.core.timing import Lap, Stopwatch, bottleneck, synchronize
 from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch
 from resnet_in1k.data.order import TrainOrder
@@ -54,7 +58,8 @@ class BenchmarkOptions:
     """What to measure, and on what."""
 
     what: tyro.conf.Positional[Literal["input", "step", "train"]]
-    """input: encoded files to batches on the device; step: training on a batch that is there; train: both."""
+    """input: encoded files to batches on the device; step: training on a batch there, also by several processes; train:
+    both."""
     data: str = "synthetic"
     """As for training; of a folder only train/ is needed."""
     json: bool = False
@@ -73,6 +78,8 @@ class BenchmarkOptions:
     """How often each way is measured, after one round of warm-up."""
     compile: bool = False
     """Compile our model and, on an accelerator, the augmentation by torch.compile."""
+    compress_gradients: bool = False
+    """As for training, with several processes."""
     precision: PrecisionFlag = "auto"
     """Our training precision; the tutorial's is float32."""
     cpu_threads: int | None = field(default=None, metadata=at_least(1))
@@ -90,7 +97,12 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
     Raises:
         UserError: if there is no such data or the machine cannot do it.
     """
-    bench = Bench(options)
+    with worker_deaths_explained(), lost_processes_explained(), Launch.connect() as launch:
+        return _benchmark(options, launch)
+
+
+def _benchmark(options: BenchmarkOptions, launch: Launch) -> dict[str, Any]:
+    bench = Bench(options, launch)
     conditions = {
         "what": options.what,
         "hardware": hardware_name(bench.device),
@@ -101,19 +113,25 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         "batch_size": bench.batch_size,
         "image_size": options.image_size,
         "repetitions": options.repetitions,
+        "num_processes": launch.world_size,
         **provenance(),
     }
-    with worker_deaths_explained():
-        return {**{"input": bench.input, "step": bench.step, "train": bench.train}[options.what](), **conditions}
+    result = {**{"input": bench.input, "step": bench.step, "train": bench.train}[options.what](), **conditions}
+    launch.gather(None, "measures")  # a launcher ends the others when one exits early
+    bench.accelerator.end_training()
+    return result
 
 
 class Bench:
     """The measured ways, over one recipe on one device."""
 
-    def __init__(self, options: BenchmarkOptions):
-        self.options, self.accelerator = options, make_accelerator(Launch(), options.precision)
-        if self.accelerator.num_processes > 1:
-            raise UserError("benchmark.py measures one process; start it with python, not with a launcher of several")
+    def __init__(self, options: BenchmarkOptions, launch: Launch):
+        self.options, self.launch = options, launch
+        if launch.world_size > 1 and options.what != "step":
+            raise UserError(
+                f"benchmark.py {options.what} measures one process; start it with python, not with a launcher"
+            )
+        self.accelerator = make_accelerator(launch, options.precision, compress_gradients=options.compress_gradients)
         self.device = self.accelerator.device
         on_cpu = self.device.type == "cpu"
         self.batch_size = options.batch_size or (16 if on_cpu else 256)
@@ -144,12 +162,17 @@ class Bench:
         return {**best, "augment": self._augment_rate(), "sweep": sweep}
 
     def step(self) -> dict[str, Any]:
-        """On one batch that is on the device."""
-        ours, tutorial = self._our_step(1000), TutorialStep(self.recipe, self.device)
-        bare = bare_step(self.recipe, self.device, self.accelerator.mixed_precision)
+        """On one batch that is on the device; of several processes, one each."""
+        ours = self._our_step(1000)
         images = torch.randn(self.batch_size, 3, self.recipe.image_size, self.recipe.image_size, device=self.device)
         labels = torch.randint(1000, (self.batch_size,), device=self.device)
         channels_last = images.to(memory_format=torch.channels_last)
+        if self.launch.world_size > 1:
+            rates = self._interleaved(ways_of_several(self.launch, ours, channels_last, labels, self._step_rate))
+            result = {**summary(rates), "collectives_per_step": collectives_per_step(ours, channels_last, labels)}
+            return {**result, **costs(result, self.launch.world_size)}
+        tutorial = TutorialStep(self.recipe, self.device)
+        bare = bare_step(self.recipe, self.device, self.accelerator.mixed_precision)
         rates = self._interleaved(
             {
                 "ours": lambda: self._step_rate(lambda: ours(channels_last, labels, 0.01)),
@@ -290,36 +313,3 @@ def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 def ratio(rates: dict[str, list[float]], name: str, other: str) -> float:
     return statistics.median(rates[name]) / statistics.median(rates[other])
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result for the terminal."""
-
-    def rate(row: dict[str, Any], name: str) -> str:
-        low, high = row[f"{name}_range"]
-        return f"{row[name]:,.1f} ({low:,.1f} to {high:,.1f})"
-
-    lines = [
-        f"{result['what']}: images/s, median of {result['repetitions']} interleaved repetitions (min to max)",
-        f"  {result['hardware']}, {result['cpu_threads']} CPU threads, torch {result['versions']['torch']}, "
-        f"commit {result['commit']}",
-        f"  {result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['precision']}",
-    ]
-    if result["what"] == "input":
-        for row in result["sweep"]:
-            lines += [
-                f"  {count(row['workers'], 'worker')}",
-                f"    ours         {rate(row, 'ours')}",
-                f"    tutorial     {rate(row, 'tutorial')}   ours is {row['ratio']:.2f} times that",
-                f"    decode only  {rate(row, 'decode_only')}   ours is {row['share_of_decode_only']:.2f} of that",
-            ]
-        lines.append(f"  augmentation on the device, counted apart: {result['augment']:,.0f}")
-    else:
-        lines.append(f"  ours         {rate(result, 'ours')}")
-        lines.append(f"  tutorial     {rate(result, 'tutorial')}   ours is {result['ratio']:.2f} times that")
-    if result["what"] == "step":
-        lines.append(f"  bare loop    {rate(result, 'bare')}   our overhead is {result['overhead']:.1%}")
-    if result["what"] == "train":
-        waited = f"waited for data {result['waiting_share']:.1%} of the time"
-        lines.append(f"  {waited}, with {count(result['workers'], 'worker')}: {result['advice']}")
-    return "\n".join(lines)

@@ -81,6 +81,10 @@ class TrainStep:
         self._prepared_optimizer.zero_grad(set_to_none=True)
         return self._guard.reported(loss)
 
+    def without_communication(self) -> contextlib.AbstractContextManager[Any]:
+        """In the body each process trains on its own gradients, for measuring: their weights then differ."""
+        return self._accelerator.no_sync(self._prepared_model)
+
     def plain_copy(self) -> ResNet:
         """A model of the same architecture and classes, without gradients, on the same device."""
         model = ResNet(self.model.architecture, self.model.fc.out_features).requires_grad_(False)

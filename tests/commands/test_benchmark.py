@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_in1k.commands.benchmark import Bench, BenchmarkOptions, benchmark, ratio, summary, table
+from resnet_in1k.commands.benchmark import Bench, BenchmarkOptions, benchmark, ratio, summary
+from resnet_in1k.commands.benchmark_table import table
 from resnet_in1k.commands.reference import TutorialDataset, TutorialStep
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.launch import Launch
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_source
 from resnet_in1k.recipes.recipe import Recipe
@@ -37,7 +39,7 @@ def test_ways_are_measured_in_turn_and_the_first_round_does_not_count():
         order.append(name)
         return next(rates_to_come[name])
 
-    bench = Bench(BenchmarkOptions(what="step", **{**SMALL, "repetitions": 3}))
+    bench = Bench(BenchmarkOptions(what="step", **{**SMALL, "repetitions": 3}), Launch())
     rates = bench._interleaved({"a": lambda: way("a"), "b": lambda: way("b")})
     assert order == list("abababab")
     assert rates == {"a": [1, 2, 9], "b": [10, 30, 20]}
@@ -102,3 +104,17 @@ def test_the_reference_is_the_tutorials_code(source: Source, tiny: Recipe):
     losses = [step(batch, labels) for _ in range(5)]
     assert all(isinstance(loss, float) for loss in losses)  # fetched at each step
     assert losses[-1] < losses[0] / 2  # it learns these four by heart
+
+
+@pytest.mark.slow
+def test_step_of_two_processes_tells_what_communication_costs(run_script):
+    """Three buckets of gradients, as ResNet-18 has 45 MB of them; nothing is printed twice."""
+    small = ["--model", "resnet18", "--batch-size", 2, "--image-size", 32, "--steps", 1, "--repetitions", 1]
+    result = run_script("scripts/benchmark.py", "step", *small, "--json", config="two_gpu.yaml")
+    assert result.returncode == 0, result.stderr
+    (measured,) = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert measured["collectives_per_step"] == {"gloo:all_reduce": 3}
+    assert measured["num_processes"] == 2
+    assert measured["scaling_efficiency"] == pytest.approx(measured["ours"] / (2 * measured["one_process"]))
+    assert measured["communication_share"] < 1
+    assert "scaling efficiency" in table(measured)
