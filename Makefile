@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 DEV_INSTALLED := .venv/.dev_installed
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test torture lint clean
+.PHONY: demo check test gpu torture lint clean
 
 demo: $(INSTALLED)  ## train a ResNet-50 on handwritten digits, evaluate it, draw its curves
 	$(BIN)/accelerate launch --config_file accelerate_configs/one_gpu.yaml scripts/train.py --recipe demo --resume
@@ -18,6 +18,9 @@ check: lint  ## lint, then the quick tests
 
 test: lint  ## lint, then all tests
 	$(PYTEST)
+
+gpu: $(INSTALLED)  ## check and measure this machine's GPU, in eight minutes; without one at toy size
+	$(BIN)/python scripts/gpu_check.py
 
 torture: $(DEV_INSTALLED)  ## kill and signal real training processes at every moment, at length; up to an hour on two cores
 	$(BIN)/python -m pytest tests/train/test_torture.py tests/train/test_machines.py --torture -s

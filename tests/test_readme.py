@@ -16,6 +16,7 @@ from resnet_in1k.commands import cli, train
 from resnet_in1k.commands.benchmark import BenchmarkOptions
 from resnet_in1k.commands.evaluate import EvalOptions
 from resnet_in1k.commands.export import ExportOptions
+from resnet_in1k.commands.gpu_check import GpuCheckOptions
 from resnet_in1k.commands.predict import PredictOptions
 from resnet_in1k.commands.push_to_hub import PushOptions
 from resnet_in1k.recipes.recipe import Recipe
@@ -41,6 +42,7 @@ OPTIONS = {
     "scripts/benchmark.py": BenchmarkOptions,
     "scripts/evaluate.py": EvalOptions,
     "scripts/export.py": ExportOptions,
+    "scripts/gpu_check.py": GpuCheckOptions,
     "scripts/predict.py": PredictOptions,
     "scripts/push_to_hub.py": PushOptions,
 }

@@ -105,7 +105,8 @@ def test_other_kinds_of_launch_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 def test_gloo_takes_the_interface_that_leads_to_the_main_process(monkeypatch: pytest.MonkeyPatch):
     """Where the host's name resolves to 127.0.1.1, it would by itself listen where no other machine can connect."""
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that it is restored afterwards
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     distributed.choose_gloo_interface()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
