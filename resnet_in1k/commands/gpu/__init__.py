@@ -1,1 +1,1 @@
-"""What scripts/gpu_check.py checks and measures on an accelerator, or at toy size on a CPU."""
+"""The parts of the GPU check: in this process, as whole runs, and measurements."""
