@@ -5,6 +5,7 @@ agree before loader workers are forked; no exchange needs a network interface of
 however long one process takes, no collective's time-out runs meanwhile. A process that waits says for what.
 """
 
+import contextlib
 import os
 import pickle
 import socket
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -231,20 +232,21 @@ class Launch:
             raise ProcessError(f"stopped while waiting for {waits_for}: the launcher has ended")
 
 
-class launcher_watched:
+@contextlib.contextmanager
+def launcher_watched() -> Iterator[None]:
     """In the body, which may block for minutes without running Python, the end of the launcher ends this process."""
+    done = threading.Event()
 
-    def __enter__(self) -> None:
-        self._done = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while not self._done.wait(FAILURE_POLL_SECONDS):
+    def watch() -> None:
+        while not done.wait(FAILURE_POLL_SECONDS):
             if launcher_has_ended():
                 os._exit(1)
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _parts(key: str, num_parts: int) -> list[str]:
@@ -271,8 +273,9 @@ def _connect_store() -> Store:
                 wait_for_workers=False,
                 timeout=timedelta(seconds=REPORT_SECONDS),
             )
-            # Restarted processes must not find what those before them have left there.
-            return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            # Restarted processes, of which there may be fewer, must not find what those before them have left there.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            return PrefixStore(f"attempt {attempt} of {world_size()}", store)
         except (DistError, ValueError) as error:
             if rank() == 0 or time.monotonic() > deadline or isinstance(error, ValueError):
                 raise UserError(
