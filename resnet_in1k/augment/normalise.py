@@ -14,6 +14,11 @@ def normalise(images: Tensor) -> Tensor:
     return images.to(torch.float32, memory_format=torch.channels_last).sub(mean).div_(std)
 
 
+def mean_colour(device: torch.device) -> Tensor:
+    """ImageNet's, in grey levels, (3, 1, 1): what `normalise` makes 0."""
+    return _mean_and_std(device)[0]
+
+
 @functools.cache
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     """In grey levels, (3, 1, 1) each; made once, as making them makes the host wait for the device."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from resnet_in1k.augment import color_jitter, flip, rotation
+from resnet_in1k.augment import color_jitter, flip, mixing, random_erasing, rotation
 from resnet_in1k.augment.normalise import normalise
 from resnet_in1k.augment.operation import Arranged, Draws, Operation
 from resnet_in1k.augment.packing import pack
@@ -19,6 +19,8 @@ OPERATIONS: list[Callable[[Recipe, int], Operation | None]] = [
     flip.from_recipe,
     rotation.from_recipe,
     color_jitter.from_recipe,
+    random_erasing.from_recipe,
+    mixing.from_recipe,
 ]
 """In the order in which they are applied. Each makes its operation from (recipe, number of classes), or None: off."""
 

@@ -17,18 +17,9 @@ import torch
 import tyro
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.commands.communication import (
-    collectives_per_step,
-    costs,
-    ways_of_several,
-)
-from resnet_in1k.commands.reference import (
-    DecodeOnly,
-    TutorialDataset,
-    TutorialStep,
-    bare_step,
-    reference_loader,
-)
+from resnet_in1k.commands.benchmark_parts import beside_off, input_recipes, step_ways
+from resnet_in1k.commands.communication import collectives_per_step, costs, ways_of_several
+from resnet_in1k.commands.reference import DecodeOnly, TutorialDataset, TutorialStep, bare_step, reference_loader
 from resnet_in1k.core.devices import capabilities, choose_cpu_threads, choose_workers, hardware_name, usable_cores
 from resnet_in1k.core.distributed import lost_processes_explained, make_accelerator
 from resnet_in1k.core.errors import UserError
@@ -43,7 +34,7 @@ from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_source
 from resnet_in1k.data.workers import worker_deaths_explained
 from resnet_in1k.recipes.named import RECIPES
-from resnet_in1k.recipes.recipe import Architecture
+from resnet_in1k.recipes.recipe import Architecture, Recipe
 from resnet_in1k.recipes.schedule import Schedule
 from resnet_in1k.run.provenance import provenance
 from resnet_in1k.train.options import TrainOptions
@@ -64,6 +55,8 @@ class BenchmarkOptions:
     """As for training; of a folder only train/ is needed."""
     json: bool = False
     """Print one JSON object instead of a table."""
+    parts: bool = False
+    """`step` and `input`: each part of a recipe on, beside off, instead of beside the tutorial's code."""
     workers: tuple[int, ...] | None = field(default=None, metadata=at_least(1))
     """Loader workers; `input` measures each number given, by default powers of two up to the cores."""
     model: Architecture = "resnet50"
@@ -89,6 +82,8 @@ class BenchmarkOptions:
         check_options(self)
         if self.workers == ():
             raise UserError("--workers: no number given")
+        if self.parts and self.what == "train":
+            raise UserError("--parts: measures step or input, not train")
 
 
 def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
@@ -143,6 +138,8 @@ class Bench:
     def input(self) -> dict[str, Any]:
         """For each number of workers; the fastest of ours is the result."""
         source = self._source()
+        if self.options.parts:
+            return self._input_parts(source)
         workers = self.options.workers or tuple(n for n in (1, 2, 4, 8, 16, 32, 64) if n <= usable_cores())
         sweep = []
         for number in workers:
@@ -163,6 +160,8 @@ class Bench:
 
     def step(self) -> dict[str, Any]:
         """On one batch that is on the device; of several processes, one each."""
+        if self.options.parts:
+            return beside_off(summary(self._interleaved(step_ways(self.recipe, self.accelerator, self._step_rate))))
         ours = self._our_step(1000)
         images = torch.randn(self.batch_size, 3, self.recipe.image_size, self.recipe.image_size, device=self.device)
         labels = torch.randint(1000, (self.batch_size,), device=self.device)
@@ -206,21 +205,32 @@ class Bench:
             "workers": workers,
         }
 
+    def _input_parts(self, source: Source) -> dict[str, Any]:
+        """Of one number of workers."""
+        workers = self.options.workers[0] if self.options.workers else 1
+        ways = {
+            name: lambda recipe=recipe: self._rate(self._our_batches(source, workers, recipe), workers)
+            for name, recipe in input_recipes(self.recipe).items()
+        }
+        return {"workers": workers, **beside_off(summary(self._interleaved(ways)))}
+
     def _source(self) -> Source:
         source = open_source(self.options.data, "train")
         if len(source) < self.batch_size:
             raise UserError(f"{self.options.data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
         return source
 
-    def _prefetched(self, source: Source, workers: int, prepare: Callable[[Batch], Tensors]) -> Iterator[Prefetched]:
-        schedule = Schedule(self.recipe, 1, 1, len(source))
+    def _prefetched(
+        self, source: Source, workers: int, prepare: Callable[[Batch], Tensors], recipe: Recipe | None = None
+    ) -> Iterator[Prefetched]:
+        schedule = Schedule(recipe or self.recipe, 1, 1, len(source))
         with train_loader(source, schedule, TrainOptions(), workers) as loader:
             order = TrainOrder(schedule, 1, self._num_steps(workers))
             yield from prefetch_to_device(loader.batches(order), self.device, prepare)
 
-    def _our_batches(self, source: Source, workers: int) -> Iterator[Tensors]:
+    def _our_batches(self, source: Source, workers: int, recipe: Recipe | None = None) -> Iterator[Tensors]:
         """(B, 3, S, S) uint8 and (B,) int64, on the device."""
-        prefetched = self._prefetched(source, workers, lambda batch: (batch.images, batch.labels))
+        prefetched = self._prefetched(source, workers, lambda batch: (batch.images, batch.labels), recipe)
         return (each.tensors() for each in prefetched)
 
     def _num_steps(self, workers: int) -> int:
@@ -229,7 +239,7 @@ class Bench:
 
     def _indices(self, source: Source, workers: int) -> list[list[int]]:
         order = TrainOrder(Schedule(self.recipe, 1, 1, len(source)), 1, self._num_steps(workers))
-        return [[index for _, index in batch.samples] for batch in order]
+        return [[sample.index for sample in batch.samples] for batch in order]
 
     def _tutorial_batches(self, source: Source, workers: int) -> Iterator[Any]:
         """(B, 3, S, S) float32, made one by one in the workers, and (B,) int64."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from resnet_in1k.commands.benchmark_parts import OFF
 from resnet_in1k.core.text import count
 
 
@@ -18,6 +19,13 @@ def table(result: dict[str, Any]) -> str:
         f"commit {result['commit']}",
         f"  {result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['precision']}",
     ]
+    if "parts" in result:
+        width = max(map(len, result["parts"]))
+        lines += [
+            f"  {name:<{width}}  {rate(result, name)}" + (f"   {share:.2f} of off" if name != OFF else "")
+            for name, share in result["parts"].items()
+        ]
+        return "\n".join(lines)
     if result["what"] == "input":
         for row in result["sweep"]:
             lines += [

@@ -83,10 +83,12 @@ def value_of_flag(flag: str, default: str) -> str:
     """The value of one flag, read before the parser is built, whose defaults depend on it."""
     arguments = sys.argv[1:]
     for place, argument in enumerate(arguments):
-        if argument == flag and place + 1 < len(arguments):
-            default = arguments[place + 1]
-        elif argument.startswith(flag + "="):
-            default = argument.split("=", 1)[1]
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == flag:  # the parser takes both
+            if equals:
+                default = value
+            elif place + 1 < len(arguments):
+                default = arguments[place + 1]
     return default
 
 

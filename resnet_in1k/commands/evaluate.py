@@ -1,6 +1,6 @@
 """scripts/evaluate.py: saved weights and data to eval.json and, if asked for, a report."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         )
         model = model.to(accelerator.device, memory_format=torch.channels_last)
         evaluation = evaluate_model(model, source, loader, accelerator, preprocessing)
+    evaluation = replace(evaluation, weights=weights.kind)
     console.print(evaluation.summary())
     for name, reason in evaluation.bad_images.items():
         console.print(f"counted as wrong: {name} ({reason})")

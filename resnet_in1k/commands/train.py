@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from resnet_in1k.commands import cli
+from resnet_in1k.core.errors import UserError
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.scaling import scaled
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.options import TrainOptions
 
@@ -18,7 +20,9 @@ class Arguments:
     """Train a ResNet by a named recipe; any field of the recipe can be overridden."""
 
     recipe: Literal[tuple(RECIPES)] = DEFAULT_RECIPE  # type: ignore[valid-type]
-    """Which recipe; the defaults of the recipe's own flags below are its values."""
+    """Which recipe; the defaults of the recipe's own flags below are its values, for the batch and epochs given."""
+    list_recipes: bool = False
+    """Print the named recipes as a table, and stop."""
     how: TrainOptions
     what: Recipe
 
@@ -27,9 +31,57 @@ def parse() -> Arguments:
     name = cli.value_of_flag("--recipe", default=DEFAULT_RECIPE)
     # The parser needs defaults even to refuse an unknown name.
     named = RECIPES.get(name, RECIPES[DEFAULT_RECIPE])
-    return cli.parse(Arguments, default=Arguments(how=TrainOptions(data=named.default_data), what=named.recipe))
+    how = TrainOptions(data=named.default_data, gradient_accumulation_steps=named.accumulation_steps)
+    return cli.parse(Arguments, default=Arguments(how=how, what=_defaults(named.recipe)))
 
 
-def main() -> Path:
+def _defaults(recipe: Recipe) -> Recipe:
+    """The recipe for the batch, epochs and image size that are given; what is no number or out of range, the parser
+    refuses later."""
+    given = {}
+    for name in ("epochs", "global_batch_size", "image_size"):
+        value = cli.value_of_flag(f"--{name.replace('_', '-')}", default="")
+        given[name] = int(value) if value.isdecimal() else 0
+    try:
+        return scaled(recipe, **given)
+    except UserError:  # an odd batch for a recipe that mixes neighbours, which another flag may switch off
+        return recipe
+
+
+def describe_recipes() -> str:
+    """A table to choose by: what each takes, and what is published of it."""
+    header = ("recipe", "epochs", "px", "batch", "top-1 %", "top-5 %", "GPU hours", "on", "measured here")
+    rows = [header]
+    for name, named in RECIPES.items():
+        recipe = named.recipe
+        size = f"{recipe.initial_image_size}-{recipe.image_size}" if recipe.initial_image_size else recipe.image_size
+        numbers = [f"{value:g}" if value is not None else "–" for value in (named.top1, named.top5, named.gpu_hours)]
+        rows.append((name, recipe.epochs, size, recipe.global_batch_size, *numbers, named.hardware, named.measured))
+    rows = [tuple(map(str, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if 0 < place < 7 else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    sources = [f"  {name:<{widths[0]}}  {named.source}" for name, named in RECIPES.items()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "px: training image size; accuracy on ImageNet-1k and GPU hours: as published by",
+            *sources,
+            "",
+            "What one would take here:  python scripts/train.py --recipe NAME --data DATA --dry-run",
+        ]
+    )
+
+
+def main() -> Path | None:
     arguments = parse()
+    if arguments.list_recipes:
+        print(describe_recipes())
+        return None
     return train(arguments.recipe, arguments.what, arguments.how)

@@ -4,6 +4,7 @@ What is drawn for image i in epoch e depends on (seed, e, i); what an augmentati
 s). So a run can be resumed at any step, on any number of processes and workers, with the very same images.
 """
 
+import random
 import zlib
 from enum import IntEnum
 
@@ -18,6 +19,9 @@ class Stream(IntEnum):
     ORDER = 1
     CROP = 2
     AUGMENT = 3
+    POLICY = 4
+    FLIP = 5
+    STOCHASTIC_DEPTH = 6
 
 
 def key(seed: int, stream: Stream, *position: int) -> int:
@@ -41,3 +45,11 @@ def key_global_generator(seed: int, stream: Stream, *position: int) -> None:
     Unlike `torch.manual_seed` it leaves the accelerators' generators alone, and takes microseconds.
     """
     torch.default_generator.manual_seed(key(seed, stream, *position))
+
+
+def key_global_generators(seed: int, stream: Stream, *position: int) -> None:
+    """Seed also Python's and NumPy's own generators, which timm's transforms draw from."""
+    number = key(seed, stream, *position)
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)  # timm knows no other

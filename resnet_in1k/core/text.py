@@ -45,6 +45,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def dollars(seconds: float, per_hour: float) -> str:
+    """What that time costs: 12.30 dollars."""
+    return f"{seconds / 3600 * per_hour:,.2f} dollars"
+
+
 def file_size(num_bytes: float) -> str:
     """In decimal units: 512 MB, 1.2 GB."""
     for unit in ("B", "kB", "MB"):

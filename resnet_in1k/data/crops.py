@@ -1,19 +1,23 @@
 """A decoded image to the uint8 square that the network sees: training's random crop, evaluation's centre crop.
 
-Both are called with (image, epoch, index, size) and return (3, size, size) uint8.
+Both are called with (image, sample, size) and return (3, size, size) uint8.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torchvision.transforms.v2.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop
 
 from resnet_in1k.core import rng
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.data.decode import decode
-from resnet_in1k.recipes.recipe import Interpolation, Recipe
+from resnet_in1k.data.order import Sample
+from resnet_in1k.data.policies import Policy, build_policy
+from resnet_in1k.recipes.recipe import Interpolation, Recipe, TrainInterpolation
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Of training crops, https://arxiv.org/abs/1409.4842."""
@@ -23,17 +27,58 @@ MAX_ASPECT_RATIO = 16
 
 
 class TrainCrop:
-    """Random resized crop, drawn for (seed, epoch, index) (https://arxiv.org/abs/1409.4842)."""
+    """Random resized crop (https://arxiv.org/abs/1409.4842), then the recipe's policy and alternating flip, all drawn
+    for (seed, sample)."""
 
-    def __init__(self, *, scale_min: float, seed: int):
+    def __init__(
+        self,
+        *,
+        scale_min: float,
+        seed: int,
+        interpolation: TrainInterpolation = "bilinear",
+        policy: Policy | None = None,
+        alternating_flip: bool = False,
+    ):
         self._crop = RandomResizedCrop(1, scale=(scale_min, 1.0), ratio=ASPECT_RATIOS)  # draws do not depend on size
-        self._seed = seed
+        self._seed, self._interpolation = seed, interpolation
+        self._policy, self._alternating_flip = policy, alternating_flip
 
-    def __call__(self, image: Tensor, epoch: int, index: int, size: int) -> Tensor:
-        rng.key_global_generator(self._seed, Stream.CROP, epoch, index)
+    @classmethod
+    def of(cls, recipe: Recipe) -> "TrainCrop":
+        """Raises UserError if the recipe's augment_policy is not known."""
+        return cls(
+            scale_min=recipe.crop_scale_min,
+            seed=recipe.seed,
+            interpolation=recipe.train_interpolation,
+            policy=build_policy(recipe),
+            alternating_flip=recipe.alternating_flip,
+        )
+
+    def __call__(self, image: Tensor, sample: Sample, size: int) -> Tensor:
+        rng.key_global_generator(self._seed, Stream.CROP, *sample.key)
         box = self._crop.make_params([image])
+        mode = self._interpolation
+        if mode == "random":
+            mode = "bicubic" if torch.rand(()) < 0.5 else "bilinear"
         # The transform's own call gives the same, through layers that cost 40 µs an image.
-        return F.resized_crop_image(image, *(box[side] for side in SIDES), [size, size], antialias=True)
+        square = F.resized_crop_image(
+            image, *(box[side] for side in SIDES), [size, size], InterpolationMode(mode), antialias=True
+        )
+        if self._policy is not None:
+            rng.key_global_generators(self._seed, Stream.POLICY, *sample.key)
+            square = _through_pillow(self._policy, square)
+        return square.flip(-1) if self._alternating_flip and self._is_mirrored(sample) else square
+
+    def _is_mirrored(self, sample: Sample) -> bool:
+        """By a random bit of the image, in the even or in the odd epochs; copies within an epoch in turn."""
+        bit = rng.key(self._seed, Stream.FLIP, sample.index)
+        return (bit + sample.epoch + sample.copy) % 2 == 1
+
+
+def _through_pillow(policy: Policy, image: Tensor) -> Tensor:
+    """(3, S, S) uint8 to the same."""
+    picture = policy(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 class EvalCrop:
@@ -42,7 +87,7 @@ class EvalCrop:
     def __init__(self, *, resize_size: int, interpolation: Interpolation = "bilinear"):
         self._resize_size, self._interpolation = resize_size, InterpolationMode(interpolation)
 
-    def __call__(self, image: Tensor, epoch: int, index: int, size: int) -> Tensor:
+    def __call__(self, image: Tensor, sample: Sample, size: int) -> Tensor:
         height, width = image.shape[-2:]
         longest = MAX_ASPECT_RATIO * min(height, width)
         if max(height, width) > longest:  # a line of a million pixels, enlarged, would fill the memory
@@ -71,4 +116,4 @@ class EvalPreprocessing:
 
     def square(self, encoded: np.ndarray) -> np.ndarray:
         """An encoded image as the network sees it, (S, S, 3) uint8, for figures."""
-        return self.crop(decode(encoded), 0, 0, self.image_size).permute(1, 2, 0).numpy()
+        return self.crop(decode(encoded), Sample(0, 0), self.image_size).permute(1, 2, 0).numpy()

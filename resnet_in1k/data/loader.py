@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from resnet_in1k.core.devices import capabilities, device_type
 from resnet_in1k.core.errors import ProcessError
 from resnet_in1k.data.bad_images import IfBad, read_image
-from resnet_in1k.data.order import BatchSpec
+from resnet_in1k.data.order import BatchSpec, Sample
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.workers import (
     check_workers_can_start,
@@ -29,8 +29,8 @@ from resnet_in1k.data.workers import (
 
 PREFETCH_FACTOR = 4
 """Batches under way per worker."""
-Crop = Callable[[torch.Tensor, int, int, int], torch.Tensor]
-"""(image, epoch, index, size) to (3, size, size) uint8."""
+Crop = Callable[[torch.Tensor, Sample, int], torch.Tensor]
+"""(image, sample, size) to (3, size, size) uint8."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,16 @@ class SlotWriter(Dataset):
         images = _slot_view(self._slots, slot, (len(spec.samples), 3, spec.image_size, spec.image_size))
         indices = np.empty(len(spec.samples), dtype=np.int64)
         bad_images: dict[int, str] = {}
-        for row, (epoch, index) in enumerate(spec.samples):
+        for row, sample in enumerate(spec.samples):
             try:
-                indices[row], image = read_image(self._source, index, self._if_bad, bad_images)
+                indices[row], image = read_image(self._source, sample.index, self._if_bad, bad_images)
             except ProcessError as error:
                 return error
             if image is None:
                 images[row].zero_()
             else:
                 # Drawn for the sample, not for the image that replaces it, which may be in this batch itself.
-                images[row].copy_(self._crop(image, epoch, index, spec.image_size))
+                images[row].copy_(self._crop(image, sample, spec.image_size))
         return slot, spec, self._source.labels[indices], indices, bad_images
 
 

@@ -11,19 +11,47 @@ from resnet_in1k.core.rng import Stream
 from resnet_in1k.recipes.schedule import Schedule, train_image_size
 
 
+class Sample(NamedTuple):
+    """Whose crop and augmentation are drawn."""
+
+    epoch: int
+    """0 in evaluation."""
+    index: int
+    """Position in the source."""
+    copy: int = 0
+    """With repeated augmentation, which of the image's copies in the epoch."""
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Of its random streams; that of the first copy is as without repeated augmentation."""
+        return tuple(self) if self.copy else (self.epoch, self.index)
+
+
 class BatchSpec(NamedTuple):
     """What a loader worker needs to make one batch."""
 
     step: int
     """Optimizer step in training, number of the batch in evaluation."""
     image_size: int
-    samples: list[tuple[int, int]]
-    """(epoch, index) of each image."""
+    samples: list[Sample]
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of an epoch, (N,) int64, a permutation that depends on (seed, epoch) alone."""
     return torch.randperm(num_images, generator=rng.generator(seed, Stream.ORDER, epoch))
+
+
+def samples_of_batch(order: torch.Tensor, epoch: int, start: int, size: int, repeats: int) -> list[Sample]:
+    """The global batch from position `start` on of an epoch in which each image of `order` comes `repeats` times.
+
+    The copies of an image are consecutive in the epoch, as in torchvision's RASampler, so that they are in one batch;
+    in it they are as far from one another as can be: neighbours, which may be mixed, are other images.
+    """
+    places = torch.arange(start, start + size)
+    if repeats > 1:
+        places = torch.cat([places[first::repeats] for first in range(repeats)])
+    indices = order[places // repeats].tolist()
+    return [Sample(epoch, index, copy) for index, copy in zip(indices, (places % repeats).tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -47,8 +75,9 @@ class TrainOrder:
             epoch = schedule.epoch_of(step)
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(schedule.num_train_images, recipe.seed, epoch), epoch
-            start = (schedule.steps_into_epoch(step) - 1) * recipe.global_batch_size + self.rank * size
-            samples = [(epoch, index) for index in order[start : start + size].tolist()]
+            whole, repeats = recipe.global_batch_size, recipe.repeated_augmentation
+            start = (schedule.steps_into_epoch(step) - 1) * whole
+            samples = samples_of_batch(order, epoch, start, whole, repeats)[self.rank * size : (self.rank + 1) * size]
             yield BatchSpec(step, train_image_size(recipe, epoch), samples)
 
 
@@ -67,7 +96,7 @@ class EvalOrder:
 
     def __iter__(self) -> Iterator[BatchSpec]:
         for number, start in enumerate(range(0, len(self._indices), self.batch_size)):
-            samples = [(0, index) for index in self._indices[start : start + self.batch_size]]
+            samples = [Sample(0, index) for index in self._indices[start : start + self.batch_size]]
             yield BatchSpec(number, self.image_size, samples)
 
     @property

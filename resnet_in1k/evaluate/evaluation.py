@@ -20,6 +20,7 @@ from resnet_in1k.data.loader import Batch, Loader
 from resnet_in1k.data.order import EvalOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.source import Source
+from resnet_in1k.recipes.recipe import PublishedWeights
 
 EVAL_BATCH_SIZE = 128
 """Images per process and forward pass. Another number, as another number of processes or kind of device, moves logits
@@ -43,6 +44,8 @@ class Evaluation:
     preprocessing: EvalPreprocessing
     data: str
     split: str
+    weights: PublishedWeights = "model"
+    """Of a training run: the model's own weights or their moving average."""
     class_names: tuple[str, ...] = ()
     class_num_images: tuple[int, ...] = ()
     """Of each class, how many images were counted; so for the two below."""
@@ -86,6 +89,7 @@ class Evaluation:
             "interpolation": self.preprocessing.interpolation,
             "data": self.data,
             "split": self.split,
+            "weights": self.weights,
             "weights_sha256": weights_sha256,
             "class_names": self.class_names,
             "class_num_images": self.class_num_images,

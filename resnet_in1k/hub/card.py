@@ -152,7 +152,7 @@ def _training(record: RunRecord) -> dict[str, Any]:
     return {
         "facts": facts,
         "changes": named.recipe.differences(recipe) if named else [],
-        "fields": dataclasses.asdict(recipe),
+        "fields": recipe.switched_on(),
         "hardware": dict.fromkeys(f"{start['world_size']} × {start['hardware']}" for start in starts),
         "num_resumes": len(starts) - 1,
         "images_per_second": median(rates) if rates else None,
@@ -170,8 +170,10 @@ def _train_command(record: RunRecord) -> str:
     words.append(f"--data {record.source.data_flag}")
     for field in dataclasses.fields(recipe):
         value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
-        if named is None or getattr(named.recipe, field.name) != value:
-            words.append(f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}")
+        base = getattr(named.recipe, field.name) if named else field.default
+        if base != value:
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            words.append(f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {text}")
     words.append(f"--precision {PRECISIONS[facts['mixed_precision']].flag}")
     if facts["gradient_accumulation_steps"] > 1:
         words.append(f"--gradient-accumulation-steps {facts['gradient_accumulation_steps']}")

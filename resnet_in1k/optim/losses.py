@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from resnet_in1k.optim.tables import choose
+from resnet_in1k.core.tables import choose
 from resnet_in1k.recipes.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -16,7 +17,26 @@ def cross_entropy(recipe: Recipe) -> Loss:
     return torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
 
 
-LOSSES: dict[str, Callable[[Recipe], Loss]] = {"cross_entropy": cross_entropy}
+def binary_cross_entropy(recipe: Recipe) -> Loss:
+    """Each class against all others, the mean over images and classes, as timm's recipes have it
+    (https://arxiv.org/abs/2110.00476, section 2.2): of mixed images both classes are present, where the recipe has a
+    threshold."""
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        num_classes = logits.shape[1]
+        dense = targets if targets.ndim == 2 else one_hot(targets, num_classes).to(logits.dtype)
+        dense = dense * (1 - recipe.label_smoothing) + recipe.label_smoothing / num_classes
+        if recipe.bce_target_threshold:
+            dense = (dense > recipe.bce_target_threshold).to(logits.dtype)
+        return binary_cross_entropy_with_logits(logits, dense)
+
+    return loss
+
+
+LOSSES: dict[str, Callable[[Recipe], Loss]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+}
 
 
 def build_loss(recipe: Recipe) -> Loss:

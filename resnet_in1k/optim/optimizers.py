@@ -1,26 +1,112 @@
-"""Optimizers. The learning rate is set anew at each step."""
+"""Optimizers. The learning rate is set anew at each step, and gradients are clipped before it.
+
+torch's where it has them, else timm's, which is imported only then.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 
-from resnet_in1k.optim.tables import choose
+from resnet_in1k.core.tables import choose
 from resnet_in1k.recipes.recipe import Recipe
+
+NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
+
+
+def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters with weight decay and, if the recipe has such, those without: of norms by their modules' type, and
+    other modules' biases. Both in the order of the model."""
+    decayed, others = [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_norm = isinstance(module, NORMS)
+            decays = recipe.decay_norms if is_norm else recipe.decay_biases or name != "bias"
+            (decayed if decays else others).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def sgd(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """SGD with momentum, weight decay on all parameters."""
+    """SGD with momentum; weight decay is added to the gradient."""
     return torch.optim.SGD(
-        model.parameters(),
+        parameter_groups(model, recipe),
         lr=recipe.lr,
         momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
         # None lets torch choose the fastest other implementation; False would be the slow loop over tensors.
         fused=True if fused else None,
     )
 
 
-OPTIMIZERS: dict[str, Callable[[torch.nn.Module, Recipe, bool], torch.optim.Optimizer]] = {"sgd": sgd}
+def sgdw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
+    """SGD with momentum; the weights shrink by lr × weight_decay (https://arxiv.org/abs/1711.05101)."""
+    from timm.optim import SGDW
+
+    return SGDW(
+        parameter_groups(model, recipe),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def adamw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
+    """https://arxiv.org/abs/1711.05101."""
+    groups = parameter_groups(model, recipe)
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True if fused else None)
+
+
+def lamb(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
+    """https://arxiv.org/abs/1904.00962. Parameters without weight decay are not scaled by the trust ratio."""
+    from timm.optim import Lamb
+
+    # timm's default of max_grad_norm, 1, would clip unasked, and once more.
+    groups = parameter_groups(model, recipe)
+    return Lamb(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, max_grad_norm=None)
+
+
+def lars(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
+    """https://arxiv.org/abs/1708.03888, with the coefficient 0.001. Parameters without weight decay are not scaled."""
+    from timm.optim import Lars
+
+    return Lars(
+        parameter_groups(model, recipe),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def muon(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
+    """For convolutions SGD's momentum, made orthogonal as a matrix of (output channels, all else)
+    (https://kellerjordan.github.io/posts/muon/); for everything else AdamW. Updates have the size of AdamW's, so lr and
+    weight_decay are of its order (https://arxiv.org/abs/2502.16982)."""
+    from timm.optim import Muon
+
+    groups = []
+    for group in parameter_groups(model, recipe):
+        for is_convolution in (True, False):
+            parameters = [parameter for parameter in group["params"] if (parameter.ndim == 4) == is_convolution]
+            if parameters:
+                groups.append({**group, "params": parameters, "use_fallback": not is_convolution})
+    return Muon(
+        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[torch.nn.Module, Recipe, bool], torch.optim.Optimizer]] = {
+    "sgd": sgd,
+    "sgdw": sgdw,
+    "adamw": adamw,
+    "lamb": lamb,
+    "lars": lars,
+    "muon": muon,
+}
 """Each makes an optimizer from (model, recipe, whether to use fused kernels)."""
 
 

@@ -5,13 +5,16 @@ import hashlib
 import json
 import math
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.ranges import above, at_least, at_least_and_below, between, out_of_range
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Interpolation = Literal["bilinear", "bicubic"]
+TrainInterpolation = Literal["bilinear", "bicubic", "random"]
+BatchRule = Literal["none", "linear", "sqrt"]
+PublishedWeights = Literal["model", "ema"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,11 @@ class Recipe:
     """Architecture, by torchvision's name."""
     zero_init_residual: bool = False
     """Start every residual branch at zero by its last norm's weight (https://arxiv.org/abs/1706.02677, section 5.1)."""
+    stochastic_depth: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    """Probability that an image skips the last residual branch; the first is never skipped, between them it grows
+    linearly (https://arxiv.org/abs/1603.09382)."""
+    sync_batch_norm: bool = False
+    """With several processes, norm statistics of the global batch, or of its part in an accumulation step."""
 
     epochs: int = field(metadata=at_least(1))
     """Passes over the training images."""
@@ -38,35 +46,80 @@ class Recipe:
     """Training loss, by its name in resnet_in1k/optim/losses.py."""
     label_smoothing: float = field(default=0.0, metadata=between(0, 1))
     """Share of the target spread evenly over all classes (https://arxiv.org/abs/1512.00567)."""
+    bce_target_threshold: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    """Binary cross entropy takes targets above this as 1, others as 0; 0: takes them as they are."""
     optimizer: str = "sgd"
     """Optimizer, by its name in resnet_in1k/optim/optimizers.py."""
     lr: float = field(metadata=above(0))
-    """Peak learning rate, for the global batch as it is: nothing scales it."""
+    """Peak learning rate, for the global batch as it is."""
+    lr_batch_rule: BatchRule = "none"
+    """How the command line changes lr where only the batch is changed: in proportion to it, to its root, or not."""
     lr_schedule: str = "step"
-    """`step`: times lr_step_factor every lr_step_epochs; `cosine`: to zero; or another of resnet_in1k/optim/lr.py."""
+    """`step`: times lr_step_factor every lr_step_epochs; `multi_step`: at lr_milestones; `cosine`, `linear`,
+    `polynomial`: to lr_floor; or another of resnet_in1k/optim/lr.py."""
     lr_step_epochs: int = field(default=30, metadata=at_least(1))
     """Epochs between two drops of the `step` schedule."""
+    lr_milestones: tuple[float, ...] = field(default=(), metadata=above(0))
+    """Epochs done, or fractions of them, after which the `multi_step` schedule drops."""
     lr_step_factor: float = field(default=0.1, metadata=above(0))
-    """What the learning rate is multiplied by at each drop of the `step` schedule."""
+    """What the learning rate is multiplied by at each drop of `step` or `multi_step`."""
+    lr_floor: float = field(default=0.0, metadata=at_least(0))
+    """Learning rate that `cosine`, `linear` and `polynomial` reach just after the last step."""
+    lr_power: float = field(default=2.0, metadata=above(0))
+    """Exponent of the `polynomial` schedule."""
     warmup_epochs: float = field(default=0.0, metadata=at_least(0))
     """Epochs of linear warm-up to the peak learning rate, counted within `epochs`; 0 for none."""
+    warmup_start_factor: float = field(default=0.0, metadata=between(0, 1))
+    """Where warm-up starts, as a share of lr."""
     momentum: float = field(default=0.0, metadata=at_least_and_below(0, 1))
-    """Momentum of SGD."""
+    """Momentum of SGD, LARS and Muon; LAMB and AdamW use their own."""
+    nesterov: bool = False
+    """Nesterov's momentum, of the same optimizers."""
     weight_decay: float = field(default=0.0, metadata=at_least(0))
-    """L2 penalty's coefficient, on all parameters, as torch.optim.SGD applies it."""
+    """Coefficient of weight decay, as the optimizer applies it: SGD adds it to the gradient, `sgdw` and `adamw` shrink
+    the weights by it."""
+    decay_norms: bool = True
+    """Weight decay also on the weights and biases of normalisation layers."""
+    decay_biases: bool = True
+    """Weight decay also on the biases of other layers."""
+    max_grad_norm: float = field(default=0.0, metadata=at_least(0))
+    """Gradients are scaled down to this global norm; 0: not."""
+
+    ema_decay: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    """Decay of an exponential moving average of weights and buffers, adjusted to the run's length, see model/ema.py;
+    0: none."""
+    ema_every_steps: int = field(default=1, metadata=at_least(1))
+    """Optimizer steps between two updates of the average."""
+    publish: PublishedWeights = "model"
+    """Which weights are the run's result: the model's or their moving average. Both are evaluated."""
 
     image_size: int = field(metadata=at_least(1))
     """Side of the square that the network sees, in pixels; of training's last epochs, where it changes."""
     initial_image_size: int = field(default=0, metadata=at_least(0))
     """Side of the training square in the first epochs, in pixels; 0: image_size in all epochs."""
     image_size_ramp_start: int = field(default=1, metadata=at_least(1))
-    """Last epoch at initial_image_size; then the size grows linearly, in multiples of 32 px."""
+    """Last epoch at initial_image_size; then the size grows linearly, to the nearest multiple of 32 px."""
     image_size_ramp_end: int = field(default=1, metadata=at_least(1))
     """First epoch at image_size."""
     crop_scale_min: float = field(default=0.08, metadata=above(0, at_most=1))
     """Least share of the image's area that a training crop covers; the largest is 1."""
+    train_interpolation: TrainInterpolation = "bilinear"
+    """Of training's resizing, antialiased; `random`: either, for each image."""
+    repeated_augmentation: int = field(default=1, metadata=at_least(1))
+    """How often an image is in its global batch, each time with other crops; an epoch keeps its length and has as many
+    times fewer different images (https://arxiv.org/abs/1901.09335)."""
+    augment_policy: str = "none"
+    """`trivial_augment`, `rand_augment`, `timm_rand_augment` or `auto_augment`: see resnet_in1k/data/policies.py."""
+    rand_augment_num_ops: int = field(default=2, metadata=at_least(1))
+    """Operations in a row of either RandAugment."""
+    rand_augment_magnitude: float = field(default=9.0, metadata=between(0, 30))
+    """Strength of either RandAugment: up to 30 of torchvision's, up to 10 of timm's."""
+    rand_augment_magnitude_std: float = field(default=0.0, metadata=at_least(0))
+    """Standard deviation of the strength of timm's RandAugment."""
     hflip_probability: float = field(default=0.0, metadata=between(0, 1))
     """Probability that a training image is mirrored."""
+    alternating_flip: bool = False
+    """Mirror each image in every other epoch, in place of hflip_probability (https://arxiv.org/abs/2404.00498)."""
     rotation_degrees: float = field(default=0.0, metadata=between(0, 180))
     """Training images are rotated by up to this many degrees either way."""
     brightness: float = field(default=0.0, metadata=between(0, 1))
@@ -77,6 +130,15 @@ class Recipe:
     """Width of the saturation factor's range, as for brightness."""
     hue: float = field(default=0.0, metadata=between(0, 0.5))
     """Hue is shifted by up to this share of the colour circle either way, at most 0.5."""
+    random_erasing_probability: float = field(default=0.0, metadata=between(0, 1))
+    """Probability that a rectangle of a training image is replaced by the mean colour
+    (https://arxiv.org/abs/1708.04896)."""
+    mixup_alpha: float = field(default=0.0, metadata=at_least(0))
+    """Of the Beta distribution of mixup's weights (https://arxiv.org/abs/1710.09412); 0: no mixup."""
+    cutmix_alpha: float = field(default=0.0, metadata=at_least(0))
+    """The same of cutmix (https://arxiv.org/abs/1905.04899). With both, each is chosen with probability 1/2."""
+    mix_by_pair: bool = False
+    """Choose mixup or cutmix and its weight for each pair of images, not for each batch."""
 
     eval_image_size: int = field(default=0, metadata=at_least(0))
     """Side of the centre crop of evaluation, in pixels; 0: image_size."""
@@ -92,20 +154,53 @@ class Recipe:
         for each in dataclasses.fields(self):
             if each.type is float:  # 1 and 1.0 are the same recipe, and must have the same fingerprint
                 object.__setattr__(self, each.name, float(getattr(self, each.name)))
+            elif each.type == tuple[float, ...]:  # a list, where it comes from JSON
+                object.__setattr__(self, each.name, tuple(float(value) for value in getattr(self, each.name)))
         problems = [f"{name} must be {words}, not {value!r}" for name, words, value in out_of_range(self)]
-        if self.warmup_epochs > self.epochs:
-            problems.append(f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})")
-        if self.initial_image_size > self.image_size:
-            problems.append(
-                f"initial_image_size ({self.initial_image_size}) must not exceed image_size ({self.image_size})"
-            )
-        if self.initial_image_size and self.image_size_ramp_end <= self.image_size_ramp_start:
-            problems.append(
-                f"image_size_ramp_end ({self.image_size_ramp_end}) must be after image_size_ramp_start "
-                f"({self.image_size_ramp_start})"
-            )
+        for each in dataclasses.fields(self):
+            if get_origin(each.type) is Literal and getattr(self, each.name) not in get_args(each.type):
+                choices = ", ".join(get_args(each.type))
+                problems.append(f"{each.name} must be one of {choices}, not {getattr(self, each.name)!r}")
+        problems += [words for words, is_wrong in self._contradictions() if is_wrong]
         if problems:
             raise UserError("invalid recipe: " + "; ".join(problems))
+
+    def _contradictions(self) -> list[tuple[str, bool]]:
+        """What must hold between fields, in words, and whether it does not."""
+        ramp_start, ramp_end = self.image_size_ramp_start, self.image_size_ramp_end
+        milestones = list(self.lr_milestones)
+        return [
+            (
+                f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})",
+                self.warmup_epochs > self.epochs,
+            ),
+            (
+                f"initial_image_size ({self.initial_image_size}) must not exceed image_size ({self.image_size})",
+                self.initial_image_size > self.image_size,
+            ),
+            (
+                f"image_size_ramp_end ({ramp_end}) must be after image_size_ramp_start ({ramp_start})",
+                self.initial_image_size > 0 and ramp_end <= ramp_start,
+            ),
+            (f"lr_milestones {milestones} must increase", milestones != sorted(set(milestones))),
+            ("lr_schedule multi_step needs lr_milestones", self.lr_schedule == "multi_step" and not milestones),
+            (f"lr_floor ({self.lr_floor}) must not exceed lr ({self.lr})", self.lr_floor > self.lr),
+            ("nesterov needs a momentum", self.nesterov and not self.momentum),
+            (
+                "alternating_flip takes the place of hflip_probability, which must be 0 then",
+                self.alternating_flip and self.hflip_probability > 0,
+            ),
+            (
+                f"global_batch_size ({self.global_batch_size}) must be even, as neighbours are mixed",
+                self.mixes and self.global_batch_size % 2 == 1,
+            ),
+            ("publish ema needs an ema_decay", self.publish == "ema" and not self.ema_decay),
+        ]
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that targets are probabilities."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     @property
     def eval_size(self) -> int:
@@ -126,15 +221,21 @@ class Recipe:
         }
 
     def fingerprint(self) -> str:
-        """sha256 of all that decides what a step computes: what is switched on; without `epochs` if `lr_schedule` is
-        `step`, as no step depends on it then."""
+        """sha256 of all that decides what a step computes: what is switched on; without `epochs` where no step depends
+        on it."""
         deciding = self.switched_on()
-        if self.lr_schedule == "step":
+        deciding.pop("lr_batch_rule", None)
+        if self.can_grow:
             del deciding["epochs"]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether a run of it may be resumed with more epochs: no step depends on how many there will be."""
+        return self.lr_schedule in ("step", "multi_step") and not self.ema_decay
+
     def incompatibilities(self, other: "Recipe") -> list[str]:
-        """Why a run of this recipe cannot be resumed by `other`: any difference but more epochs under `step`."""
+        """Why a run of this recipe cannot be resumed by `other`: any difference but more epochs where it can grow."""
         if other.fingerprint() == self.fingerprint() and other.epochs >= self.epochs:
             return []
         return self.differences(other)

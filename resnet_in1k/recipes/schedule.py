@@ -64,6 +64,10 @@ class Schedule:
     def total_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.recipe.warmup_epochs * self.steps_per_epoch)
+
     def epoch_of(self, step: int) -> int:
         return (step - 1) // self.steps_per_epoch + 1
 
@@ -78,8 +82,8 @@ class Schedule:
 def train_image_size(recipe: Recipe, epoch: int) -> int:
     """Side of the training square in an epoch, in pixels.
 
-    It grows linearly from initial_image_size to image_size as in FFCV's recipes (https://arxiv.org/abs/2306.12517),
-    here in multiples of 32 px.
+    It grows linearly from initial_image_size to image_size, to the nearest multiple of 32 px, as in FFCV's recipes
+    (https://arxiv.org/abs/2306.12517).
     """
     first, last = recipe.image_size_ramp_start, recipe.image_size_ramp_end
     if not recipe.initial_image_size or epoch >= last:
@@ -87,4 +91,5 @@ def train_image_size(recipe: Recipe, epoch: int) -> int:
     if epoch <= first:
         return recipe.initial_image_size
     grown = (recipe.image_size - recipe.initial_image_size) * (epoch - first) / (last - first)
-    return max(recipe.initial_image_size, int(recipe.initial_image_size + grown) // NETWORK_STRIDE * NETWORK_STRIDE)
+    nearest = round((recipe.initial_image_size + grown) / NETWORK_STRIDE) * NETWORK_STRIDE
+    return min(max(recipe.initial_image_size, nearest), recipe.image_size)

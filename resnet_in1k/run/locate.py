@@ -13,7 +13,7 @@ from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.sources import SOURCES
 from resnet_in1k.model.hub_files import download
 from resnet_in1k.model.weights_file import WEIGHTS_NAME, weights_file
-from resnet_in1k.recipes.recipe import Interpolation, crop_ratio_for, resize_size_for
+from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, crop_ratio_for, resize_size_for
 from resnet_in1k.run.folder import EVALUATION_NAME, find_run
 from resnet_in1k.run.recipe_file import read_recipe
 
@@ -36,6 +36,8 @@ class Weights:
     image_size: int
     eval_crop_ratio: float
     interpolation: Interpolation
+    kind: PublishedWeights
+    """Of a run: the model's own weights or their moving average."""
     recorded_evaluation: dict[str, Any] | None
     """The eval.json beside it, if it is of these weights."""
     note: str
@@ -112,8 +114,10 @@ def find_weights(checkpoint: str | Path) -> Weights:
             source = None
     except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise UserError(f"the files beside {file} are incomplete ({type(error).__name__}: {error})") from None
+    kind = (recorded or {}).get("weights", "ema" if file.stem == "ema" else "model")
     return Weights(
         file=file,
+        kind="ema" if kind == "ema" else "model",
         class_names=names or config.get("label_names"),
         data=source,
         image_size=image_size,

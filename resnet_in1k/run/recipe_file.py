@@ -1,6 +1,7 @@
 """recipe.json: the recipe of a run, its data, and what it runs on."""
 
 import dataclasses
+import difflib
 from dataclasses import asdict
 from typing import Any
 
@@ -58,7 +59,12 @@ def read_recipe(run: RunFolder, recipe_class: type[Recipe] = Recipe) -> tuple[Re
                 f"{run.recipe} has format version {version!r}, which is newer than this resnet-in1k: update it"
             )
         if unknown:
-            raise UserError(f"{run.recipe}: recipe fields not known here: {', '.join(unknown)}; update resnet-in1k")
+            known = [each.name for each in dataclasses.fields(recipe_class)]
+            meant = [name for field in unknown for name in difflib.get_close_matches(field, known, n=1)]
+            raise UserError(
+                f"{run.recipe}: recipe fields not known here: {', '.join(unknown)}; update resnet-in1k"
+                + (f", or perhaps {', '.join(meant)} was meant" if meant else "")
+            )
         try:
             return recipe_class(**fields), facts
         except UserError as error:  # a value that is out of its range

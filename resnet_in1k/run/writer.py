@@ -136,7 +136,8 @@ class RunWriter:
         if best is None:
             return
         if not _has_sha256(weights, best["weights_sha256"]):
-            kept = self._folder.checkpoints / f"step_{state.best_step:08d}" / weights.name
+            group = f"{best.get('weights', 'model')}.safetensors"
+            kept = self._folder.checkpoints / f"step_{state.best_step:08d}" / group
             if not _has_sha256(kept, best["weights_sha256"]):
                 return  # what is published stays until the epoch, done again, publishes it again
             files.write_atomically(weights, lambda path: shutil.copyfile(kept, path))

@@ -19,6 +19,7 @@ from resnet_in1k.recipes.schedule import Schedule
 from resnet_in1k.run.checkpoint import TrainState
 from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.run.writer import RunWriter
+from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.trackers import Trackers
 
 
@@ -32,13 +33,14 @@ class TrainLog:
         writer: RunWriter,
         accelerator: Accelerator,
         console: Console,
-        log_every: int,
+        options: TrainOptions,
         workers: int,
     ):
         self.stopwatch = Stopwatch(accelerator.device)
         self.trackers = Trackers(accelerator, console.print)
         self._schedule, self._folder, self._writer, self._console = schedule, folder, writer, console
-        self._accelerator, self._log_every, self._workers = accelerator, log_every, workers
+        self._accelerator, self._log_every, self._workers = accelerator, options.log_every, workers
+        self._dollars_per_hour = options.dollars_per_hour
         self._uncollected_losses: list[torch.Tensor] = []
         self._epoch_lap = Lap()
         self._steps_since_lap = 0
@@ -74,7 +76,9 @@ class TrainLog:
 
     def _stop_at_nonfinite_loss(self, step: int, loss: float, source: Source) -> None:
         (batch,) = TrainOrder(self._schedule_of_one_process(), step, step)
-        self._writer.write_list(self._folder.nonfinite_batch, [source.image_name(index) for _, index in batch.samples])
+        self._writer.write_list(
+            self._folder.nonfinite_batch, [source.image_name(sample.index) for sample in batch.samples]
+        )
         raise UserError(
             f"the loss of step {step:,} (epoch {self._schedule.epoch_of(step)}, lr {lr_at(step, self._schedule):g}) is "
             f"{loss}; no weights were changed since, and the checkpoints before it stay; its images are listed in "
@@ -111,8 +115,10 @@ class TrainLog:
             f"  {duration(left_seconds)} of training left" + self._bottleneck(lap)
         )
 
-    def write_epoch(self, state: TrainState, evaluation: Evaluation) -> None:
-        """The record of the epoch that ends with the state's step."""
+    def write_epoch(self, state: TrainState, evaluations: list[Evaluation]) -> None:
+        """The record of the epoch that ends with the state's step, by the evaluations of all weights, of which the last
+        are those that the recipe publishes."""
+        *others, evaluation = evaluations
         self._lap()
         lap, self._epoch_lap = self._epoch_lap, Lap()
         record = {
@@ -128,11 +134,20 @@ class TrainLog:
             "val_seconds": lap["val"],
             "lr": lr_at(state.step, self._schedule),
         }
+        if self._dollars_per_hour:
+            record["dollars"] = sum(lap.values()) / 3600 * self._dollars_per_hour
+        if others:
+            record["weights"] = evaluation.weights
+        for other in others:
+            record[f"{other.weights}_val_loss"] = other.loss
+            record[f"{other.weights}_top1_accuracy"] = other.top1_accuracy
+            record[f"{other.weights}_top5_accuracy"] = other.top5_accuracy
         self._write(record)
         self._console.print(
             f"epoch {record['epoch']}/{self._schedule.recipe.epochs} done  train loss {record['train_loss']:.4f}  "
             f"{evaluation.summary()}\n"
-            f"  load {lap['load']:.1f} s, train {lap['train']:.1f} s, validate {lap['val']:.1f} s; "
+            + "".join(f"  {evaluation.weights} above, {each.weights}: {each.summary()}\n" for each in others)
+            + f"  load {lap['load']:.1f} s, train {lap['train']:.1f} s, validate {lap['val']:.1f} s; "
             f"waited for data {lap.waiting_share:.1%} of the training time" + self._bottleneck(lap)
         )
         if evaluation.bad_images:
@@ -150,8 +165,11 @@ class TrainLog:
             (folder.log, "every number printed above"),
         ]
         width = max(len(str(path)) for path, _ in rows)
+        price = sum(record.get("dollars", 0.0) for record in folder.records())
         self._console.print(
-            f"done in {duration(time.monotonic() - self._start_seconds)}: best top-1 {state.best_top1_accuracy:.2%} "
+            f"done in {duration(time.monotonic() - self._start_seconds)}"
+            + (f", {price:,.2f} dollars in all" if price else "")
+            + f": best top-1 {state.best_top1_accuracy:.2%} "
             f"after epoch {self._schedule.epoch_of(state.best_step)}\n"
             + "".join(f"  {path!s:<{width}}  {what}\n" for path, what in rows)
             + f"evaluate them:  python scripts/evaluate.py --ckpt {folder.path}\n"

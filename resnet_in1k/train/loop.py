@@ -16,6 +16,7 @@ from resnet_in1k.evaluate.evaluation import evaluate_model
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run.checkpoint import load_newest_checkpoint
+from resnet_in1k.train.forecast import forecast
 from resnet_in1k.train.guard import out_of_memory_message
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.plan import describe_plan
@@ -49,7 +50,9 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
                 raise Preempted(
                     f"stopped by {stopped_by} before the first step; start with the same command and --resume"
                 )
-            if not options.dry_run:
+            if options.dry_run:
+                run.console.print(forecast(run))
+            else:
                 start_or_resume(run)
                 training_loop(run)
         except Preempted:
@@ -77,7 +80,9 @@ def training_loop(run: Run) -> None:
             with log.stopwatch.section("load"):
                 batch = next(batches)
             with log.stopwatch.section("train"):
-                loss = run.train_step(*batch.tensors(), lr_at(step, schedule))
+                loss = run.train_step(*batch.tensors(), lr_at(step, schedule), step)
+                if run.average is not None:
+                    run.average.update(run.train_step.model, step)
             log.add(loss)
             run.skipped.add(batch.bad_images)
             bar.update()
@@ -107,7 +112,8 @@ def collect(run: Run, step: int) -> None:
 def save(run: Run, step: int) -> None:
     """Write a checkpoint, then delete those that are no longer needed."""
     collect(run, step)
-    broadcast_buffers(run.train_step.model, run.accelerator)
+    for model in run.models.values():
+        broadcast_buffers(model, run.accelerator)
     run.state.step = step
     run.state.grad_scaler = run.train_step.scaler_state()
     run.writer.save_checkpoint(run.state, run.groups)
@@ -115,22 +121,24 @@ def save(run: Run, step: int) -> None:
 
 def evaluate(run: Run) -> None:
     """At an epoch's end, once it is saved: evaluate, log, publish the weights if they are the best so far."""
-    state, model = run.state, run.train_step.model
-    broadcast_buffers(model, run.accelerator)
-    run.eval_model.load_state_dict(model.state_dict())
+    state, evaluations = run.state, []
 
     def stop_if_requested(batches_done: int) -> None:
         if stopped_by := run.signals.agreed(batches_done):  # everything is saved: a resumed run evaluates first
             raise Preempted(run.log.stopped_message(stopped_by, state.step))
 
     with run.log.stopwatch.section("val"):
-        evaluation = evaluate_model(
-            run.eval_model, run.val_source, run.eval_loader, run.accelerator, run.preprocessing, stop_if_requested
-        )
-    run.log.write_epoch(state, evaluation)
+        for name, model in run.models.items():
+            broadcast_buffers(model, run.accelerator)
+            run.eval_model.load_state_dict(model.state_dict())
+            evaluation = evaluate_model(
+                run.eval_model, run.val_source, run.eval_loader, run.accelerator, run.preprocessing, stop_if_requested
+            )
+            evaluations.append(dataclasses.replace(evaluation, weights=name))
+    run.log.write_epoch(state, evaluations)
     state.epoch_losses.clear()
     title = f"{run.recipe.model} on {run.train_source.name}, recipe {run.recipe_name}"
-    run.writer.finish_epoch(state, evaluation, run.eval_model, title)
+    run.writer.finish_epoch(state, evaluations[-1], run.eval_model, title)
 
 
 def evaluation_is_pending(run: Run) -> bool:

@@ -29,7 +29,9 @@ class TrainOptions:
     report_to: str | None = None
     """An Accelerate tracker to report to as well, such as tensorboard or wandb."""
     dry_run: bool = False
-    """Print the plan, run the preflight, stop."""
+    """Print the plan and the schedule, run the preflight, measure the speed and tell what the run would take; stop."""
+    dollars_per_hour: float = field(default=0.0, metadata=at_least(0))
+    """What all machines of the run cost per hour: time is then also given as a price, which log and card keep."""
     on_bad_image: OnBadImage = "fail"
     """At a training image that cannot be read: fail, or skip to the next one, for at most 0.1 % of them."""
     precision: PrecisionFlag = "auto"

@@ -3,9 +3,11 @@
 from resnet_in1k.core.devices import hardware_name, missing_capabilities
 from resnet_in1k.core.precision import PRECISIONS
 from resnet_in1k.core.text import count
+from resnet_in1k.model.ema import adjusted_decay, steps_between_updates
 from resnet_in1k.optim.lr import describe_lr
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.scaling import describe_scaling
 from resnet_in1k.recipes.schedule import Schedule
 from resnet_in1k.train.setup import Run
 
@@ -24,6 +26,8 @@ def describe_plan(run: Run) -> str:
         ("batch", _batch(run.schedule)),
         ("steps", _steps(run.schedule)),
         ("learning rate", describe_lr(recipe)),
+        *(("scaled", text) for text in (describe_scaling(named.recipe, recipe) if named else [])),
+        *([("average", _average(run.schedule))] if recipe.ema_decay else []),
         ("precision", f"{precision}, channels_last; evaluation in float32"),
         ("device", device),
         ("per process", f"{count(run.workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
@@ -43,6 +47,14 @@ def _sizes(recipe: Recipe) -> str:
             f"to {recipe.image_size_ramp_end}"
         )
     return train + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size != recipe.image_size else "")
+
+
+def _average(schedule: Schedule) -> str:
+    every, published = steps_between_updates(schedule), schedule.recipe.publish
+    return (
+        f"of weights, every {count(every, 'step')} with a decay of {adjusted_decay(schedule):.4g}; both are evaluated, "
+        f"published: {'the average' if published == 'ema' else 'the model'}"
+    )
 
 
 def _batch(schedule: Schedule) -> str:

@@ -27,11 +27,8 @@ from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.workers import worker_context
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, reproducible_float32
-from resnet_in1k.model.weights_file import weights_to_save
 from resnet_in1k.optim.lr import lr_at
-from resnet_in1k.optim.optimizers import build_optimizer
 from resnet_in1k.run.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from resnet_in1k.run.tensor_groups import ModelGroup, OptimizerGroup
 from resnet_in1k.train.agreement import check_run_folder_is_shared
 from resnet_in1k.train.setup import Run
 
@@ -54,14 +51,15 @@ def preflight(run: Run) -> None:
     with run.train_step.undone():
         results["step"] = smoke_test(run)
         tensors = {name: group.tensors() for name, group in run.groups.items()}
-        launch.on_main_process(lambda: results.update(disk=check_disk(run, tensors)), "looks at its disk", advice="")
-        if not run.options.dry_run:
-            run.writer.acquire_lock()
-            check_run_folder_is_shared(launch, run.folder)
+    launch.on_main_process(lambda: results.update(disk=check_disk(run, tensors)), "looks at its disk", advice="")
+    if not run.options.dry_run:
+        run.writer.acquire_lock()
+        check_run_folder_is_shared(launch, run.folder)
 
-        def try_checkpoint() -> None:
-            results["checkpoint"] = save_load_compare(run, tensors)
+    def try_checkpoint() -> None:
+        results["checkpoint"] = save_load_compare(run, tensors)
 
+    with run.train_step.undone():
         launch.on_main_process(try_checkpoint, "saves and loads a checkpoint", advice="")
     run.console.print("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
 
@@ -206,20 +204,18 @@ def smoke_test(run: Run) -> str:
 
 
 def save_load_compare(run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Save a checkpoint where the run will, load it into another model and optimizer, and compare all tensors.
+    """Save these tensors as a checkpoint where the run will, load it, and compare all tensors.
+
+    The run holds others before, or the comparison could not fail; afterwards it holds these.
 
     Raises:
         UserError: if what is loaded is not what was saved.
     """
     start_seconds, folder = time.monotonic(), run.folder.nearest_existing()
-    weights_before = weights_to_save(run.eval_model)
-    model, optimizer = run.eval_model, build_optimizer(run.eval_model, run.recipe)
-    loaded = {"model": ModelGroup(model), "optimizer": OptimizerGroup(model, optimizer)}
     with tempfile.TemporaryDirectory(dir=folder, prefix=files.TEMPORARY_FOLDER) as temporary:
         state = TrainState(step=1, grad_scaler=run.train_step.scaler_state())
-        load_checkpoint(save_checkpoint(Path(temporary), state, tensors), loaded, recipe_sha256="")
-    for name, group in loaded.items():
+        load_checkpoint(save_checkpoint(Path(temporary), state, tensors), run.groups, recipe_sha256="")
+    for name, group in run.groups.items():
         if save(group.tensors()) != save(dict(tensors[name])):  # as bytes: NaN equals NaN
             raise UserError(f"what was saved in {folder} is not what was loaded from it; choose another --output-dir")
-    run.eval_model.load_state_dict(weights_before)
     return f"saved, loaded and found the same in {time.monotonic() - start_seconds:.1f} s"

@@ -9,22 +9,24 @@ from resnet_in1k.recipes.schedule import Schedule
 from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.run.provenance import provenance
 from resnet_in1k.run.recipe_file import FORMAT_VERSION, read_recipe
+from resnet_in1k.train.options import TrainOptions
 
 SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", "hardware", "cpu_threads")
 """What must stay as it was for a resumed run to end with the same bits."""
 
 
 def run_facts(
-    schedule: Schedule, mixed_precision: str, hardware: str, cpu_threads: int, compress_gradients: bool
+    schedule: Schedule, mixed_precision: str, hardware: str, cpu_threads: int, options: TrainOptions
 ) -> dict[str, Any]:
     """What this process runs on, for recipe.json."""
     return {
         "world_size": schedule.num_processes,
         "gradient_accumulation_steps": schedule.gradient_accumulation_steps,
         "mixed_precision": mixed_precision,
-        "compress_gradients": compress_gradients,
+        "compress_gradients": options.compress_gradients,
         "hardware": hardware,
         "cpu_threads": cpu_threads,
+        **({"dollars_per_hour": options.dollars_per_hour} if options.dollars_per_hour else {}),
         **provenance(),
     }
 

@@ -14,7 +14,9 @@ from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_train_and_val
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
-from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.model.ema import MovingAverage
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.recipes.schedule import Schedule
 from resnet_in1k.run.checkpoint import TrainState
 from resnet_in1k.run.folder import RunFolder
@@ -49,22 +51,31 @@ class Run:
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
         self.launch, self.signals = launch, signals
         self.folder = RunFolder(options.output_dir or Path("runs", recipe_name))
+        self._open_data(stack)
+        self._make_parts()
+
+    def _open_data(self, stack: contextlib.ExitStack) -> None:
+        """Sources, sizes, loader workers; before there is a process group: see Loader."""
+        recipe, options, launch = self.recipe, self.options, self.launch
         check_same_program(launch, recipe, options, self.folder)
         launch.from_main_process(lambda: self.folder.check_free(options.resume), "looks at the run folder")
         self.train_source, self.val_source = launch.from_main_process(
             lambda: open_train_and_val(options.data), "lists the images"
         )
         check_same_data(launch, (self.train_source, self.val_source))
-        accumulation, num_classes = options.gradient_accumulation_steps, len(self.train_source.class_names)
+        accumulation = options.gradient_accumulation_steps
         self.schedule = Schedule(recipe, launch.world_size, accumulation, len(self.train_source))
         self.preprocessing = EvalPreprocessing.of(recipe)
         self.workers = devices.choose_workers(options.workers)
-        # Before there is a process group: see Loader.
         self.train_loader = stack.enter_context(train_loader(self.train_source, self.schedule, options, self.workers))
         self.eval_loader = stack.enter_context(
             eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.workers)
         )
 
+    def _make_parts(self) -> None:
+        """The process group, model and optimizer, and what writes the run folder."""
+        recipe, options, launch = self.recipe, self.options, self.launch
+        num_classes = len(self.train_source.class_names)
         precision = precision_of(self.folder, options.precision, type(recipe))
         self.accelerator = make_accelerator(
             launch, precision, options.report_to, self.folder.path, options.compress_gradients
@@ -79,29 +90,42 @@ class Run:
             recipe,
             num_classes,
             self.accelerator,
-            gradient_accumulation_steps=accumulation,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
             compile=options.compile,
         )
         # A plain model evaluates the very weights that are saved, without DDP and mixed precision.
         self.eval_model = self.train_step.plain_copy()
+        self.average = MovingAverage(self.train_step.plain_copy(), self.schedule) if recipe.ema_decay else None
 
         self.writer = RunWriter(self.folder, launch, options.keep_checkpoints)
         self.log = TrainLog(
-            self.schedule, self.folder, self.writer, self.accelerator, self.console, options.log_every, self.workers
+            self.schedule, self.folder, self.writer, self.accelerator, self.console, options, self.workers
         )
         self.skipped = SkippedImages(self.train_source, self.writer, self.folder.bad_images, self.console.print)
         self.state = TrainState(recipe_sha256=recipe.fingerprint())
         self.data = describe_data(self.train_source, self.val_source)
-        hardware = devices.hardware_name(self.device)
         self.facts = run_facts(
-            self.schedule, self.accelerator.mixed_precision, hardware, self.cpu_threads, options.compress_gradients
+            self.schedule,
+            self.accelerator.mixed_precision,
+            devices.hardware_name(self.device),
+            self.cpu_threads,
+            options,
         )
 
     @property
     def groups(self) -> dict[str, TensorGroup]:
         """What a checkpoint holds, by the names of its files."""
-        model, optimizer = self.train_step.model, self.train_step.optimizer
-        return {"model": ModelGroup(model), "optimizer": OptimizerGroup(model, optimizer)}
+        optimizer = OptimizerGroup(self.train_step.model, self.train_step.optimizer)
+        return {**{name: ModelGroup(model) for name, model in self.models.items()}, "optimizer": optimizer}
+
+    @property
+    def models(self) -> dict[PublishedWeights, ResNet]:
+        """The weights that are saved and evaluated; those that the recipe publishes come last."""
+        models: dict[PublishedWeights, ResNet] = {"model": self.train_step.model}
+        if self.average is not None:
+            models["ema"] = self.average.model
+        models[self.recipe.publish] = models.pop(self.recipe.publish)
+        return models
 
     def end(self) -> None:
         """Once all processes are here, as a launcher ends the others when one exits early."""
@@ -115,7 +139,7 @@ def train_loader(source: Source, schedule: Schedule, options: TrainOptions, work
     recipe = schedule.recipe
     return Loader(
         source,
-        TrainCrop(scale_min=recipe.crop_scale_min, seed=recipe.seed),
+        TrainCrop.of(recipe),
         batch_size=schedule.per_process_batch_size,
         largest_image_size=recipe.image_size,
         num_workers=workers,

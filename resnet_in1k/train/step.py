@@ -1,8 +1,8 @@
 """One optimizer step: forward in mixed precision, loss, backward, update."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from resnet_in1k.core import rng
 from resnet_in1k.core.devices import has_fused_optimizers
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.model.stochastic_depth import StochasticDepth
+from resnet_in1k.model.sync_batch_norm import synchronise_norms
 from resnet_in1k.model.weights_file import weights_to_save
 from resnet_in1k.optim.losses import build_loss
 from resnet_in1k.optim.optimizers import build_optimizer, set_lr
@@ -37,7 +39,16 @@ class TrainStep:
     ):
         rng.key_global_generator(recipe.seed, Stream.WEIGHTS)  # the same initial weights on every process
         model = ResNet(recipe.model, num_classes, recipe.zero_init_residual)
+        rank, num_processes = accelerator.process_index, accelerator.num_processes
+        if recipe.sync_batch_norm and num_processes > 1:
+            model = synchronise_norms(model, accelerator.device)
         self.model = model.to(accelerator.device, memory_format=torch.channels_last)
+        self._depth = (
+            StochasticDepth(self.model, recipe, accelerator.device, rank, num_processes)
+            if recipe.stochastic_depth
+            else None
+        )
+        self._max_grad_norm = recipe.max_grad_norm
         fused = accelerator.scaler is None and has_fused_optimizers(accelerator.device.type)
         self.optimizer = build_optimizer(self.model, recipe, fused=fused)
         if compile:
@@ -49,7 +60,7 @@ class TrainStep:
         # DDP would broadcast the norm statistics before each forward, which does not read them; see broadcast_buffers.
         self._prepared_model.broadcast_buffers = False
 
-    def __call__(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    def __call__(self, images: Tensor, targets: Tensor, lr: float, step: int = 0) -> Tensor:
         """Train on this process's share of a global batch; nothing here makes the host wait for the device, except for
         the loss scaler of fp16.
 
@@ -57,6 +68,7 @@ class TrainStep:
             images: (B, 3, S, S) float32, normalised, channels_last.
             targets: (B,) int64 class indices, or (B, C) float32 probabilities.
             lr: learning rate of this step.
+            step: its number, which stochastic depth is drawn for.
 
         Returns:
             Mean loss over the B images before the update, (), detached, on the device; NaN if this step or an earlier
@@ -64,11 +76,14 @@ class TrainStep:
         """
         self._prepared_model.train()
         set_lr(self.optimizer, lr)
+        factors = self._depth.draw(step, len(images)).chunk(self._num_parts) if self._depth else ()
         losses = []
         for part, (images_part, targets_part) in enumerate(
             zip(images.chunk(self._num_parts), targets.chunk(self._num_parts), strict=True), start=1
         ):
             last = part == self._num_parts
+            if self._depth:
+                self._depth.use(factors[part - 1])
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._prepared_model):
                 # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.
                 logits = self._prepared_model(images_part)  # (B / parts, C)
@@ -76,6 +91,8 @@ class TrainStep:
                 self._accelerator.backward(self._guard.loss_for_backward(loss))
             losses.append(loss.detach())
         loss = sum(losses[1:], start=losses[0])
+        if self._max_grad_norm:
+            self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
         with self._guard.step(loss):
             self._prepared_optimizer.step()
         self._prepared_optimizer.zero_grad(set_to_none=True)
@@ -86,16 +103,18 @@ class TrainStep:
         return self._accelerator.no_sync(self._prepared_model)
 
     def plain_copy(self) -> ResNet:
-        """A model of the same architecture and classes, without gradients, on the same device."""
-        model = ResNet(self.model.architecture, self.model.fc.out_features).requires_grad_(False)
-        return model.to(self._accelerator.device, memory_format=torch.channels_last)
+        """A plain ResNet with the model's weights as they are now, without gradients, on the same device."""
+        copy = ResNet(self.model.architecture, self.model.fc.out_features).requires_grad_(False)
+        copy = copy.to(self._accelerator.device, memory_format=torch.channels_last)
+        copy.load_state_dict(self.model.state_dict())
+        return copy
 
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
         """Steps taken in the body, before any other, are undone after it."""
         assert not self.optimizer.state, "only before the first step"
         weights, scaler_state = weights_to_save(self.model), self.scaler_state()
-        optimizer_state = copy.deepcopy(self.optimizer.state_dict())
+        optimizer_state = deepcopy(self.optimizer.state_dict())
         try:
             yield
         finally:

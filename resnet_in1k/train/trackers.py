@@ -49,7 +49,7 @@ class Trackers:
         how = TO_GO_ON[name](run["id"], first_step) if name in TO_GO_ON else {}
         try:
             # Not again if it goes on: TensorBoard would show each start's settings as a run of their own.
-            self._accelerator.init_trackers(run["project"], config if begins else None, {name: how})
+            self._accelerator.init_trackers(run["project"], _as_text(config) if begins else None, {name: how})
             if name == "wandb":  # see `log`
                 self._accelerator.get_tracker(name, unwrap=True).define_metric("*", step_metric="step")
         except Exception as error:  # each tracker has errors of its own
@@ -98,3 +98,8 @@ def _read_runs(file: Path) -> dict[str, dict[str, str]]:
         raise UserError(
             f"{file} does not name the tracker's run ({type(error).__name__}: {error}); remove it to begin a new one"
         ) from None
+
+
+def _as_text(config: dict[str, Any]) -> dict[str, Any]:
+    """Lists as text: not every tracker takes them."""
+    return {name: str(value) if isinstance(value, tuple) else value for name, value in config.items()}

@@ -123,7 +123,7 @@ def test_what_cannot_be_evaluated_is_named(weights: Path, options: dict, message
 def test_classes_of_unusual_names_are_those_of_their_own_run(tmp_path: Path):
     """What cannot be printed is escaped where weights are found, and must be where it is compared."""
     names = ["ant\x1b[2J", "anguila_\udcf1", "nörz"]
-    weights = Weights(Path("file"), names, None, 224, 0.875, "bilinear", None, "")
+    weights = Weights(Path("file"), names, None, 224, 0.875, "bilinear", "model", None, "")
     assert weights.class_names == ["ant\\x1b[2J", "anguila_\\udcf1", "nörz"]
     source = SimpleNamespace(class_names=tuple(names), name="mine")
     check_classes(weights, ResNet("resnet18", 3), source, "run")

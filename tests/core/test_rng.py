@@ -19,7 +19,15 @@ def test_key_is_the_64_bits_of_numpys_seed_sequence():
 
 def test_streams_have_numbers_of_their_own():
     """In recorded runs: never renumbered."""
-    assert {stream.name: stream.value for stream in Stream} == {"WEIGHTS": 0, "ORDER": 1, "CROP": 2, "AUGMENT": 3}
+    assert {stream.name: stream.value for stream in Stream} == {
+        "WEIGHTS": 0,
+        "ORDER": 1,
+        "CROP": 2,
+        "AUGMENT": 3,
+        "POLICY": 4,
+        "FLIP": 5,
+        "STOCHASTIC_DEPTH": 6,
+    }
 
 
 def test_every_seed_stream_and_position_draws_otherwise():

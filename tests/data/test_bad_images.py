@@ -13,7 +13,7 @@ from resnet_in1k.core.errors import BadImageError, ProcessError
 from resnet_in1k.data.bad_images import max_bad_images
 from resnet_in1k.data.crops import TrainCrop
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.order import epoch_order
+from resnet_in1k.data.order import Sample, epoch_order
 from resnet_in1k.data.source import FileSource, PackedBytes, PackedSource, Source
 from resnet_in1k.recipes.recipe import Recipe
 
@@ -39,8 +39,8 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Reci
     assert set().union(*(batch.bad_images for batch in batches)) == bad
 
     row = wanted.index(2999)
-    crop = TrainCrop(scale_min=tiny.crop_scale_min, seed=tiny.seed)
-    assert torch.equal(batches[row // 100].images[row % 100], crop(decode(dirty.read(0)), 1, 2999, 8))
+    crop = TrainCrop.of(tiny)
+    assert torch.equal(batches[row // 100].images[row % 100], crop(decode(dirty.read(0)), Sample(1, 2999), 8))
 
 
 def test_more_bad_images_in_a_row_than_may_be_replaced_stop_the_run(source: Source, tiny: Recipe):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from resnet_in1k.core.rng import Stream, key
 from resnet_in1k.data.crops import EvalCrop, EvalPreprocessing, TrainCrop
+from resnet_in1k.data.order import Sample
 from resnet_in1k.recipes.recipe import Recipe
 
 
@@ -23,7 +24,7 @@ def test_train_crop_is_torchvisions_on_pillow_images(photographs: list[np.ndarra
     """They draw the same crop from the same generator."""
     crop = TrainCrop(scale_min=0.08, seed=5)
     for index, photograph in enumerate(photographs):
-        ours = crop(as_tensor(photograph), 3, index, image_size)
+        ours = crop(as_tensor(photograph), Sample(3, index), image_size)
         torch.manual_seed(key(5, Stream.CROP, 3, index))
         theirs = v1.RandomResizedCrop(image_size)(Image.fromarray(photograph))
         assert ours.shape == (3, image_size, image_size)
@@ -32,18 +33,18 @@ def test_train_crop_is_torchvisions_on_pillow_images(photographs: list[np.ndarra
 
 def test_train_crop_depends_on_seed_epoch_and_index_alone(photographs: list[np.ndarray]):
     image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
-    first = crop(image, 1, 7, 32)
+    first = crop(image, Sample(1, 7), 32)
     torch.rand(100)
-    assert torch.equal(crop(image, 1, 7, 32), first)
-    assert not torch.equal(crop(image, 2, 7, 32), first)
-    assert not torch.equal(crop(image, 1, 8, 32), first)
-    assert not torch.equal(TrainCrop(scale_min=0.08, seed=2)(image, 1, 7, 32), first)
+    assert torch.equal(crop(image, Sample(1, 7), 32), first)
+    assert not torch.equal(crop(image, Sample(2, 7), 32), first)
+    assert not torch.equal(crop(image, Sample(1, 8), 32), first)
+    assert not torch.equal(TrainCrop(scale_min=0.08, seed=2)(image, Sample(1, 7), 32), first)
 
 
 def test_train_crop_covers_the_same_part_at_any_image_size(photographs: list[np.ndarray]):
     """A recipe whose image size grows shows at 64 px what it would have shown at 128 px."""
     image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
-    small, large = (crop(image, 1, 7, size).float() for size in (64, 128))
+    small, large = (crop(image, Sample(1, 7), size).float() for size in (64, 128))
     halved = torch.nn.functional.avg_pool2d(large[None], 2)[0]
     assert (halved - small).abs().mean() < 2
 
@@ -59,7 +60,7 @@ def test_eval_crop_is_torchvisions_on_pillow_images(
     ours = EvalPreprocessing(image_size, resize_size, interpolation).crop
     for photograph in (photographs[0], photographs[1].transpose(1, 0, 2), photographs[0][:50, :40]):
         expected = theirs(Image.fromarray(np.ascontiguousarray(photograph)))
-        assert_close_levels(ours(as_tensor(photograph), 0, 0, image_size), expected, at_most=1)
+        assert_close_levels(ours(as_tensor(photograph), Sample(0, 0), image_size), expected, at_most=1)
 
 
 def test_eval_preprocessing_of_a_recipe_takes_its_fields_of_evaluation(tiny: Recipe):
@@ -71,7 +72,8 @@ def test_eval_preprocessing_of_a_recipe_takes_its_fields_of_evaluation(tiny: Rec
 def test_square_of_an_encoded_image_is_what_the_network_sees(photographs: list[np.ndarray]):
     preprocessing = EvalPreprocessing(64, 73, "bicubic")
     square = preprocessing.square(encoded(Image.fromarray(photographs[0]), format="PNG"))
-    assert np.array_equal(square, preprocessing.crop(as_tensor(photographs[0]), 0, 0, 64).permute(1, 2, 0).numpy())
+    expected = preprocessing.crop(as_tensor(photographs[0]), Sample(0, 0), 64)
+    assert np.array_equal(square, expected.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 700), (1, 1_000_000)])
@@ -80,8 +82,39 @@ def test_a_pixel_and_a_line_can_be_cropped(shape: tuple[int, int]):
     num_pixels = shape[0] * shape[1]
     levels = (torch.arange(num_pixels) * 255 // num_pixels).to(torch.uint8).reshape(shape)
     image = levels.expand(3, *shape)
-    train = TrainCrop(scale_min=0.08, seed=0)(image, 1, 0, 32)
-    evaluation = EvalCrop(resize_size=256)(image, 1, 0, 224)
+    train = TrainCrop(scale_min=0.08, seed=0)(image, Sample(1, 0), 32)
+    evaluation = EvalCrop(resize_size=256)(image, Sample(1, 0), 224)
     assert (train.shape, evaluation.shape) == ((3, 32, 32), (3, 224, 224))
     centre = int(image[0, shape[0] // 2, shape[1] // 2])
     assert abs(evaluation.float().mean().item() - centre) <= 2
+
+
+def test_train_interpolation(photographs: list[np.ndarray]):
+    """`random` is either, as drawn for the sample; the box is the same."""
+    image = as_tensor(photographs[0])
+    crops = {name: TrainCrop(scale_min=0.08, seed=5, interpolation=name) for name in ("bilinear", "bicubic", "random")}
+    chosen = []
+    for index in range(40):
+        sample = Sample(1, index)
+        bilinear, bicubic, either = (crops[name](image, sample, 64) for name in ("bilinear", "bicubic", "random"))
+        torch.manual_seed(key(5, Stream.CROP, 1, index))
+        theirs = v1.RandomResizedCrop(64, interpolation=v1.InterpolationMode.BICUBIC)(Image.fromarray(photographs[0]))
+        assert_close_levels(bicubic, theirs, at_most=1)
+        assert torch.equal(either, bilinear) or torch.equal(either, bicubic)
+        chosen.append(torch.equal(either, bicubic))
+    assert 10 < sum(chosen) < 30
+
+
+def test_alternating_flip_mirrors_each_image_in_every_other_epoch(photographs: list[np.ndarray]):
+    image = as_tensor(photographs[0])
+    plain, alternating = (TrainCrop(scale_min=0.5, seed=1, alternating_flip=on) for on in (False, True))
+    in_first_epoch = 0
+    for index in range(60):
+        mirrored = []
+        for epoch in (1, 2, 3, 4):
+            ours, before = (crop(image, Sample(epoch, index), 32) for crop in (alternating, plain))
+            assert torch.equal(ours, before) != torch.equal(ours, before.flip(-1))
+            mirrored.append(torch.equal(ours, before.flip(-1)))
+        assert mirrored in ([True, False, True, False], [False, True, False, True])
+        in_first_epoch += mirrored[0]
+    assert 18 < in_first_epoch < 42, "a fair bit decides"

@@ -40,13 +40,13 @@ def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: S
     order = list(train_order(source, tiny, 6, first_step=3))
     batches = train_batches(source, tiny, 6, first_step=3)
     assert [batch.step for batch in batches] == [3, 4, 5, 6]
-    crop = TrainCrop(scale_min=tiny.crop_scale_min, seed=tiny.seed)
+    crop = TrainCrop.of(tiny)
     for batch, spec in zip(batches, order, strict=True):
         assert (batch.images.dtype, batch.images.shape, batch.bad_images) == (torch.uint8, (8, 3, 32, 32), {})
-        assert batch.indices.tolist() == [index for _, index in spec.samples]
+        assert batch.indices.tolist() == [sample.index for sample in spec.samples]
         assert np.array_equal(batch.labels.numpy(), source.labels[batch.indices.numpy()])
-        for image, (epoch, index) in zip(batch.images, spec.samples, strict=True):
-            assert torch.equal(image, crop(decode(source.read(index)), epoch, index, 32))
+        for image, sample in zip(batch.images, spec.samples, strict=True):
+            assert torch.equal(image, crop(decode(source.read(sample.index)), sample, 32))
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])

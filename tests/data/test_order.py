@@ -29,9 +29,9 @@ def test_an_epoch_has_each_image_at_most_once_and_the_next_epoch_another_order(t
     steps = list(order_of_50(tiny))
     for epoch, batches in ((1, steps[:4]), (2, steps[4:])):
         samples = list(chain(*(batch.samples for batch in batches)))
-        assert {e for e, _ in samples} == {epoch}
-        assert len({index for _, index in samples}) == 48
-    assert [index for _, index in steps[0].samples] != [index for _, index in steps[4].samples]
+        assert {sample.epoch for sample in samples} == {epoch}
+        assert len({sample.index for sample in samples}) == 48
+    assert [sample.index for sample in steps[0].samples] != [sample.index for sample in steps[4].samples]
 
 
 @pytest.mark.parametrize("first_step", [3, 5, 8])
@@ -64,6 +64,25 @@ def test_evaluation_has_each_image_once_on_any_number_of_processes(
 ):
     orders = [EvalOrder(num_images, batch_size, 64, rank, num_processes) for rank in range(num_processes)]
     batches = [batch for order in orders for batch in order]
-    assert sorted(index for batch in batches for _, index in batch.samples) == list(range(num_images))
+    assert sorted(sample.index for batch in batches for sample in batch.samples) == list(range(num_images))
     assert all(1 <= len(batch.samples) <= batch_size and batch.image_size == 64 for batch in batches)
     assert all([batch.step for batch in order] == list(range(len(order))) for order in orders)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+@pytest.mark.parametrize("repeats", [2, 3, 4, 5])
+def test_repeated_augmentation_keeps_the_epochs_length(tiny: Recipe, repeats: int, num_processes: int):
+    """As torchvision's RASampler: consecutive copies, so that a batch of 12 has 12 / repeats different images."""
+    recipe = replace(tiny, global_batch_size=12, repeated_augmentation=repeats)
+    orders = [TrainOrder(Schedule(recipe, num_processes, 1, 50), 1, 8, rank) for rank in range(num_processes)]
+    batches = [list(chain(*(batch.samples for batch in parts))) for parts in zip(*orders, strict=True)]
+    assert [len(samples) for samples in batches] == [12] * 8
+    order = epoch_order(50, recipe.seed, 1).tolist()
+    seen = [sample for samples in batches[:4] for sample in samples]
+    expected = [(1, index, copy) for index in order for copy in range(repeats)][:48]
+    assert sorted(seen) == sorted(expected)
+    assert len(set(seen)) == 48
+    for samples in batches:
+        pairs = zip(samples[::2], samples[1::2], strict=True)
+        assert all(one.index != other.index for one, other in pairs), "neighbours, which may be mixed, differ"
+        assert len({sample.index for sample in samples}) <= -(-12 // repeats) + 1

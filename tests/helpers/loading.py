@@ -33,7 +33,7 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
     """For one process."""
     return Loader(
         source,
-        TrainCrop(scale_min=recipe.crop_scale_min, seed=recipe.seed),
+        TrainCrop.of(recipe),
         batch_size=recipe.global_batch_size,
         largest_image_size=recipe.image_size,
         num_workers=num_workers,

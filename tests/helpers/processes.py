@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TINY_FLAGS = [
     *("--recipe", "demo", "--model", "resnet18", "--epochs", "2", "--global-batch-size", "8", "--image-size", "32"),
-    *("--lr", "0.002"),
+    *("--lr", "0.002", "--warmup-epochs", "1"),
     *("--eval-crop-ratio", "0.875", "--hflip-probability", "0.5", "--log-every", "1"),
 ]
 """The recipe `helpers.training.TINY`."""

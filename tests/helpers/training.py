@@ -5,6 +5,7 @@ from pathlib import Path
 
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.scaling import scaled
 from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.options import TrainOptions
@@ -38,3 +39,11 @@ def reset_accelerate_state() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
     GradientState._reset_state()
+
+
+def small_version(name: str) -> tuple[Recipe, dict[str, int]]:
+    """A named recipe for one epoch of four steps on few small images, as its flags would make it; and options."""
+    named = RECIPES[name]
+    recipe = replace(scaled(named.recipe, epochs=1, global_batch_size=8, image_size=32), model="resnet18")
+    how = {"checkpoint_every": 2, "keep_checkpoints": 9}
+    return recipe, {**how, "gradient_accumulation_steps": min(named.accumulation_steps, 2)}

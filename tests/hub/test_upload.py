@@ -350,6 +350,7 @@ from resnet_in1k import ResNet
 from resnet_in1k.augment.normalise import normalise
 from resnet_in1k.data.crops import EvalCrop
 from resnet_in1k.data.decode import decode
+from resnet_in1k.data.order import Sample
 trained = ResNet.from_pretrained(run)
 image = Image.open("image.jpg").convert("RGB")
 batch = by_timm["transform"](image)[None]
@@ -377,7 +378,7 @@ assert [entry["label"] for entry in predicted] == [labels[i] for i in best.indic
 assert np.allclose([entry["score"] for entry in predicted], best.values.numpy(), atol=1e-6)
 
 one_level = 1 / 255 / 0.224
-square = EvalCrop(resize_size=36)(decode(np.fromfile("image.jpg", dtype=np.uint8)), 0, 0, 32)
+square = EvalCrop(resize_size=36)(decode(np.fromfile("image.jpg", dtype=np.uint8)), Sample(0, 0), 32)
 assert (normalise(square[None]) - batch).abs().max() <= 1.01 * one_level
 assert torch.allclose(by_torchvision["transform"](image)[None], batch, atol=1e-6)
 print("all equal")

@@ -38,3 +38,19 @@ def test_new_loss_is_made_from_the_recipe(tiny: Recipe, monkeypatch: pytest.Monk
 def test_misspelt_loss_gets_a_suggestion(tiny: Recipe):
     with pytest.raises(UserError, match=r"^--loss cross_entrop: .*perhaps you meant cross_entropy$"):
         build_loss(replace(tiny, loss="cross_entrop"))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_binary_cross_entropy_is_timms(tiny: Recipe, smoothing: float, threshold: float):
+    """Of labels, and of mixed targets, which timm smooths when it mixes them."""
+    from timm.data.mixup import mixup_target
+    from timm.loss import BinaryCrossEntropy
+
+    recipe = replace(tiny, loss="binary_cross_entropy", label_smoothing=smoothing, bce_target_threshold=threshold)
+    loss, theirs = build_loss(recipe), BinaryCrossEntropy(smoothing, threshold or None)
+    assert loss(LOGITS, LABELS).item() == pytest.approx(theirs(LOGITS, LABELS).item())
+    hard = torch.nn.functional.one_hot(LABELS, 3)
+    smoothed = mixup_target(LABELS, 3, lam=0.7, smoothing=smoothing)  # it mixes with the batch in reverse order
+    mixed = 0.7 * hard + 0.3 * hard.flip(0)
+    assert loss(LOGITS, mixed).item() == pytest.approx(theirs(LOGITS, smoothed).item())

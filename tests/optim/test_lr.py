@@ -96,8 +96,9 @@ def test_new_schedule_gets_recipe_epochs_done_and_progress(monkeypatch: pytest.M
 
 def test_misspelt_schedule_gets_a_suggestion():
     schedule = steps_of(replace(DEMO, lr_schedule="cosin", warmup_epochs=1), 4)
+    names = "cosine, linear, multi_step, polynomial, step"
     for step in (1, 5):  # in warm-up, too
-        with pytest.raises(UserError, match=r"^--lr-schedule cosin: must be one of cosine, step; perhaps you meant "):
+        with pytest.raises(UserError, match=rf"^--lr-schedule cosin: must be one of {names}; perhaps you meant "):
             lr_at(step, schedule)
 
 
@@ -106,3 +107,51 @@ def test_schedule_in_words():
     assert describe_lr(replace(TUTORIAL, lr_step_epochs=1)) == "0.1, × 0.2 every epoch"
     assert describe_lr(replace(TUTORIAL, warmup_epochs=2.5)) == "2.5 epochs of warm-up to 0.1, × 0.2 every 5 epochs"
     assert describe_lr(DEMO) == "1 epoch of warm-up to 0.02, then cosine to 0"
+    goyal = RECIPES["goyal"].recipe
+    assert describe_lr(goyal) == "5 epochs of warm-up from 0.1 to 3.2, × 0.1 after 30, 60, 80 epochs"
+    lars = RECIPES["mlperf-lars"].recipe
+    assert describe_lr(lars) == "2 epochs of warm-up to 11, then polynomial of power 2 to 0.0001"
+    assert describe_lr(RECIPES["a3"].recipe) == "5 epochs of warm-up to 0.008, then cosine to 1e-06"
+
+
+@pytest.mark.parametrize(
+    ("changes", "make_scheduler"),
+    [
+        (
+            {"lr_schedule": "multi_step", "lr_milestones": (1, 2.5), "lr_step_factor": 0.1},
+            lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 10], gamma=0.1),
+        ),
+        (
+            {"lr_schedule": "cosine", "lr_floor": 0.05},
+            lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20, eta_min=0.05),
+        ),
+        (
+            {"lr_schedule": "linear"},
+            lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=20),
+        ),
+        (
+            {"lr_schedule": "polynomial", "lr_power": 1.5},
+            lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, 20, power=1.5),
+        ),
+    ],
+)
+def test_schedules_are_torchs(changes: dict, make_scheduler):
+    """Five epochs of four steps, without warm-up."""
+    schedule = steps_of(replace(DEMO, lr=0.4, epochs=5, warmup_epochs=0, **changes), 4)
+    assert [lr_at(step, schedule) for step in range(1, 21)] == pytest.approx(torch_rates(make_scheduler, 20, 0.4))
+
+
+def test_polynomial_to_a_floor_by_hand():
+    schedule = steps_of(replace(DEMO, lr=1.1, lr_floor=0.1, lr_schedule="polynomial", epochs=2, warmup_epochs=0), 5)
+    assert [lr_at(step, schedule) for step in (1, 6, 10)] == pytest.approx([1.1, 0.1 + 0.25, 0.1 + 0.01])
+
+
+def test_warm_up_starts_where_it_is_told():
+    """torch's LinearLR, which has the rate of n steps done where ours has that of the n-th."""
+    recipe = replace(DEMO, lr=3.2, epochs=2, warmup_epochs=1.5, warmup_start_factor=1 / 32)
+    schedule = steps_of(recipe, 4)
+    theirs = torch_rates(
+        lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 32, 1.0, total_iters=6), 7, 3.2
+    )
+    assert theirs[0] == pytest.approx(0.1)
+    assert [lr_at(step, schedule) for step in range(1, 7)] == pytest.approx(theirs[1:])

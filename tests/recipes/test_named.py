@@ -1,9 +1,12 @@
-import dataclasses
-
 import pytest
 
+from resnet_in1k.data.policies import POLICIES
 from resnet_in1k.data.sources import digits
+from resnet_in1k.optim.losses import LOSSES
+from resnet_in1k.optim.lr import LR_SCHEDULES
+from resnet_in1k.optim.optimizers import OPTIMIZERS
 from resnet_in1k.recipes.named import RECIPES, NamedRecipe
+from resnet_in1k.recipes.schedule import train_image_size
 
 
 def test_numbers_of_the_tutorial():
@@ -26,7 +29,53 @@ def test_demo_leaves_digits_readable():
 
 
 @pytest.mark.parametrize("named", RECIPES.values(), ids=RECIPES)
-def test_every_recipe_has_its_origin_and_its_results(named: NamedRecipe):
-    for field in dataclasses.fields(named):
-        assert getattr(named, field.name), field.name
-    assert "measured" in named.top1 or "published" in named.top1
+def test_every_recipe_says_where_it_comes_from_and_what_is_published(named: NamedRecipe):
+    for field in ("source", "hardware", "measured"):
+        assert getattr(named, field), field
+    if named.top1 is not None:
+        assert 70 < named.top1 < 82
+        assert "http" in named.source
+    assert named.top5 is None or 90 < named.top5 < 96
+
+
+@pytest.mark.parametrize("named", RECIPES.values(), ids=RECIPES)
+def test_every_choice_of_a_recipe_is_in_its_table(named: NamedRecipe):
+    recipe = named.recipe
+    assert recipe.loss in LOSSES
+    assert recipe.optimizer in OPTIMIZERS
+    assert recipe.lr_schedule in LR_SCHEDULES
+    assert recipe.augment_policy in POLICIES
+    assert recipe.global_batch_size % named.accumulation_steps == 0
+
+
+def test_published_numbers_of_each_recipe():
+    """Epochs, batch, optimizer, peak rate, decay, training and evaluation size, as the sources have them."""
+    published = {
+        "tv1": (90, 256, "sgd", 0.1, 1e-4, 224, 224, 256),
+        "tv2": (600, 1024, "sgd", 0.5, 2e-5, 176, 224, 232),
+        "nv-90": (90, 2048, "sgd", 2.048, 1 / 32768, 224, 224, 256),
+        "a3": (100, 2048, "lamb", 8e-3, 0.02, 160, 224, 235),
+        "a2": (300, 2048, "lamb", 5e-3, 0.02, 224, 224, 235),
+        "a1": (600, 2048, "lamb", 5e-3, 0.01, 224, 224, 235),
+        "budget-16": (16, 4096, "sgd", 1.7, 1e-4, 192, 256, 292),
+        "budget-32": (32, 4096, "sgd", 1.7, 1e-4, 192, 256, 292),
+        "budget-88": (88, 4096, "sgd", 1.7, 1e-4, 192, 256, 292),
+        "goyal": (90, 8192, "sgd", 3.2, 1e-4, 224, 224, 256),
+        "mlperf-lars": (37, 3200, "lars", 11.0, 5e-5, 224, 224, 256),
+    }
+    for name, numbers in published.items():
+        r = RECIPES[name].recipe
+        assert numbers == (
+            *(r.epochs, r.global_batch_size, r.optimizer, r.lr, r.weight_decay),
+            *(r.image_size, r.eval_size, r.eval_resize_size),
+        ), name
+
+
+def test_images_of_the_budget_recipes_grow_after_three_quarters():
+    """160 px to 192 px, as FFCV's README says; its epochs count from 0, and it rounds to the nearest multiple of 32."""
+    for name, epochs in (("budget-16", 16), ("budget-32", 32), ("budget-88", 88)):
+        recipe = RECIPES[name].recipe
+        sizes = [train_image_size(recipe, epoch) for epoch in range(1, epochs + 1)]
+        assert set(sizes) == {160, 192}
+        assert sizes == sorted(sizes)
+        assert sizes.count(160) / epochs == pytest.approx(0.78, abs=0.035)

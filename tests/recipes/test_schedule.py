@@ -59,11 +59,11 @@ def ramp(initial: int, final: int, start: int, end: int) -> Recipe:
     [
         (RECIPE, [224] * 5),
         # 128 to 224 px in eight epochs: 140, 152, 164, 176, 188, 200 and 212 px between them.
-        (ramp(128, 224, 2, 10), [128, 128, 128, 128, 160, 160, 160, 192, 192, 224, 224]),
+        (ramp(128, 224, 2, 10), [128, 128, 128, 160, 160, 192, 192, 192, 224, 224, 224]),
         (ramp(32, 96, 1, 3), [32, 64, 96, 96]),
         (ramp(160, 192, 1, 2), [160, 192, 192]),
-        # Sizes that are no multiples of 32 px, and never less than the first: 62.5, 75 and 87.5 px between them.
-        (ramp(50, 100, 1, 5), [50, 50, 64, 64, 100, 100]),
+        # Sizes that are no multiples of 32 px at the ends: 62.5, 75 and 87.5 px between them.
+        (ramp(50, 100, 1, 5), [50, 64, 64, 96, 100, 100]),
         (ramp(64, 64, 1, 4), [64, 64, 64, 64]),
         (replace(ramp(128, 224, 2, 10), initial_image_size=0), [224, 224, 224]),
     ],

@@ -14,6 +14,7 @@ from resnet_in1k.run.checkpoint import TrainState
 from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.run.writer import RunWriter
 from resnet_in1k.train.log import TrainLog
+from resnet_in1k.train.options import TrainOptions
 
 
 def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
@@ -27,7 +28,7 @@ def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, image_
         RunWriter(folder, Launch(), keep_checkpoints=1),
         accelerator,
         Console(True),
-        log_every=1,
+        TrainOptions(log_every=1),
         workers=2,
     )
     log.stopwatch.lap = lambda: Lap(load=0.0, train=4.0)

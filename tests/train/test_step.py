@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from resnet_in1k.model.weights_file import weights_to_save
 from resnet_in1k.optim.optimizers import OPTIMIZERS
+from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.train.step import TrainStep
 
 
@@ -163,3 +164,62 @@ def test_steps_are_undone(tiny):
     assert not step.optimizer.state
     assert "count" not in step.optimizer.param_groups[0]
     assert all(parameter.grad is None for parameter in step.model.parameters())
+
+
+class Plain(torch.nn.Module):
+    """A network without norms, as a batch's parts then give the whole's gradients."""
+
+    architecture = "plain"
+
+    def __init__(self, architecture: str, num_classes: int, zero_init_residual: bool = False):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, stride=2)
+        self.fc = torch.nn.Linear(8, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(images).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lamb"])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
+def test_accumulated_parts_equal_the_whole_batch(
+    tiny: Recipe, batch, monkeypatch: pytest.MonkeyPatch, optimizer: str, max_grad_norm: float
+):
+    """k parts of b images and one of k × b, to 1e-6, over five steps; dense targets, clipped or not."""
+    monkeypatch.setattr("resnet_in1k.train.step.ResNet", Plain)
+    recipe = replace(tiny, optimizer=optimizer, max_grad_norm=max_grad_norm, label_smoothing=0.1)
+    images, labels = batch
+    targets = torch.nn.functional.one_hot(labels, 3) * 0.7 + torch.nn.functional.one_hot(labels.flip(0), 3) * 0.3
+    trained = []
+    for num_parts in (1, 2, 4):
+        step = TrainStep(recipe, 3, Accelerator(cpu=True), gradient_accumulation_steps=num_parts)
+        losses = [step(images, targets, 0.01).item() for _ in range(5)]
+        trained.append((losses, weights_to_save(step.model)))
+    for losses, weights in trained[1:]:
+        assert losses == pytest.approx(trained[0][0], abs=1e-6)
+        for name, value in weights.items():
+            torch.testing.assert_close(value, trained[0][1][name], rtol=0, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm(tiny: Recipe, batch):
+    """With SGD without momentum and decay the update is the clipped gradient times lr."""
+    recipe = replace(tiny, momentum=0.0, weight_decay=0.0, max_grad_norm=0.01)
+    step = TrainStep(recipe, 3, Accelerator(cpu=True))
+    before = [parameter.detach().clone() for parameter in step.model.parameters()]
+    step(*batch, 0.5)
+    update = torch.cat([(old - new).flatten() for old, new in zip(before, step.model.parameters(), strict=True)])
+    assert update.norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgdw", "adamw", "lamb", "lars", "muon"])
+def test_no_optimizer_changes_weights_after_a_nonfinite_loss(tiny: Recipe, batch, optimizer: str):
+    images, labels = batch
+    recipe = replace(tiny, optimizer=optimizer, max_grad_norm=1.0, decay_norms=False)
+    step = TrainStep(recipe, 3, Accelerator(cpu=True))
+    for _ in range(2):
+        assert step(images, labels, 0.01).isfinite()
+    before = weights_to_save(step.model)
+    assert step(torch.full_like(images, float("nan")), labels, 0.01).isnan()
+    assert step(images, labels, 0.01).isnan()
+    parameters = dict(step.model.named_parameters())
+    assert all(torch.equal(before[name], parameter) for name, parameter in parameters.items())

@@ -1,7 +1,7 @@
 import pytest
 
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.optim.tables import choose
+from resnet_in1k.core.tables import choose
 
 
 def test_choice_is_the_entry_of_that_name():

@@ -1,0 +1,107 @@
+"""Against torchvision's v2.MixUp and v2.CutMix, pair by pair, with the draws given."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from resnet_in1k.augment.mixing import Mixing, from_recipe
+from resnet_in1k.augment.pipeline import Augmentation
+from resnet_in1k.recipes.named import RECIPES
+
+NUM_CLASSES = 5
+TARGETS = torch.arange(96) % NUM_CLASSES
+
+
+def mixing(mixup_alpha: float = 0.2, cutmix_alpha: float = 1.0, by_pair: bool = True) -> Mixing:
+    return Mixing(mixup_alpha, cutmix_alpha, by_pair, NUM_CLASSES)
+
+
+def draws_of(operation: Mixing, seed: int = 0, batch_size: int = 96) -> dict[str, torch.Tensor]:
+    return operation.draw(torch.Generator().manual_seed(seed), batch_size)
+
+
+def torchvisions(
+    transform: v2.MixUp | v2.CutMix, images: torch.Tensor, targets: torch.Tensor, weight: float, center: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A pair through torchvision's transform, which gets its draws from us: weight, and for cutmix the centre."""
+    size = images.shape[-1]
+    numbers = iter([torch.tensor([int(center[0] * size)]), torch.tensor([int(center[1] * size)])])
+    # It draws x, of the second axis, first.
+    numbers = iter(list(numbers)[::-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transform._dist, "sample", lambda _: torch.tensor([weight]))
+        patch.setattr(torch, "randint", lambda *_, **__: next(numbers))
+        return transform(images, targets)
+
+
+@pytest.mark.parametrize(("transform", "alphas"), [(v2.MixUp, (0.2, 0.0)), (v2.CutMix, (0.0, 1.0))])
+def test_each_pair_is_mixed_as_torchvision_mixes_it(images: torch.Tensor, transform: type, alphas: tuple):
+    operation = mixing(*alphas)
+    draws = draws_of(operation)
+    ours, targets = operation.apply(images.float(), TARGETS, draws)
+    for first in range(0, 96, 2):
+        pair = slice(first, first + 2)
+        expected, expected_targets = torchvisions(
+            transform(num_classes=NUM_CLASSES),
+            images[pair].float(),
+            TARGETS[pair],
+            draws["weight"][first].item(),
+            draws["center"][first],
+        )
+        torch.testing.assert_close(ours[pair], expected, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(targets[pair], expected_targets, rtol=1e-5, atol=1e-6)
+    assert (ours != images).any()
+
+
+def test_targets_are_probabilities_of_at_most_two_classes(images: torch.Tensor):
+    operation = mixing()
+    _, targets = operation.apply(images.float(), TARGETS, draws_of(operation))
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(96))
+    assert ((targets > 0).sum(dim=1) <= 2).all()
+
+
+def test_a_batch_is_mixed_in_one_way_or_each_pair_in_its_own():
+    kinds = []
+    for seed in range(200):
+        draws = draws_of(mixing(by_pair=False), seed, 8)
+        assert all((values == values[0]).all() for values in draws.values())
+        kinds.append(draws["is_cutmix"][0].item())
+    assert 70 < sum(kinds) < 130
+    draws = draws_of(mixing(), 0, 2000)
+    for values in draws.values():
+        pairs = values.view(1000, 2, -1)
+        assert torch.equal(pairs[:, 0], pairs[:, 1])
+    assert 0.44 < draws["is_cutmix"].float().mean() < 0.56
+    assert draws["weight"].unique().numel() > 990
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_weights_have_the_beta_distribution(alpha: float):
+    weights = draws_of(mixing(mixup_alpha=alpha, cutmix_alpha=0.0), batch_size=40_000)["weight"][::2]
+    expected = torch.distributions.Beta(alpha, alpha)
+    assert abs(weights.mean() - expected.mean) < 0.01
+    assert abs(weights.var() - expected.variance) < 0.005
+
+
+def test_only_what_is_switched_on_is_drawn():
+    assert not draws_of(mixing(cutmix_alpha=0.0))["is_cutmix"].any()
+    assert draws_of(mixing(mixup_alpha=0.0))["is_cutmix"].all()
+    assert from_recipe(RECIPES["tutorial"].recipe, 10) is None
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 6])
+def test_the_same_pairs_are_mixed_on_any_number_of_processes(images: torch.Tensor, num_processes: int):
+    """Each process's share, and its chunks on a CPU, as of the whole batch."""
+    recipe = replace(RECIPES["tutorial"].recipe, mixup_alpha=0.4, cutmix_alpha=1.0, mix_by_pair=True)
+    recipe = replace(recipe, global_batch_size=24, random_erasing_probability=0.5)
+    images, targets, share = images[:24], torch.arange(24), 24 // num_processes
+    whole = Augmentation(recipe, 24)
+    expected = whole.apply(images, targets, whole.draw(step=3))
+    for rank in range(num_processes):
+        one = Augmentation(recipe, 24, rank, num_processes)
+        rows = slice(rank * share, (rank + 1) * share)
+        ours = one.apply(images[rows], targets[rows], one.draw(step=3))
+        assert torch.equal(ours[0], expected[0][rows])
+        assert torch.equal(ours[1], expected[1][rows])

@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.ops import stochastic_depth
+
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.model.stochastic_depth import StochasticDepth
+from resnet_in1k.recipes.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+def depth_of(model: torch.nn.Module, recipe: Recipe, rank: int = 0, num_processes: int = 1) -> StochasticDepth:
+    return StochasticDepth(model, replace(recipe, stochastic_depth=0.5), CPU, rank, num_processes)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_keys_and_evaluation_are_those_of_the_plain_network(tiny: Recipe, architecture: str):
+    torch.manual_seed(0)
+    plain, model = ResNet(architecture, 4), ResNet(architecture, 4)
+    model.load_state_dict(plain.state_dict())
+    depth_of(model, tiny)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(images), plain.eval()(images))
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_branches_are_dropped_as_torchvision_drops_them(tiny: Recipe, architecture: str, monkeypatch):
+    """Each block's branch in torchvision's own network through its own stochastic_depth, with the same draws."""
+    torch.manual_seed(0)
+    model, reference = ResNet(architecture, 4), ResNet(architecture, 4)
+    reference.load_state_dict(model.state_dict())
+    recipe = replace(tiny, global_batch_size=6)
+    depth = depth_of(model, recipe)
+    factors = depth.draw(3, 6)
+    blocks = [m for name, m in reference.named_modules() if name.count(".") == 1 and name.startswith("layer")]
+    number = len(blocks)
+    assert factors.shape == (6, number)
+    for place, block in enumerate(blocks):
+        last = "bn3" if architecture == "resnet50" else "bn2"
+        probability = 0.5 * place / (number - 1)
+
+        def dropped(_: object, __: object, branch: torch.Tensor, place=place, probability=probability):
+            kept = (factors[:, place] > 0).float().view(-1, 1, 1, 1)
+            monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda noise, p: noise.copy_(kept))
+            return stochastic_depth(branch, probability, "row")
+
+        getattr(block, last).register_forward_hook(dropped)
+    images = torch.randn(6, 3, 32, 32)
+    depth.use(factors)
+    ours = model.train()(images)
+    torch.testing.assert_close(ours, reference.train()(images), rtol=1e-4, atol=1e-5)
+    assert (factors == 0).any()
+
+
+def test_draws_are_of_the_global_batch_and_of_the_step(tiny: Recipe):
+    recipe, model = replace(tiny, global_batch_size=12), ResNet("resnet18", 4)
+    whole = depth_of(model, recipe).draw(5, 12)
+    assert torch.equal(depth_of(model, recipe).draw(5, 12), whole)
+    assert not torch.equal(depth_of(model, recipe).draw(6, 12), whole)
+    for num_processes in (2, 3):
+        shares = [
+            depth_of(model, recipe, rank, num_processes).draw(5, 12 // num_processes) for rank in range(num_processes)
+        ]
+        assert torch.equal(torch.cat(shares), whole)
+
+
+def test_the_probability_grows_with_depth(tiny: Recipe):
+    """From 0 at the first block to the recipe's at the last; what is kept is scaled up, so that the mean stays."""
+    model = ResNet("resnet18", 4)
+    factors = depth_of(model, replace(tiny, global_batch_size=40_000)).draw(1, 40_000)
+    skipped = (factors == 0).float().mean(dim=0)
+    assert skipped.tolist() == pytest.approx([0.5 * place / 7 for place in range(8)], abs=0.01)
+    assert factors.mean(dim=0).tolist() == pytest.approx([1.0] * 8, abs=0.02)

@@ -1,0 +1,76 @@
+"""What a dry run adds: the schedule as a table, and time and price from measured rates."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.training import run
+
+from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.train import forecast
+from resnet_in1k.train.forecast import describe_schedule
+
+
+def rows_of(text: str) -> dict[int, list[str]]:
+    return {int(words[0]): words[1:] for line in text.splitlines()[1:] if (words := line.split())}
+
+
+def test_schedule_shows_rate_and_image_size_at_the_epochs_borders():
+    """budget-16 at ten steps an epoch: 1.7 is reached at the end of epoch 2, 192 px from epoch 13 on."""
+    schedule = Schedule(RECIPES["budget-16"].recipe, 8, 1, 40960)
+    rows = rows_of(describe_schedule(schedule))
+    assert list(rows) == list(range(1, 17))
+    assert rows[2][2] == "1.7"
+    assert rows[3][0] == "1.7"
+    assert float(rows[9][2]) == pytest.approx(1.7 * (1 - 69 / 140), rel=0.01)
+    assert [rows[epoch][3] for epoch in (12, 13)] == ["160", "192"]
+    assert len(rows[2][5]) == 32
+    assert len(rows[9][5]) == 16
+
+
+def test_a_long_schedule_shows_what_changes_and_some_epochs_between():
+    rows = rows_of(describe_schedule(Schedule(RECIPES["goyal"].recipe, 1, 1, 81920)))
+    assert {1, 5, 31, 61, 81, 90} <= rows.keys()
+    assert 10 <= len(rows) <= 22
+    assert [float(rows[epoch][0]) for epoch in (31, 61, 81)] == pytest.approx([0.32, 0.032, 0.0032])
+
+
+@pytest.mark.slow
+def test_forecast_is_the_sum_of_its_parts(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
+    """By hand: two epochs of 32 images at 32 px and one at 64 px, loaded on the cores that train; three validations."""
+    monkeypatch.setattr(forecast, "step_rate", lambda run, size: {32: 0.04, 64: 0.01}[size])
+    monkeypatch.setattr(forecast, "loading_rate", lambda run: 0.02)
+    monkeypatch.setattr(forecast, "evaluation_rate", lambda run: 0.1)
+    sizes = {"image_size": 64, "initial_image_size": 32, "image_size_ramp_start": 2, "image_size_ramp_end": 3}
+    recipe = replace(tiny, epochs=3, **sizes)
+    run(recipe, image_folder, tmp_path / "run", dry_run=True, dollars_per_hour=1.5)
+    out = capsys.readouterr().out
+    seconds = 2 * 32 * (1 / 0.04 + 1 / 0.02) + 32 * (1 / 0.01 + 1 / 0.02) + 3 * 12 / 0.1
+    assert (seconds // 3600, round(seconds % 3600 / 60)) == (2, 46)
+    assert "about 2 h 46 min on this hardware, of which validation 6 min 0 s; 4.15 dollars at 1.5 dollars" in out
+    assert "training steps 0 at 32 px, 0 at 64 px" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_speed_is_measured_and_leaves_no_trace(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
+    """All rates are positive; the price of a real run is in its log, adds up, and is told at the end."""
+    run(replace(tiny, epochs=1), image_folder, tmp_path / "run", dry_run=True)
+    out = capsys.readouterr().out
+    assert "forecast      about " in out
+    assert "dollars" not in out
+    rates = [
+        float(word.replace(",", ""))
+        for word in out.rpartition("images/s: ")[2].replace(";", "").split()
+        if word[0].isdigit()
+    ]
+    assert len(rates) == 4  # steps, their size, loading, validation
+    assert all(rate > 0 for rate in rates)
+
+    folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", dollars_per_hour=3600.0)
+    (record,) = [record for record in folder.records() if record["kind"] == "epoch"]
+    spent = record["load_seconds"] + record["train_seconds"] + record["val_seconds"]
+    assert record["dollars"] == pytest.approx(spent)
+    assert f", {spent:,.2f} dollars in all: best" in capsys.readouterr().out

@@ -1,0 +1,90 @@
+"""Each named recipe, at the size of a test: it trains, saves, is resumed to the same bits, and evaluates."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.processes import ROOT, assert_same_end, log_without_times
+from helpers.training import losses, run, small_version
+from safetensors.torch import load_file
+
+from resnet_in1k.commands.evaluate import EvalOptions, evaluate
+from resnet_in1k.core.files import sha256_of
+from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.recipe_file import read_recipe
+
+pytestmark = pytest.mark.slow
+
+
+def copy_without_end(folder: RunFolder, copy: Path) -> RunFolder:
+    """With the checkpoint after step 2, which is within the epoch, as its newest."""
+    again = RunFolder(Path(shutil.copytree(folder.path, copy)))
+    shutil.rmtree(again.checkpoints / "step_00000004")
+    return again
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_recipe_trains_and_resumes_and_evaluates(name: str, image_folder: Path, tmp_path: Path):
+    recipe, how = small_version(name)
+    folder = run(recipe, image_folder, tmp_path / "run", **how)
+    assert len(losses(folder)) == 4
+    assert np.isfinite(losses(folder)).all()
+    assert read_recipe(folder)[0] == recipe
+    resumed = copy_without_end(folder, tmp_path / "copy")
+    run(recipe, image_folder, resumed.path, resume=True, workers=1, **how)
+    assert_same_end(resumed, folder)
+
+    evaluation = evaluate(EvalOptions(ckpt=str(folder.path), workers=0))
+    recorded = json.loads(folder.evaluation.read_text())
+    assert evaluation.to_json("")["top1_correct"] == recorded["top1_correct"]
+    assert recorded["weights"] == evaluation.weights == recipe.publish
+
+
+def test_recipes_by_two_processes(image_folder: Path, tmp_path: Path):
+    """All of them in one launch, then resumed in another from copies without their ends."""
+    launch = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+        *("tests/helpers/recipes_by_two.py", str(image_folder)),
+    ]
+    subprocess.run([*launch, str(tmp_path / "runs")], cwd=ROOT, check=True, capture_output=True, timeout=400)
+    folders = [RunFolder(tmp_path / "runs" / name) for name in RECIPES]
+    copies = [copy_without_end(folder, tmp_path / "copies" / folder.path.name) for folder in folders]
+    subprocess.run([*launch, str(tmp_path / "copies")], cwd=ROOT, check=True, capture_output=True, timeout=400)
+    for folder, resumed in zip(folders, copies, strict=True):
+        assert len(losses(folder)) == 4
+        assert_same_end(resumed, folder)
+
+
+def test_average_and_model_are_both_evaluated_and_one_is_published(image_folder: Path, tmp_path: Path):
+    """Two epochs like tv2's: the published weights are the average's, and the log has the model's accuracy too."""
+    recipe, how = small_version("tv2")
+    recipe = replace(recipe, epochs=2, ema_every_steps=1, ema_decay=1 - 2e-6, lr=0.01)
+    folder = run(recipe, image_folder, tmp_path / "run", **how)
+    best = json.loads(folder.evaluation.read_text())
+    epochs = [record for record in folder.records() if record["kind"] == "epoch"]
+    assert [record["weights"] for record in epochs] == ["ema", "ema"]
+    assert {"model_val_loss", "model_top1_accuracy", "model_top5_accuracy"} <= epochs[0].keys()
+    chosen = max(epochs, key=lambda record: record["top1_accuracy"])
+    checkpoint = folder.checkpoints / f"step_{chosen['step']:08d}"
+    assert sha256_of(folder.weights) == best["weights_sha256"] == sha256_of(checkpoint / "ema.safetensors")
+    average, model = (load_file(checkpoint / f"{name}.safetensors") for name in ("ema", "model"))
+    assert average.keys() == model.keys()
+    assert not torch.equal(average["fc.weight"], model["fc.weight"])
+    for name, prefix in (("ema", ""), ("model", "model_")):
+        evaluation = evaluate(EvalOptions(ckpt=str(checkpoint / f"{name}.safetensors"), workers=0))
+        assert evaluation.weights == name
+        assert evaluation.top1_accuracy == chosen[f"{prefix}top1_accuracy"]
+        assert evaluation.loss == pytest.approx(chosen[f"{prefix}val_loss"], rel=1e-5)
+
+    of_model = run(replace(recipe, publish="model"), image_folder, tmp_path / "model", **how)
+    other = [record for record in of_model.records() if record["kind"] == "epoch"]
+    assert [record["ema_val_loss"] for record in other] == [record["val_loss"] for record in epochs]
+    assert json.loads(of_model.evaluation.read_text())["weights"] == "model"
+    assert log_without_times(of_model) != log_without_times(folder)
