@@ -119,7 +119,7 @@ def test_python_lines_load_a_model(tmp_path: Path):
 def test_table_of_flags_is_complete():
     table = README.read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(--[a-z-]+)`", table, re.M))
-    assert documented == flags_of(TrainOptions) | {"--recipe"}
+    assert documented == flags_of(TrainOptions) | {"--recipe", "--list-recipes"}
     for script in ("evaluate", "predict", "push_to_hub", "export"):
         (sentence,) = re.findall(rf"^`scripts/{script}.py\b.*?\.\n\n", table, re.S | re.M)
         documented = {"--ckpt", *re.findall(r"`(--[a-z0-9-]+)`", sentence)}

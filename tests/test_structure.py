@@ -55,7 +55,7 @@ def test_files_and_functions_can_be_held_in_mind():
 
 @pytest.mark.slow
 def test_heavy_libraries_are_imported_only_when_used():
-    heavy = ["torch", "accelerate", "evaluate", "datasets", "matplotlib", "sklearn"]
+    heavy = ["torch", "accelerate", "evaluate", "datasets", "matplotlib", "sklearn", "timm"]
     for code, unused in [("import resnet_in1k", heavy), ("from resnet_in1k import ResNet", heavy[1:])]:
         code = f"import sys; {code}; print([m for m in {unused} if m in sys.modules])"
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
