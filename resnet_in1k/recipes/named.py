@@ -201,6 +201,33 @@ _A2 = replace(
 # Without the threshold, above which smoothed targets would be hard again.
 _A1 = replace(_A2, epochs=600, weight_decay=0.01, label_smoothing=0.1, bce_target_threshold=0.0, mixup_alpha=0.2)
 
+# Few steps: Muon, large updates from the first epoch on, small images first, crops that keep a third of the image.
+_SPRINT = replace(
+    _SGD,
+    zero_init_residual=True,
+    epochs=5,
+    global_batch_size=64,
+    optimizer="muon",
+    lr=0.01,
+    lr_batch_rule="sqrt",
+    lr_schedule="cosine",
+    warmup_epochs=0.5,
+    nesterov=True,
+    weight_decay=0.05,
+    decay_norms=False,
+    decay_biases=False,
+    label_smoothing=0.1,
+    ema_decay=0.99998,
+    publish="ema",
+    image_size=128,
+    initial_image_size=64,
+    image_size_ramp_start=1,
+    image_size_ramp_end=4,
+    crop_scale_min=0.35,
+    hflip_probability=0.0,
+    alternating_flip=True,
+)
+
 _TIMM = "R. Wightman, H. Touvron, H. Jégou, ResNet strikes back, https://arxiv.org/abs/2110.00476, procedure"
 _FFCV = (
     "FFCV's ladder, https://github.com/libffcv/ffcv-imagenet; without its blur pooling and without its flips at test \
@@ -282,5 +309,12 @@ RECIPES: dict[str, NamedRecipe] = {
         source="this project: a3 with a moving average of weights, in forward passes of 256 images; a3 took 60 hours "
         "of one V100, so it is a weekend for a card as fast as that",
         accumulation_steps=8,
+    ),
+    "sprint": NamedRecipe(
+        _SPRINT,
+        source="this project: the most for five epochs at 128 px on Imagenette, by the rules of fastai's leaderboard, "
+        "https://github.com/fastai/imagenette",
+        hardware="see docs/recipes.md",
+        default_data="data/imagenette",
     ),
 }

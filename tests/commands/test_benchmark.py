@@ -1,12 +1,14 @@
 """scripts/benchmark.py: what is measured and what it is compared with; no speed is asserted."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from resnet_in1k.commands.benchmark import Bench, BenchmarkOptions, benchmark, ratio, summary
+from resnet_in1k.commands.benchmark_parts import INPUT_PARTS, STEP_PARTS
 from resnet_in1k.commands.benchmark_table import table
 from resnet_in1k.commands.reference import TutorialDataset, TutorialStep
 from resnet_in1k.core.errors import UserError
@@ -118,3 +120,18 @@ def test_step_of_two_processes_tells_what_communication_costs(run_script):
     assert measured["scaling_efficiency"] == pytest.approx(measured["ours"] / (2 * measured["one_process"]))
     assert measured["communication_share"] < 1
     assert "scaling efficiency" in table(measured)
+
+
+@pytest.mark.parametrize(
+    ("what", "parts"), [("input", INPUT_PARTS), pytest.param("step", STEP_PARTS, marks=pytest.mark.slow)]
+)
+def test_each_part_is_measured_beside_none(what: str, parts: dict, image_folder: Path):
+    result = benchmark(BenchmarkOptions(what=what, data=str(image_folder), parts=True, **SMALL))
+    assert result["parts"].keys() == parts.keys()
+    for name, share in result["parts"].items():
+        low, high = result[f"{name}_range"]
+        assert 0 < low <= result[name] <= high
+        assert share == pytest.approx(result[name] / result["off"])
+    assert result["parts"]["off"] == 1
+    text = table(result)
+    assert all(re.search(rf"^  {re.escape(name)} +[\d,.]+ \(", text, re.M) for name in parts)

@@ -38,3 +38,31 @@ def test_unknown_recipe_is_refused(monkeypatch, capsys):
         parse(monkeypatch, "--recipe", "resnet")
     assert exit_.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_defaults_follow_the_batch_epochs_and_image_size(monkeypatch):
+    """By the recipe's rule and in proportion, by hand: a3's rule is the root, and it warms up for 5 of 100 epochs; the
+    batch of one-gpu-24gb passes through the model in 8 parts."""
+    what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size=512", "--epochs", "20").what
+    assert (what.lr, what.warmup_epochs) == (pytest.approx(4e-3), pytest.approx(1))
+    assert parse(monkeypatch, "--recipe", "a3", "--global-batch-size=512", "--lr", "0.1").what.lr == 0.1
+    what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--global_batch_size", "512").what
+    assert (what.lr, what.lr_milestones) == (pytest.approx(0.2), (15, 30))
+    what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--lr-milestones", "40", "--image-size", "112").what
+    assert (what.lr, what.lr_milestones, what.image_size) == (0.1, (40,), 112)
+    assert parse(monkeypatch, "--recipe", "one-gpu-24gb").how.gradient_accumulation_steps == 8
+
+
+def test_recipes_are_listed_with_what_is_published_of_them(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--list-recipes"])
+    assert train.main() is None
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["recipe", "epochs", "px", "batch"]
+    rows = {line.split()[0]: line.split() for line in lines[: len(RECIPES)]}
+    assert rows.keys() == RECIPES.keys()
+    assert rows["a3"][:8] == "a3 100 160 2048 78.052 93.78 60 4".split()
+    assert rows["budget-16"][1:4] == ["16", "160-192", "4096"]
+    assert rows["tutorial"][4] == "–"
+    sources = {line.split()[0]: line for line in lines[len(RECIPES) + 2 :] if line.startswith("  ")}
+    assert sources.keys() == RECIPES.keys()
+    assert "https://arxiv.org/abs/2110.00476" in sources["a1"]
