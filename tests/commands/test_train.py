@@ -60,7 +60,7 @@ def test_recipes_are_listed_with_what_is_published_of_them(monkeypatch, capsys):
     assert header.split()[:4] == ["recipe", "epochs", "px", "batch"]
     rows = {line.split()[0]: line.split() for line in lines[: len(RECIPES)]}
     assert rows.keys() == RECIPES.keys()
-    assert rows["a3"][:8] == "a3 100 160 2048 78.052 93.78 60 4".split()
+    assert rows["a3"][:8] == ["a3", "100", "160", "2048", "78.052", "93.78", "60", "4"]
     assert rows["budget-16"][1:4] == ["16", "160-192", "4096"]
     assert rows["tutorial"][4] == "–"
     sources = {line.split()[0]: line for line in lines[len(RECIPES) + 2 :] if line.startswith("  ")}
