@@ -111,7 +111,7 @@ def test_schedule_in_words():
     assert describe_lr(goyal) == "5 epochs of warm-up from 0.1 to 3.2, × 0.1 after 30, 60, 80 epochs"
     lars = RECIPES["mlperf-lars"].recipe
     assert describe_lr(lars) == "2 epochs of warm-up to 11, then polynomial of power 2 to 0.0001"
-    assert describe_lr(RECIPES["a3"].recipe) == "5 epochs of warm-up to 0.008, then cosine to 1e-06"
+    assert describe_lr(RECIPES["a3"].recipe) == "5 epochs of warm-up from 0.0001 to 0.008, then cosine to 1e-06"
 
 
 @pytest.mark.parametrize(
