@@ -23,7 +23,7 @@ from resnet_in1k.commands.reference import DecodeOnly, TutorialDataset, Tutorial
 from resnet_in1k.core.devices import capabilities, choose_cpu_threads, choose_workers, hardware_name, usable_cores
 from resnet_in1k.core.distributed import lost_processes_explained, make_accelerator
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.launch import Launch
+from resnet_in1k.core.launch import Launch, world_size
 from resnet_in1k.core.precision import PrecisionFlag
 from resnet_in1k.core.ranges import at_least, check_options
 from resnet_in1k.core.timing import Lap, Stopwatch, bottleneck, synchronize
@@ -82,8 +82,8 @@ class BenchmarkOptions:
         check_options(self)
         if self.workers == ():
             raise UserError("--workers: no number given")
-        if self.parts and self.what == "train":
-            raise UserError("--parts: measures step or input, not train")
+        if self.parts and (self.what == "train" or world_size() > 1):
+            raise UserError("--parts: measures step or input, in one process")
 
 
 def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
@@ -161,7 +161,11 @@ class Bench:
     def step(self) -> dict[str, Any]:
         """On one batch that is on the device; of several processes, one each."""
         if self.options.parts:
-            return beside_off(summary(self._interleaved(step_ways(self.recipe, self.accelerator, self._step_rate))))
+            return beside_off(
+                summary(
+                    self._interleaved(step_ways(self.recipe, self.accelerator, self.options.compile, self._step_rate))
+                )
+            )
         ours = self._our_step(1000)
         images = torch.randn(self.batch_size, 3, self.recipe.image_size, self.recipe.image_size, device=self.device)
         labels = torch.randint(1000, (self.batch_size,), device=self.device)

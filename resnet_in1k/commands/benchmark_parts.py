@@ -34,7 +34,6 @@ STEP_PARTS: dict[str, dict[str, Any]] = {
     "no decay on norms": {"decay_norms": False},
     "gradient clipping": {"max_grad_norm": 1.0},
     "moving average": {"ema_decay": 0.99998, "ema_every_steps": 1},
-    "moving average, every 32 steps": {"ema_decay": 0.99998, "ema_every_steps": 32},
     "sgdw": {"optimizer": "sgdw"},
     "adamw": {"optimizer": "adamw"},
     "lamb": {"optimizer": "lamb"},
@@ -69,7 +68,7 @@ PLAIN = {
 
 
 def step_ways(
-    recipe: Recipe, accelerator: Accelerator, rate: Callable[[Callable[[], object]], float]
+    recipe: Recipe, accelerator: Accelerator, compile: bool, rate: Callable[[Callable[[], object]], float]
 ) -> dict[str, Callable[[], float]]:
     """By part, images/s of augmentation, training step and moving average on a batch that is on the device."""
     ways = {}
@@ -77,15 +76,16 @@ def step_ways(
     images = torch.randint(256, (batch_size, 3, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(NUM_CLASSES, (batch_size,), device=device)
     for name, fields in STEP_PARTS.items():
-        take_step = _step_of(replace(recipe, **{**PLAIN, **fields}), accelerator, images, labels)
+        take_step = _step_of(replace(recipe, **{**PLAIN, **fields}), accelerator, compile, images, labels)
         ways[name] = lambda take_step=take_step: rate(take_step)
     return ways
 
 
 def _step_of(
-    recipe: Recipe, accelerator: Accelerator, images: torch.Tensor, labels: torch.Tensor
+    recipe: Recipe, accelerator: Accelerator, compile: bool, images: torch.Tensor, labels: torch.Tensor
 ) -> Callable[[], None]:
-    augmentation, step = Augmentation(recipe, NUM_CLASSES), TrainStep(recipe, NUM_CLASSES, accelerator)
+    augmentation = Augmentation(recipe, NUM_CLASSES, compile=compile)
+    step = TrainStep(recipe, NUM_CLASSES, accelerator, compile=compile)
     average = None
     if recipe.ema_decay:
         average = MovingAverage(step.plain_copy(), Schedule(recipe, 1, 1, 100 * recipe.global_batch_size))

@@ -1,14 +1,16 @@
 """scripts/train.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from resnet_in1k.commands import cli
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.launch import world_size
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.scaling import scaled
+from resnet_in1k.recipes.scaling import scaled_fields
+from resnet_in1k.recipes.schedule import accumulation_steps
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.options import TrainOptions
 
@@ -31,21 +33,31 @@ def parse() -> Arguments:
     name = cli.value_of_flag("--recipe", default=DEFAULT_RECIPE)
     # The parser needs defaults even to refuse an unknown name.
     named = RECIPES.get(name, RECIPES[DEFAULT_RECIPE])
-    how = TrainOptions(data=named.default_data, gradient_accumulation_steps=named.accumulation_steps)
-    return cli.parse(Arguments, default=Arguments(how=how, what=_defaults(named.recipe)))
+    what = _defaults(named.recipe)
+    batch = _number_given("global_batch_size") or named.recipe.global_batch_size
+    accumulation = accumulation_steps(batch, world_size(), named.images_per_forward_pass)
+    how = TrainOptions(data=named.default_data, gradient_accumulation_steps=accumulation)
+    return cli.parse(Arguments, default=Arguments(how=how, what=what))
 
 
 def _defaults(recipe: Recipe) -> Recipe:
-    """The recipe for the batch, epochs and image size that are given; what is no number or out of range, the parser
-    refuses later."""
-    given = {}
-    for name in ("epochs", "global_batch_size", "image_size"):
-        value = cli.value_of_flag(f"--{name.replace('_', '-')}", default="")
-        given[name] = int(value) if value.isdecimal() else 0
+    """What follows from the batch, epochs, image size and rule that are given; what is no number or out of range, the
+    parser refuses later."""
+    rule = cli.value_of_flag("--lr-batch-rule", default=recipe.lr_batch_rule)
+    given = {name: _number_given(name) for name in ("epochs", "global_batch_size", "image_size")}
     try:
-        return scaled(recipe, **given)
-    except UserError:  # an odd batch for a recipe that mixes neighbours, which another flag may switch off
+        recipe = replace(recipe, lr_batch_rule=rule)
+        fields = scaled_fields(recipe, **given)
+        fields.pop("global_batch_size", None)  # an odd one may be right only with another flag
+        return replace(recipe, **fields)
+    except UserError:
         return recipe
+
+
+def _number_given(field: str) -> int:
+    """0 if there is none."""
+    value = cli.value_of_flag(f"--{field.replace('_', '-')}", default="")
+    return int(value) if value.isdecimal() else 0
 
 
 def describe_recipes() -> str:

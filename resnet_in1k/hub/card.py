@@ -17,8 +17,20 @@ from resnet_in1k.data.source import SourceFacts
 from resnet_in1k.data.sources import source_facts
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for
+from resnet_in1k.recipes.scaling import scaled_fields
+from resnet_in1k.recipes.schedule import accumulation_steps
 
 PROJECT = "resnet-in1k"
+ALWAYS_SHOWN = (
+    "loss",
+    "optimizer",
+    "lr_schedule",
+    "decay_norms",
+    "decay_biases",
+    "eval_crop_ratio",
+    "eval_interpolation",
+)
+"""Recipe fields that say something also where they have their defaults."""
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
@@ -148,11 +160,12 @@ def _training(record: RunRecord) -> dict[str, Any]:
     facts, recipe = record.facts, record.recipe
     named = RECIPES.get(facts["recipe"]["name"])
     starts = [facts, *facts.get("resumed", [])]
+    shown = {*recipe.switched_on(), *ALWAYS_SHOWN}
     rates = [line["images_per_second"] for line in record.records if line["kind"] == "train"]
     return {
         "facts": facts,
         "changes": named.recipe.differences(recipe) if named else [],
-        "fields": recipe.switched_on(),
+        "fields": {name: value for name, value in dataclasses.asdict(recipe).items() if name in shown},
         "hardware": dict.fromkeys(f"{start['world_size']} × {start['hardware']}" for start in starts),
         "num_resumes": len(starts) - 1,
         "images_per_second": median(rates) if rates else None,
@@ -168,14 +181,20 @@ def _train_command(record: RunRecord) -> str:
     words = [f"accelerate launch --num_processes {facts['world_size']} scripts/train.py"]
     words += [f"--recipe {facts['recipe']['name']}"] if named else []
     words.append(f"--data {record.source.data_flag}")
+    batch, world_size = recipe.global_batch_size, facts["world_size"]
+    given = {"epochs": recipe.epochs, "global_batch_size": batch, "image_size": recipe.image_size}
+    follows = scaled_fields(named.recipe, **given) if named else {}  # what these three flags change by themselves
     for field in dataclasses.fields(recipe):
         value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
         base = getattr(named.recipe, field.name) if named else field.default
-        if base != value:
+        if field.name not in given:
+            base = follows.get(field.name, base)
+        if base != value and field.name != "lr_batch_rule":
             text = " ".join(map(str, value)) if isinstance(value, tuple) else value
             words.append(f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {text}")
     words.append(f"--precision {PRECISIONS[facts['mixed_precision']].flag}")
-    if facts["gradient_accumulation_steps"] > 1:
+    images_per_forward_pass = named.images_per_forward_pass if named else 0
+    if facts["gradient_accumulation_steps"] != accumulation_steps(batch, world_size, images_per_forward_pass):
         words.append(f"--gradient-accumulation-steps {facts['gradient_accumulation_steps']}")
     if record.num_bad_train_images:
         words.append("--on-bad-image skip")

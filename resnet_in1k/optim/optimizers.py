@@ -84,8 +84,8 @@ def lars(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Opt
 
 def muon(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
     """For convolutions SGD's momentum, made orthogonal as a matrix of (output channels, all else)
-    (https://kellerjordan.github.io/posts/muon/); for everything else AdamW. Updates have the size of AdamW's, so lr and
-    weight_decay are of its order (https://arxiv.org/abs/2502.16982)."""
+    (https://kellerjordan.github.io/posts/muon/); for everything else AdamW, or NAdamW with Nesterov's momentum. Updates
+    have the size of AdamW's, so lr and weight_decay are of its order (https://arxiv.org/abs/2502.16982)."""
     from timm.optim import Muon
 
     groups = []

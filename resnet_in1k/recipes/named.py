@@ -26,8 +26,8 @@ class NamedRecipe:
     """What this project has measured of it."""
     default_data: str = "data/imagenet"
     """What `--data` is if it is not given."""
-    accumulation_steps: int = 1
-    """What `--gradient-accumulation-steps` is if it is not given."""
+    images_per_forward_pass: int = 0
+    """At most, which decides what `--gradient-accumulation-steps` is if it is not given; 0: a whole batch."""
 
 
 _SGD = Recipe(
@@ -308,7 +308,7 @@ RECIPES: dict[str, NamedRecipe] = {
         replace(_A3, ema_decay=0.99998, ema_every_steps=32, publish="ema"),
         source="this project: a3 with a moving average of weights, in forward passes of 256 images; a3 took 60 hours "
         "of one V100, so it is a weekend for a card as fast as that",
-        accumulation_steps=8,
+        images_per_forward_pass=256,
     ),
     "sprint": NamedRecipe(
         _SPRINT,

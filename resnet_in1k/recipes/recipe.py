@@ -194,6 +194,11 @@ class Recipe:
                 f"global_batch_size ({self.global_batch_size}) must be even, as neighbours are mixed",
                 self.mixes and self.global_batch_size % 2 == 1,
             ),
+            (
+                f"rand_augment_magnitude ({self.rand_augment_magnitude:g}) must be whole, and of timm's at most 10",
+                self.rand_augment_magnitude % 1 > 0
+                or (self.augment_policy == "timm_rand_augment" and self.rand_augment_magnitude > 10),
+            ),
             ("publish ema needs an ema_decay", self.publish == "ema" and not self.ema_decay),
         ]
 

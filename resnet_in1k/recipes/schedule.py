@@ -10,6 +10,16 @@ NETWORK_STRIDE = 32
 """A ResNet reduces images by this factor: sizes between two multiples of it cost as much as the larger one."""
 
 
+def accumulation_steps(global_batch_size: int, num_processes: int, images_per_forward_pass: int) -> int:
+    """The fewest accumulation steps in which no process has more images in a forward pass than that; 1 if no number
+    divides the batch so, or for 0 images, which is no limit."""
+    for steps in range(1, global_batch_size // num_processes + 1) if images_per_forward_pass else ():
+        is_even = global_batch_size % (num_processes * steps) == 0
+        if is_even and global_batch_size // (num_processes * steps) <= images_per_forward_pass:
+            return steps
+    return 1
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Sizes that follow from the recipe, the number of processes and the number of images.
@@ -32,6 +42,11 @@ class Schedule:
                 f"--global-batch-size {self.recipe.global_batch_size} cannot be divided evenly among "
                 f"{count(self.num_processes, 'process', 'es')} × "
                 f"{count(self.gradient_accumulation_steps, 'accumulation step')}; take a multiple of {parts}"
+            )
+        if self.recipe.mixes and self.per_process_batch_size % 2:
+            raise UserError(
+                f"--global-batch-size {self.recipe.global_batch_size} is {self.per_process_batch_size} images for each "
+                f"of {self.num_processes} processes, and neighbours are mixed: take a multiple of {2 * parts}"
             )
         if self.num_train_images < self.recipe.global_batch_size:
             raise UserError(

@@ -114,7 +114,10 @@ def find_weights(checkpoint: str | Path) -> Weights:
             source = None
     except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise UserError(f"the files beside {file} are incomplete ({type(error).__name__}: {error})") from None
-    kind = (recorded or {}).get("weights", "ema" if file.stem == "ema" else "model")
+    of_file = "ema" if file.stem == "ema" else "model"
+    if recipe is not None and run is not None and file == run.weights:
+        of_file = recipe.publish
+    kind = (recorded or {}).get("weights", of_file)
     return Weights(
         file=file,
         kind="ema" if kind == "ema" else "model",

@@ -81,12 +81,12 @@ def forecast(run: Run) -> str:
     rate_of = dict(zip(step_rates, rates, strict=True))
     images = schedule.steps_per_epoch * recipe.global_batch_size
 
-    def seconds_per_image(size: int) -> float:
-        step, load = 1 / rate_of[size], 1 / load_rate
-        return step + load if on_cpu else max(step, load)  # a CPU does both, beside a device loading costs nothing
+    def seconds_per_image(rate: float) -> float:
+        compute, load = 1 / rate, 1 / load_rate
+        return compute + load if on_cpu else max(compute, load)  # a CPU does both, beside a device loading is free
 
-    train_seconds = sum(images * seconds_per_image(size) for size in sizes)
-    eval_seconds = recipe.epochs * len(run.models) * len(run.val_source) / eval_rate
+    train_seconds = sum(images * seconds_per_image(rate_of[size]) for size in sizes)
+    eval_seconds = recipe.epochs * len(run.models) * len(run.val_source) * seconds_per_image(eval_rate)
     total = train_seconds + eval_seconds
     steps = ", ".join(f"{rate:,.0f} at {size} px" for size, rate in rate_of.items())
     price = run.options.dollars_per_hour
@@ -130,12 +130,14 @@ def _seconds_for_part(run: Run, size: int, part: int) -> float:
 
 
 def loading_rate(run: Run) -> float:
-    """Images/s of this process's loader: files to batches in host memory."""
+    """Images/s of this process's loader: files to batches in host memory, small ones, so that all workers have some."""
     batch_size, workers = run.schedule.per_process_batch_size, max(1, run.workers)
+    batch_size = min(batch_size, LOADED_IMAGES_PER_WORKER // 2)
     number = max(1, min(LOADED_IMAGES_PER_WORKER * workers // batch_size, run.schedule.total_steps))
     order = TrainOrder(run.schedule, 1, number, run.accelerator.process_index)
     start_seconds = time.monotonic()
-    loaded = sum(len(batch.labels) for batch in run.train_loader.batches(order))
+    specs = (spec._replace(samples=spec.samples[:batch_size]) for spec in order)
+    loaded = sum(len(batch.labels) for batch in run.train_loader.batches(specs))
     return loaded / (time.monotonic() - start_seconds)
 
 

@@ -41,7 +41,9 @@ def describe_plan(run: Run) -> str:
 
 def _sizes(recipe: Recipe) -> str:
     train = f"{recipe.image_size} px"
-    if recipe.initial_image_size:
+    if recipe.initial_image_size and recipe.image_size_ramp_start >= recipe.epochs:
+        train = f"{recipe.initial_image_size} px throughout"  # so few epochs end before it grows
+    elif recipe.initial_image_size:
         train = (
             f"{recipe.initial_image_size} px, growing to {train} from epoch {recipe.image_size_ramp_start} "
             f"to {recipe.image_size_ramp_end}"

@@ -5,6 +5,7 @@ import pytest
 from resnet_in1k.commands import train
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.scaling import describe_scaling
 
 
 def parse(monkeypatch, *arguments: str) -> train.Arguments:
@@ -50,7 +51,39 @@ def test_defaults_follow_the_batch_epochs_and_image_size(monkeypatch):
     assert (what.lr, what.lr_milestones) == (pytest.approx(0.2), (15, 30))
     what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--lr-milestones", "40", "--image-size", "112").what
     assert (what.lr, what.lr_milestones, what.image_size) == (0.1, (40,), 112)
-    assert parse(monkeypatch, "--recipe", "one-gpu-24gb").how.gradient_accumulation_steps == 8
+    for epochs in ("30", "40"):  # a run of the schedule `step` may grow: nothing but the epochs changes
+        what = parse(monkeypatch, "--epochs", epochs).what
+        assert RECIPES["tutorial"].recipe.incompatibilities(what) == []
+
+
+def test_a_given_rule_is_the_one_that_is_applied(monkeypatch):
+    for rule, lr in (("none", 8e-3), ("linear", 1e-3), ("sqrt", 8e-3 / 8**0.5)):
+        what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size", "256", "--lr-batch-rule", rule).what
+        assert (what.lr, what.lr_batch_rule) == (pytest.approx(lr), rule)
+        (line,) = describe_scaling(RECIPES["a3"].recipe, what)
+        assert rule in line or (rule == "none" and "lr stays 0.008" in line)
+
+
+def test_an_odd_batch_needs_mixing_switched_off(monkeypatch):
+    off = ["--mixup-alpha", "0", "--cutmix-alpha", "0"]
+    what = parse(monkeypatch, "--recipe", "tv2", "--global-batch-size", "33", "--epochs", "60", *off).what
+    assert (what.lr, what.warmup_epochs) == (pytest.approx(0.5 * 33 / 1024), 0.5)
+    assert describe_scaling(RECIPES["tv2"].recipe, what)[0].startswith("batch 1024 → 33: lr 0.5 → ")
+    with pytest.raises(UserError, match=r"global_batch_size \(33\) must be even, as neighbours are mixed"):
+        parse(monkeypatch, "--recipe", "tv2", "--global-batch-size", "33")
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "steps"),
+    [("2048", "1", 8), ("2048", "2", 4), ("256", "1", 1), ("8", "2", 1), ("1000", "1", 4)],
+)
+def test_accumulation_follows_the_images_of_a_forward_pass(monkeypatch, batch: str, processes: str, steps: int):
+    """one-gpu-24gb: at most 256 at once."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    how = parse(monkeypatch, "--recipe", "one-gpu-24gb", "--global-batch-size", batch).how
+    assert how.gradient_accumulation_steps == steps
+    given = parse(monkeypatch, "--recipe", "one-gpu-24gb", "--gradient-accumulation-steps", "2")
+    assert given.how.gradient_accumulation_steps == 2
 
 
 def test_recipes_are_listed_with_what_is_published_of_them(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Policies: torchvision's and timm's own for the same image and seeds; the same for a sample wherever it is."""
 
+import pickle
 import random
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from resnet_in1k.core.rng import Stream, key
 from resnet_in1k.data.crops import TrainCrop
 from resnet_in1k.data.order import Sample
 from resnet_in1k.data.policies import POLICIES, build_policy
+from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 
 BILINEAR = InterpolationMode.BILINEAR
@@ -26,7 +28,8 @@ THEIRS = {
     "rand_augment": v2.RandAugment(2, 9, interpolation=BILINEAR),
     "auto_augment": v2.AutoAugment(interpolation=BILINEAR),
     "timm_rand_augment": rand_augment_transform(
-        "rand-m6-mstd0.5-inc1", {"translate_const": int(64 * 0.45), "img_mean": MEAN}
+        "rand-m6-mstd0.5-inc1",
+        {"translate_const": int(64 * 0.45), "img_mean": MEAN, "interpolation": Image.Resampling.BILINEAR},
     ),
 }
 
@@ -58,6 +61,32 @@ def test_policy_is_the_librarys_for_the_samples_seed(tiny: Recipe, photographs: 
         assert torch.equal(ours, expected)
         num_changed += not torch.equal(ours, before)
     assert num_changed > 30
+
+
+def test_interpolation_is_that_of_the_training(tiny: Recipe, photographs: list[np.ndarray]):
+    """Of timm's: random, as its own default, for a recipe that resizes at random; for torchvision's bilinear then."""
+    for name in sorted(THEIRS):
+        recipe, differing = with_policy(tiny, name), {}
+        for interpolation in ("bilinear", "bicubic", "random"):
+            policy = build_policy(replace(recipe, train_interpolation=interpolation))
+            results = []
+            for seed in range(20):
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed)
+                results.append(np.asarray(policy(Image.fromarray(photographs[0][:64, :64]))).tobytes())
+            differing[interpolation] = tuple(results)
+        assert differing["bilinear"] != differing["bicubic"]
+        assert (differing["random"] == differing["bilinear"]) == (name != "timm_rand_augment")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_crop_of_every_recipe_can_be_sent_to_a_spawned_worker(name: str, photographs: list[np.ndarray]):
+    crop = TrainCrop.of(RECIPES[name].recipe)
+    copy = pickle.loads(pickle.dumps(crop))
+    image = as_tensor(photographs[0])
+    assert torch.equal(copy(image, Sample(1, 2), 64), crop(image, Sample(1, 2), 64))
+    assert pickle.loads(pickle.dumps(crop)) is not crop  # after its first use, too
 
 
 def test_each_operation_is_torchvisions_functional(photographs: list[np.ndarray]):

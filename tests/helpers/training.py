@@ -46,4 +46,4 @@ def small_version(name: str) -> tuple[Recipe, dict[str, int]]:
     named = RECIPES[name]
     recipe = replace(scaled(named.recipe, epochs=1, global_batch_size=8, image_size=32), model="resnet18")
     how = {"checkpoint_every": 2, "keep_checkpoints": 9}
-    return recipe, {**how, "gradient_accumulation_steps": min(named.accumulation_steps, 2)}
+    return recipe, {**how, "gradient_accumulation_steps": 2 if named.images_per_forward_pass else 1}

@@ -1,13 +1,16 @@
 """The model card: its metadata as the Hub reads them, and what it says of a run."""
 
 import re
+import shlex
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from resnet_in1k.commands import train
 from resnet_in1k.core.imagenet import names_by_wnid
 from resnet_in1k.hub.card import RunRecord, confidence_interval, make_card
 from resnet_in1k.hub.package import make_config, read_run
@@ -71,6 +74,43 @@ def test_the_command_repeats_only_what_differs_from_a_named_recipe(record: RunRe
     assert f"| hardware (processes × device) | 1 × {facts['hardware']}; 2 × {facts['hardware']} |" in text
     assert "| unreadable images | 3 |" in text
     assert "| resumed | once; " in text
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--recipe nv-90 --global-batch-size 512 --lr 2.048",
+        "--recipe nv-90 --global-batch-size 512 --epochs 30 --warmup-epochs 8",
+        "--recipe tv1 --epochs 45 --image-size 112",
+        "--recipe budget-16 --epochs 32 --image-size 96 --no-nesterov",
+        "--recipe one-gpu-24gb --gradient-accumulation-steps 1",
+        "--recipe one-gpu-24gb --global-batch-size 512",
+    ],
+)
+def test_the_command_gives_the_same_recipe_again(record: RunRecord, monkeypatch: pytest.MonkeyPatch, flags: str):
+    """Parsed as train.py does, which derives some fields from others."""
+
+    def parsed(words: list[str]) -> train.Arguments:
+        monkeypatch.setattr(sys, "argv", ["scripts/train.py", *words])
+        return train.parse()
+
+    asked = parsed(flags.split())
+    facts = record.facts | {
+        "recipe": record.facts["recipe"] | {"name": asked.recipe},
+        "gradient_accumulation_steps": asked.how.gradient_accumulation_steps,
+    }
+    text = make_card(replace(record, facts=facts, recipe=asked.what))
+    (command,) = re.findall(r"^accelerate launch .* scripts/train.py (.*)$", text, re.M)
+    again = parsed(shlex.split(command))
+    assert again.what == asked.what
+    assert again.how.gradient_accumulation_steps == asked.how.gradient_accumulation_steps
+
+
+def test_the_price_is_the_sum_of_the_epochs(record: RunRecord):
+    """Which a resume may have changed."""
+    assert "| cost |" not in make_card(record)
+    epochs = [line | {"dollars": 1.25} if line["kind"] == "epoch" else line for line in record.records]
+    assert "| cost | 2.50 dollars |" in make_card(replace(record, records=epochs))
 
 
 def test_weights_trained_elsewhere_have_a_card_too(finished: RunFolder, tmp_path: Path):

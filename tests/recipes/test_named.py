@@ -45,7 +45,6 @@ def test_every_choice_of_a_recipe_is_in_its_table(named: NamedRecipe):
     assert recipe.optimizer in OPTIMIZERS
     assert recipe.lr_schedule in LR_SCHEDULES
     assert recipe.augment_policy in POLICIES
-    assert recipe.global_batch_size % named.accumulation_steps == 0
 
 
 def test_published_numbers_of_each_recipe():

@@ -71,3 +71,12 @@ def ramp(initial: int, final: int, start: int, end: int) -> Recipe:
 )
 def test_image_size_of_each_epoch_by_hand(recipe: Recipe, sizes: list[int]):
     assert [train_image_size(recipe, epoch) for epoch in range(1, len(sizes) + 1)] == sizes
+
+
+def test_each_process_needs_pairs_where_neighbours_are_mixed():
+    recipe = replace(RECIPE, global_batch_size=18, mixup_alpha=0.2)
+    with pytest.raises(
+        UserError, match="18 is 9 images for each of 2 processes, and neighbours are mixed: take a multiple of 4"
+    ):
+        Schedule(recipe, 2, 1, 100)
+    assert Schedule(recipe, 1, 1, 100).per_process_batch_size == 18

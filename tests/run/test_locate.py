@@ -1,6 +1,7 @@
 """--ckpt to a weights file and what the files beside it say."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,3 +258,12 @@ def test_a_path_that_is_not_there_is_not_taken_for_a_repository(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
     with pytest.raises(UserError, match=f"^{checkpoint}: no such file or folder; give a run folder"):
         find_weights(checkpoint)
+
+
+def test_published_weights_of_a_run_are_those_that_its_recipe_publishes(weights: Path, tiny: Recipe):
+    """Also while no eval.json says it."""
+    for publish in ("ema", "model"):
+        write_run(weights, replace(tiny, ema_decay=0.9, publish=publish))
+        assert find_weights(weights.parent).kind == publish
+    other = shutil.copy(weights, weights.parent / "ema.safetensors")
+    assert find_weights(other).kind == "ema"

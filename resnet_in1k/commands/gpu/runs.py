@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DEMO_ACCURACY = 0.97
 SMALL = ("--recipe", "demo", "--model", "resnet18", "--epochs", "2", "--log-every", "1", "--workers", "2")
 """On digits, with each step logged."""
-FEW_STEPS = (*SMALL, "--global-batch-size", "256")
+FEW_STEPS = (*SMALL, "--global-batch-size", "256", "--lr", "0.02")
 """Ten of them."""
 SAME_LOSS = 0.02
 """Relative: what losses after a resume may differ by where the device does not add up in a fixed order."""
