@@ -7,20 +7,23 @@ from torch import Tensor
 
 from resnet_in1k.core import imagenet
 
+RGB = tuple[float, float, float]
 
-def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8, or float of 0 to 255, to float32 in channels_last: less ImageNet's mean, over its std."""
-    mean, std = _mean_and_std(images.device)
-    return images.to(torch.float32, memory_format=torch.channels_last).sub(mean).div_(std)
+
+def normalise(images: Tensor, mean: RGB = imagenet.MEAN, std: RGB = imagenet.STD) -> Tensor:
+    """(B, 3, H, W) uint8, or float of 0 to 255, to float32 in channels_last: less the mean, over the standard
+    deviation, both of values from 0 to 1; by default ImageNet's."""
+    means, stds = _in_grey_levels(images.device, mean, std)
+    return images.to(torch.float32, memory_format=torch.channels_last).sub(means).div_(stds)
 
 
 def mean_colour(device: torch.device) -> Tensor:
     """ImageNet's, in grey levels, (3, 1, 1): what `normalise` makes 0."""
-    return _mean_and_std(device)[0]
+    return _in_grey_levels(device, imagenet.MEAN, imagenet.STD)[0]
 
 
 @functools.cache
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """In grey levels, (3, 1, 1) each; made once, as making them makes the host wait for the device."""
-    mean, std = (torch.tensor(values, device=device) * 255 for values in (imagenet.MEAN, imagenet.STD))
-    return mean.view(3, 1, 1), std.view(3, 1, 1)
+def _in_grey_levels(device: torch.device, mean: RGB, std: RGB) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each; made once, as making them makes the host wait for the device."""
+    means, stds = (torch.tensor(values, device=device) * 255 for values in (mean, std))
+    return means.view(3, 1, 1), stds.view(3, 1, 1)

@@ -11,17 +11,19 @@ from resnet_in1k.core.console import Console
 from resnet_in1k.core.devices import choose_cpu_threads, choose_workers
 from resnet_in1k.core.distributed import lost_processes_explained, make_accelerator
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.imagenet import human_names
 from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.ranges import above, at_least, check_options
 from resnet_in1k.core.text import printable
 from resnet_in1k.data.source import Source, Split
-from resnet_in1k.data.sources import check_same_classes, open_source
+from resnet_in1k.data.sources import open_source
 from resnet_in1k.data.workers import worker_deaths_explained
+from resnet_in1k.evaluate.classes import match_classes
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, Evaluation, eval_loader, evaluate_model
 from resnet_in1k.evaluate.report import write_report
-from resnet_in1k.model.resnet import ResNet, load_model
+from resnet_in1k.model.resnet import load_model
+from resnet_in1k.recipes.recipe import Interpolation
 from resnet_in1k.run.locate import Weights, find_weights
+from resnet_in1k.run.published_config import RGB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,12 @@ class EvalOptions:
     """Side of the centre crop, in pixels; by default the run's."""
     eval_crop_ratio: float | None = field(default=None, metadata=above(0, at_most=1))
     """The short side is resized to image_size / this before the crop; by default the run's."""
+    eval_interpolation: Interpolation | None = None
+    """How images are resized; by default as the weights were evaluated."""
+    mean: RGB | None = None
+    """Of the RGB values from 0 to 1, by which images are normalised; by default as the weights were evaluated."""
+    std: RGB | None = None
+    """Standard deviation of the same."""
     output: Path | None = None
     """Write the result to this file, as eval.json in a run folder."""
     report: Path | None = None
@@ -75,8 +83,10 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         raise UserError(f"{options.ckpt} is not in a run folder, so nothing says what to evaluate it on; give --data")
     model = load_model(weights.file)
     source = launch.from_main_process(lambda: open_source(data, options.split), "lists the images")
-    check_classes(weights, model, source, options.ckpt)
-    preprocessing = weights.preprocessing(options.image_size, options.eval_crop_ratio)
+    classes = match_classes(weights.class_names, model.fc.out_features, source.class_names, source.name, options.ckpt)
+    preprocessing = weights.preprocessing(
+        options.image_size, options.eval_crop_ratio, options.eval_interpolation, options.mean, options.std
+    )
     loader = eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers))
     with loader:
         accelerator = make_accelerator(launch, "fp32")
@@ -89,8 +99,10 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
             f"{data}/{options.split}: {len(source):,} images, resized to {preprocessing.resize_size} px, centre "
             f"{preprocessing.image_size} px cropped"
         )
-        model = model.to(accelerator.device, memory_format=torch.channels_last)
-        evaluation = evaluate_model(model, source, loader, accelerator, preprocessing)
+        if explanation := classes.describe():
+            console.print(explanation)
+        network = classes.apply(model).to(accelerator.device, memory_format=torch.channels_last)
+        evaluation = evaluate_model(network, source, loader, accelerator, preprocessing)
     evaluation = replace(evaluation, weights=weights.kind)
     console.print(evaluation.summary())
     for name, reason in evaluation.bad_images.items():
@@ -101,18 +113,6 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         write_results(evaluation, weights, source, options, console)
     accelerator.end_training()
     return evaluation
-
-
-def check_classes(weights: Weights, model: ResNet, source: Source, checkpoint: str) -> None:
-    """Raises UserError if the weights are of other classes than the data."""
-    class_names = [printable(name) for name in source.class_names]  # as those of the weights
-    if weights.class_names not in (None, class_names, human_names(class_names)):
-        check_same_classes(weights.class_names, "the run", class_names, source.name, where=checkpoint)
-    if len(source.class_names) != model.fc.out_features:
-        raise UserError(
-            f"{weights.file} has {model.fc.out_features} classes, but {source.name} has {len(source.class_names)}: "
-            "these are not the data it was trained for"
-        )
 
 
 def write_results(

@@ -21,7 +21,7 @@ from resnet_in1k.core.imagenet import human_names
 from resnet_in1k.core.launch import Launch, world_size
 from resnet_in1k.core.ranges import above, at_least, check_options
 from resnet_in1k.data.crops import EvalPreprocessing
-from resnet_in1k.data.loader import Loader
+from resnet_in1k.data.loader import Batch, Loader
 from resnet_in1k.data.order import EvalOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.sources.paths import list_images, open_paths
@@ -147,16 +147,23 @@ def _probabilities(
             model.to(accelerator.device, memory_format=torch.channels_last),
             accelerator.device,
             EvalOrder(len(source), options.batch_size, preprocessing.image_size),
+            preprocessing,
         )
         for file, problem in listed:
             yield file, problem or next(known)
 
 
-def _answers(loader: Loader, model: ResNet, device: torch.device, order: EvalOrder) -> Iterator[np.ndarray | str]:
+def _answers(
+    loader: Loader, model: ResNet, device: torch.device, order: EvalOrder, preprocessing: EvalPreprocessing
+) -> Iterator[np.ndarray | str]:
     """In the order of the source: probabilities, (C,) float32, or why the image cannot be read."""
     bad_images: dict[int, str] = {}
     index = 0
-    for prefetched in prefetch_to_device(loader.batches(order), device, lambda batch: (normalise(batch.images),)):
+
+    def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+        return (normalise(batch.images, preprocessing.mean, preprocessing.std),)
+
+    for prefetched in prefetch_to_device(loader.batches(order), device, prepare):
         bad_images.update(prefetched.bad_images)
         with torch.inference_mode(), reproducible_float32():
             (images,) = prefetched.tensors()

@@ -63,6 +63,14 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """None if there is none, or it is not a whole JSON object."""
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 

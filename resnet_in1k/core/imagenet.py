@@ -32,6 +32,21 @@ def human_names(class_names: Sequence[str]) -> list[str]:
     return [names.get(name, name) for name in class_names]
 
 
+def wnids_of(names: Sequence[str]) -> list[str] | None:
+    """The WordNet ids, if these are the names of ImageNet-1k's 1000 classes in order; else None.
+
+    Lists of them differ in some names and in the synonyms that follow a comma: nine of ten must agree.
+    """
+    if len(names) != 1000:
+        return None
+    known = names_by_wnid()
+    agreeing = sum(
+        name in (wnid, ours) or name.partition(",")[0].casefold() == ours.casefold()
+        for name, (wnid, ours) in zip(names, known.items(), strict=True)
+    )
+    return list(known) if agreeing >= 900 else None
+
+
 def is_imagenet_1k(class_names: Sequence[str]) -> bool:
     """Whether these are its 1000 classes, in order."""
     return len(class_names) == 1000 and list(class_names) == list(names_by_wnid())

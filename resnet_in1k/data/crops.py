@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop
 
-from resnet_in1k.core import rng
+from resnet_in1k.core import imagenet, rng
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.order import Sample
@@ -105,6 +105,9 @@ class EvalPreprocessing:
     resize_size: int
     """Short side before the crop, in pixels."""
     interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = imagenet.MEAN
+    std: tuple[float, float, float] = imagenet.STD
+    """Of the RGB values from 0 to 1, by which they are normalised."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> "EvalPreprocessing":

@@ -87,6 +87,8 @@ class Evaluation:
             "image_size": self.preprocessing.image_size,
             "resize_size": self.preprocessing.resize_size,
             "interpolation": self.preprocessing.interpolation,
+            "mean": self.preprocessing.mean,
+            "std": self.preprocessing.std,
             "data": self.data,
             "split": self.split,
             "weights": self.weights,
@@ -162,7 +164,7 @@ def evaluate_model(
             stop_if_requested(number)
 
     with inference_memory_explained(max(pad_to, min(loader.batch_size, len(source)))):
-        share = _predict(model, loader.batches(order), pad_to, accelerator, bar, ask_to_stop)
+        share = _predict(model, loader.batches(order), preprocessing, pad_to, accelerator, bar, ask_to_stop)
     everyone: list[Share] = gather_object([share])
     counts: list[Any] = [None]
     predictions = None
@@ -198,6 +200,7 @@ def pads_batches(device: torch.device) -> bool:
 def _predict(
     model: torch.nn.Module,
     batches: Iterator[Batch],
+    preprocessing: EvalPreprocessing,
     pad_to: int,
     accelerator: Accelerator,
     bar: Any,
@@ -209,7 +212,8 @@ def _predict(
     bad_images: dict[int, str] = {}
 
     def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
-        return normalise(padded(batch.images, pad_to)), batch.labels, batch.indices
+        images = normalise(padded(batch.images, pad_to), preprocessing.mean, preprocessing.std)
+        return images, batch.labels, batch.indices
 
     with torch.inference_mode(), reproducible_float32(), bar:
         for number, prefetched in enumerate(prefetch_to_device(batches, accelerator.device, prepare)):

@@ -24,7 +24,7 @@ from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
 from resnet_in1k.model.weights_file import PREFIXES, WEIGHTS_NAME
 from resnet_in1k.recipes.recipe import Interpolation
 from resnet_in1k.run.folder import EVALUATION_NAME, RECIPE_NAME, RunFolder
-from resnet_in1k.run.locate import CONFIG_NAME
+from resnet_in1k.run.published_config import CONFIG_NAME
 from resnet_in1k.run.recipe_file import read_recipe
 
 LICENSE_PATTERN = r"[a-z0-9][a-z0-9.+-]*"

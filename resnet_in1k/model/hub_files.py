@@ -1,14 +1,18 @@
-"""Downloading a repository of weights: only the files that are read here, none of them a pickle, none without limit."""
+"""Downloading a repository of weights: only the files that are read here, none of them without limit.
+
+A pickle only if there is no safetensors file; it is read by torch's weights-only reader, which executes nothing of it.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import file_size, first_line
-from resnet_in1k.model.weights_file import WEIGHTS_NAME
+from resnet_in1k.model.weights_file import PICKLE_NAME, WEIGHTS_NAME
 
-MAX_BYTES = {WEIGHTS_NAME: 10**9, "config.json": 10**7, "eval.json": 10**7, "recipe.json": 10**7}
-"""The files that are downloaded; a ResNet-152 has 0.24 GB."""
+JSON_NAMES = ("config.json", "preprocessor_config.json", "eval.json", "recipe.json")
+MAX_BYTES = {WEIGHTS_NAME: 10**9, PICKLE_NAME: 10**9, **dict.fromkeys(JSON_NAMES, 10**7)}
+"""The files that are downloaded, the second only where there is not the first; a ResNet-152 has 0.24 GB."""
 
 
 def download(repository: str, *, revision: str | None = None, **client_options: Any) -> Path:
@@ -24,16 +28,20 @@ def download(repository: str, *, revision: str | None = None, **client_options: 
     from huggingface_hub import HfApi, snapshot_download
 
     reason: Exception | None = None
+    wanted = list(MAX_BYTES)
     try:
         tree = HfApi(token=client_options.get("token")).list_repo_tree(repository, revision=revision)
-        _check_sizes(repository, {each.path: each.size for each in tree if hasattr(each, "size")})
+        sizes = {each.path: each.size for each in tree if hasattr(each, "size")}
+        if WEIGHTS_NAME in sizes:
+            wanted.remove(PICKLE_NAME)
+        _check_sizes(repository, {name: sizes.get(name, 0) for name in wanted})
     except UserError:
         raise
     except Exception as error:  # the client's errors share no base class
         reason = error
         client_options["local_files_only"] = True  # without the sizes only what was downloaded before
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*MAX_BYTES], **client_options))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, **client_options))
     except Exception as error:
         reason = reason or error
         raise UserError(
@@ -43,9 +51,9 @@ def download(repository: str, *, revision: str | None = None, **client_options: 
 
 
 def _check_sizes(repository: str, sizes: dict[str, int]) -> None:
-    for name, limit in MAX_BYTES.items():
-        if sizes.get(name, 0) > limit:
+    for name, size in sizes.items():
+        if size > MAX_BYTES[name]:
             raise UserError(
-                f"{repository}: {name} has {file_size(sizes[name])}, more than the {file_size(limit)} that are "
+                f"{repository}: {name} has {file_size(size)}, more than the {file_size(MAX_BYTES[name])} that are "
                 "downloaded; download it yourself and give its path, if you trust it"
             )

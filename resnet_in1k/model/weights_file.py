@@ -11,8 +11,11 @@ from torch import Tensor
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import first_line
+from resnet_in1k.model.foreign_keys import with_torchvision_keys
 
 WEIGHTS_NAME = "model.safetensors"
+PICKLE_NAME = "pytorch_model.bin"
+"""As other projects' repositories call it where they have no safetensors."""
 STATE_NAME = "state.json"
 """Beside the weights of a checkpoint, with their sha256."""
 PREFIXES = ("module.", "_orig_mod.")
@@ -30,6 +33,8 @@ def weights_file(checkpoint: Path) -> Path:
             f"{checkpoint}: no such file or folder; give a run folder, a checkpoint folder or a weights file"
         )
     file = checkpoint if checkpoint.is_file() else checkpoint / WEIGHTS_NAME
+    if not file.is_file() and (checkpoint / PICKLE_NAME).is_file():
+        file = checkpoint / PICKLE_NAME
     if not file.is_file():
         raise UserError(
             f"{checkpoint}: no {WEIGHTS_NAME} in it; a run folder has one after its first epoch, "
@@ -57,7 +62,8 @@ def _check_sum(file: Path) -> None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """State dict with clean keys, on the CPU, from safetensors or from an old `.pth`, by torch's weights-only reader.
+    """State dict with clean keys, on the CPU, from safetensors or from an old `.pth`, by torch's weights-only reader;
+    transformers' names are torchvision's then.
 
     Raises:
         UserError: if the file is neither, or damaged.
@@ -78,7 +84,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not (isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())):
         raise UserError(f"{file} is not a state dict, a mapping from names to tensors")
-    return clean_keys(state)
+    return with_torchvision_keys(clean_keys(state))
 
 
 def clean_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,15 +12,23 @@ from resnet_in1k.core.text import printable
 from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.sources import SOURCES
 from resnet_in1k.model.hub_files import download
+from resnet_in1k.model.torchvision_weights import PREFIX, download_torchvision_weights, torchvision_weights
 from resnet_in1k.model.weights_file import WEIGHTS_NAME, weights_file
-from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, crop_ratio_for, resize_size_for
+from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, Recipe, crop_ratio_for, resize_size_for
 from resnet_in1k.run.folder import EVALUATION_NAME, find_run
+from resnet_in1k.run.published_config import (
+    DEFAULT_CROP_RATIO,
+    DEFAULT_IMAGE_SIZE,
+    MAX_IMAGE_SIZE,
+    MIN_CROP_RATIO,
+    RGB,
+    PublishedConfig,
+    as_rgb,
+    check_size,
+    read_published_config,
+)
 from resnet_in1k.run.recipe_file import read_recipe
 
-CONFIG_NAME = "config.json"
-DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO = 224, 0.875
-MAX_IMAGE_SIZE, MIN_CROP_RATIO = 4096, 0.1
-"""An image of that size takes a gigabyte in a ResNet-50; a batch of them would take any machine's memory."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -42,11 +50,13 @@ class Weights:
     """The eval.json beside it, if it is of these weights."""
     note: str
     """A warning for the user; "" for none."""
+    mean: RGB = imagenet.MEAN
+    std: RGB = imagenet.STD
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no image can be prepared by: the files may come from anywhere."""
         ratio, names = self.eval_crop_ratio, self.class_names
-        _check_size(self.image_size, "image size", MAX_IMAGE_SIZE, self.file)
+        check_size(self.image_size, "image size", MAX_IMAGE_SIZE, self.file)
         if type(ratio) not in (int, float) or not MIN_CROP_RATIO <= ratio <= 1:
             raise UserError(
                 f"beside {self.file}: crop ratio {ratio!r:.40}; must be a number from {MIN_CROP_RATIO} to 1"
@@ -58,16 +68,28 @@ class Weights:
                 raise UserError(f"beside {self.file}: the class names are no list of texts")
             object.__setattr__(self, "class_names", [printable(name) for name in names])
 
-    def preprocessing(self, image_size: int | None = None, eval_crop_ratio: float | None = None) -> EvalPreprocessing:
+    def preprocessing(
+        self,
+        image_size: int | None = None,
+        eval_crop_ratio: float | None = None,
+        interpolation: Interpolation | None = None,
+        mean: RGB | None = None,
+        std: RGB | None = None,
+    ) -> EvalPreprocessing:
         """As the weights were evaluated, except for what is given."""
         size = image_size or self.image_size
         return EvalPreprocessing(
-            size, resize_size_for(size, eval_crop_ratio or self.eval_crop_ratio), self.interpolation
+            size,
+            resize_size_for(size, eval_crop_ratio or self.eval_crop_ratio),
+            interpolation or self.interpolation,
+            mean or self.mean,
+            std or self.std,
         )
 
 
 def find_weights(checkpoint: str | Path) -> Weights:
-    """`--ckpt`: a run folder, a checkpoint folder, a file, or a repository on the Hub, which is downloaded.
+    """`--ckpt`: a run folder, a checkpoint folder, a file, a repository on the Hub, which is downloaded, or
+    `torchvision/MODEL.WEIGHTS`.
 
     The preprocessing is that of the evaluation recorded beside the weights, if it is theirs, else that of a published
     config.json, else that of the run's recipe, else 224 px of 256, bilinear.
@@ -76,43 +98,28 @@ def find_weights(checkpoint: str | Path) -> Weights:
         UserError: if there are no weights, or what lies beside them cannot be read.
     """
     path, is_downloaded = Path(checkpoint), False
+    if not path.exists() and str(checkpoint).startswith(PREFIX):
+        return _of_torchvision(str(checkpoint))
     if not path.exists() and _is_repository(str(checkpoint)):
         path, is_downloaded = download(str(checkpoint)), True
     file = weights_file(path)
-    recorded = _read_json(file.parent / EVALUATION_NAME)
-    note = ""
+    recorded, note = files.read_json_object(file.parent / EVALUATION_NAME), ""
     if recorded is not None and recorded.get("weights_sha256") != files.sha256_of(file):
         if file.name == WEIGHTS_NAME and "weights_sha256" in recorded:
             note = f"{file} is not what the {EVALUATION_NAME} beside it was measured on: replaced since, or damaged"
         recorded = None
-    config = _read_json(file.parent / CONFIG_NAME) or {}
-    settings = config.get("pretrained_cfg") or {}
+    config = read_published_config(file.parent)
     run = find_run(path)
     recipe, facts = read_recipe(run) if run is not None else (None, {})
     try:
-        if settings and tuple(settings["mean"]) != imagenet.MEAN:
-            raise UserError(f"{file}: made for images normalised differently than here; use timm for it")
         names = (recorded or {}).get("class_names") or facts.get("data", {}).get("class_names")
-        crop_ratio = recipe.eval_crop_ratio if recipe is not None else DEFAULT_CROP_RATIO
-        crop_ratio = settings.get("crop_pct", crop_ratio)
-        if recorded is not None:
-            image_size, interpolation = recorded["image_size"], recorded.get("interpolation", "bilinear")
-            # Checked before it computes: it would count for years to a size between two whole numbers.
-            _check_size(image_size, "image size", MAX_IMAGE_SIZE, file)
-            _check_size(recorded["resize_size"], "resize size", math.ceil(MAX_IMAGE_SIZE / MIN_CROP_RATIO), file)
-            crop_ratio = crop_ratio_for(image_size, recorded["resize_size"], crop_ratio)
-        elif settings:
-            image_size, interpolation = settings["input_size"][1], settings["interpolation"]
-        elif recipe is not None:
-            image_size, interpolation = recipe.eval_size, recipe.eval_interpolation
-        else:
-            image_size, interpolation = DEFAULT_IMAGE_SIZE, "bilinear"
-        if interpolation not in ("bilinear", "bicubic"):
-            raise UserError(f"{file}: made for images resized by {interpolation} interpolation; use timm for it")
         source = facts["data"]["source"] if facts else None
         if is_downloaded and source not in SOURCES:  # a stranger's path says nothing here, and is not theirs to choose
             source = None
-    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+        preprocessing = config or _of_recipe(recipe)
+        if recorded is not None:
+            preprocessing = _recorded_preprocessing(recorded, preprocessing, file)
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"the files beside {file} are incomplete ({type(error).__name__}: {error})") from None
     of_file = "ema" if file.stem == "ema" else "model"
     if recipe is not None and run is not None and file == run.weights:
@@ -121,19 +128,55 @@ def find_weights(checkpoint: str | Path) -> Weights:
     return Weights(
         file=file,
         kind="ema" if kind == "ema" else "model",
-        class_names=names or config.get("label_names"),
+        class_names=names or (config.class_names if config else None),
         data=source,
-        image_size=image_size,
-        eval_crop_ratio=crop_ratio,
-        interpolation=interpolation,
+        image_size=preprocessing.image_size,
+        eval_crop_ratio=preprocessing.eval_crop_ratio,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         recorded_evaluation=recorded,
         note=note,
     )
 
 
-def _check_size(size: object, what: str, at_most: int, file: Path) -> None:
-    if type(size) is not int or not 1 <= size <= at_most:  # True is an int by inheritance
-        raise UserError(f"beside {file}: {what} {size!r:.40}; must be a whole number from 1 to {at_most}")
+def _recorded_preprocessing(recorded: dict[str, Any], otherwise: PublishedConfig, file: Path) -> PublishedConfig:
+    image_size, resize_size = recorded["image_size"], recorded["resize_size"]
+    # Checked before it computes: it would count for years to a size between two whole numbers.
+    check_size(image_size, "image size", MAX_IMAGE_SIZE, file)
+    check_size(resize_size, "resize size", math.ceil(MAX_IMAGE_SIZE / MIN_CROP_RATIO), file)
+    return PublishedConfig(
+        image_size=image_size,
+        eval_crop_ratio=crop_ratio_for(image_size, resize_size, otherwise.eval_crop_ratio),
+        interpolation=recorded.get("interpolation", "bilinear"),
+        mean=as_rgb(recorded.get("mean", imagenet.MEAN)),
+        std=as_rgb(recorded.get("std", imagenet.STD), above=0),
+    )
+
+
+def _of_recipe(recipe: Recipe | None) -> PublishedConfig:
+    if recipe is None:
+        return PublishedConfig(DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO, "bilinear")
+    return PublishedConfig(recipe.eval_size, recipe.eval_crop_ratio, recipe.eval_interpolation)
+
+
+def _of_torchvision(name: str) -> Weights:
+    weights = torchvision_weights(name)
+    transforms = weights.transforms()
+    (image_size,), (resize_size,) = transforms.crop_size, transforms.resize_size
+    return Weights(
+        file=download_torchvision_weights(name, weights),
+        class_names=list(imagenet.names_by_wnid()),
+        data=None,
+        image_size=image_size,
+        eval_crop_ratio=crop_ratio_for(image_size, resize_size, DEFAULT_CROP_RATIO),
+        interpolation=transforms.interpolation.value,
+        mean=as_rgb(transforms.mean),
+        std=as_rgb(transforms.std),
+        kind="model",
+        recorded_evaluation=None,
+        note="",
+    )
 
 
 def _is_repository(checkpoint: str) -> bool:
@@ -141,11 +184,3 @@ def _is_repository(checkpoint: str) -> bool:
     return bool(_REPOSITORY.fullmatch(checkpoint)) and not (
         Path(checkpoint).parent.exists() or Path(checkpoint).suffix in (".pth", ".pt", ".safetensors")
     )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """None if there is none, or it is not a whole JSON object."""
-    try:
-        return dict(files.read_json(path))
-    except (OSError, ValueError, TypeError):
-        return None

@@ -4,16 +4,19 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from helpers.images import write_image_folder
 
-from resnet_in1k.commands.evaluate import EvalOptions, check_classes, evaluate
+from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.commands.evaluate import EvalOptions, evaluate
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.files import sha256_of
 from resnet_in1k.data.crops import EvalPreprocessing
-from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.evaluate.classes import match_classes
+from resnet_in1k.model.resnet import load_model
 from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.run.locate import Weights
 
@@ -120,13 +123,42 @@ def test_what_cannot_be_evaluated_is_named(weights: Path, options: dict, message
         evaluate(EvalOptions(ckpt=str(weights), **options))
 
 
-def test_classes_of_unusual_names_are_those_of_their_own_run(tmp_path: Path):
+def test_classes_of_unusual_names_are_those_of_their_own_run():
     """What cannot be printed is escaped where weights are found, and must be where it is compared."""
     names = ["ant\x1b[2J", "anguila_\udcf1", "nörz"]
     weights = Weights(Path("file"), names, None, 224, 0.875, "bilinear", "model", None, "")
     assert weights.class_names == ["ant\\x1b[2J", "anguila_\\udcf1", "nörz"]
-    source = SimpleNamespace(class_names=tuple(names), name="mine")
-    check_classes(weights, ResNet("resnet18", 3), source, "run")
-    source.class_names = ("ant", *names[1:])
+    assert match_classes(weights.class_names, 3, names, "mine", "run").is_identity
     with pytest.raises(UserError, match=r"only in the run: ant\\x1b\[2J; only in mine: ant;"):
-        check_classes(weights, ResNet("resnet18", 3), source, "run")
+        match_classes(weights.class_names, 3, ["ant", *names[1:]], "mine", "run")
+
+
+def test_other_normalisation_and_interpolation_than_recorded(evaluated: RunFolder, tmp_path: Path):
+    """Each changes the loss, and is recorded."""
+    output, losses = tmp_path / "result.json", set()
+    for changes in ({}, {"mean": (0.5, 0.4, 0.3)}, {"std": (0.5, 0.4, 0.3)}, {"eval_interpolation": "bicubic"}):
+        losses.add(evaluate(EvalOptions(ckpt=str(evaluated.path), workers=0, output=output, **changes)).loss)
+        result = json.loads(output.read_text())
+        assert result["mean"] == list(changes.get("mean", (0.485, 0.456, 0.406)))
+        assert result["std"] == list(changes.get("std", (0.229, 0.224, 0.225)))
+        assert result["interpolation"] == changes.get("eval_interpolation", "bilinear")
+    assert len(losses) == 4
+
+
+def test_a_part_of_the_classes_is_evaluated_by_their_logits_alone(
+    evaluated: RunFolder, image_folder: Path, tmp_path, capsys
+):
+    """Against the whole evaluation's model, its logits of two classes, counted by hand."""
+    for name in ("bee", "fox"):
+        shutil.copytree(image_folder / "val" / name, tmp_path / "val" / name)
+    part = evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(tmp_path), workers=0))
+    assert "only 2 of the model's 6 classes are in the data" in capsys.readouterr().out
+    assert (part.num_images, part.num_classes, part.class_names) == (4, 2, ("bee", "fox"))
+    model, preprocessing, correct = load_model(evaluated.weights).eval(), part.preprocessing, 0
+    for label, name in enumerate(part.class_names):
+        for file in (tmp_path / "val" / name).iterdir():
+            image = preprocessing.square(np.fromfile(file, dtype=np.uint8))
+            with torch.inference_mode():
+                logits = model(normalise(torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)))
+            correct += int(logits[0, [1, 5]].argmax() == label)
+    assert part.top1_correct == correct

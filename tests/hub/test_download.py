@@ -1,4 +1,4 @@
-"""A stranger's repository, downloaded by the real client from a local Hub: only files that are read here, no pickle."""
+"""A stranger's repository, downloaded by the real client from a local Hub: only files that are read, none executed."""
 
 import json
 import pickle
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.hub_server import Blob, HubServer, Repo
+from safetensors.torch import load as load_tensors
 
 from resnet_in1k import ResNet
 from resnet_in1k.commands.evaluate import EvalOptions, evaluate
@@ -72,19 +73,24 @@ def test_only_the_files_that_are_read_are_downloaded(hub: HubServer, weights: by
     assert not (tmp_path / "boom").exists()
 
 
-def test_a_repository_of_a_pickle_alone_has_no_weights(hub: HubServer, tmp_path: Path):
+def test_a_repository_of_a_pickle_alone_is_read_without_executing_it(hub: HubServer, weights: bytes, tmp_path: Path):
+    torch.save(load_tensors(weights), tmp_path / "plain.bin")
+    publish(hub, {"pytorch_model.bin": (tmp_path / "plain.bin").read_bytes(), "config.json": b"{}"})
+    assert torch.equal(ResNet.from_pretrained(REPO).fc.bias, load_tensors(weights)["fc.bias"])
+    assert find_weights(REPO).file.name == "pytorch_model.bin"
     publish(hub, {"pytorch_model.bin": pickle.dumps(Bomb(tmp_path / "boom")), "config.json": b"{}"})
-    for load in (ResNet.from_pretrained, find_weights):
-        with pytest.raises(UserError, match=r"no model\.safetensors in it"):
-            load(REPO)
-    assert downloaded(hub) == {"config.json"}
+    with pytest.raises(UserError, match=r"holds no plain tensors .*; nothing in it was executed"):
+        ResNet.from_pretrained(REPO)
     assert not (tmp_path / "boom").exists()
 
 
 @pytest.mark.parametrize("name", hub_files.MAX_BYTES)
 def test_a_file_that_is_too_large_stops_before_anything_is_downloaded(hub, weights: bytes, monkeypatch, name: str):
     """By the Hub's own metadata, of files in git and of large ones."""
-    publish(hub, {**dict.fromkeys(hub_files.MAX_BYTES, b"{}"), "model.safetensors": weights, name: b" " * 3000})
+    published = {**dict.fromkeys(hub_files.MAX_BYTES, b"{}"), "model.safetensors": weights, name: b" " * 3000}
+    if name == "pytorch_model.bin":  # which is asked for only then
+        del published["model.safetensors"]
+    publish(hub, published)
     limits = dict.fromkeys(hub_files.MAX_BYTES, 10**9)
     monkeypatch.setattr(hub_files, "MAX_BYTES", limits | {name: 2000})
     words = rf"^{REPO}: {name} has 3 kB, more than the 2 kB that are downloaded; download it yourself and give its path"
