@@ -51,6 +51,20 @@ class SelectedLogits(torch.nn.Module):
         return self.model(images)[:, self.columns]
 
 
+def find_classes(model_names: Sequence[str], data_names: Sequence[str]) -> tuple[int, ...] | None:
+    """For each class of the data its place among the model's; None if one is not there. See `match_classes`."""
+    names = [printable(name) for name in data_names]  # as those of the weights
+    for ours, theirs in ((list(model_names), names), (human_names(model_names), human_names(names))):
+        if ours == theirs:
+            return tuple(range(len(ours)))
+        places = {name: ours.index(name) for name in theirs if ours.count(name) == 1}  # two of ImageNet's may be alike
+        if len(places) == len(names):
+            return tuple(places.values())
+    if all(name.isdecimal() and int(name) < len(model_names) for name in names):
+        return tuple(int(name) for name in names)
+    return None
+
+
 def match_classes(
     model_names: Sequence[str] | None, num_outputs: int, data_names: Sequence[str], data: str, checkpoint: str
 ) -> ClassMatch:
@@ -73,14 +87,8 @@ def match_classes(
         return ClassMatch(tuple(range(num_outputs)), num_outputs)
     if len(model_names) != num_outputs:
         raise UserError(f"{checkpoint} has {num_outputs} classes, but {len(model_names)} names beside it")
-    for ours, theirs in ((list(model_names), names), (human_names(model_names), human_names(names))):
-        if ours == theirs:
-            return ClassMatch(tuple(range(num_outputs)), num_outputs)
-        places = {name: ours.index(name) for name in theirs if ours.count(name) == 1}  # two of ImageNet's are cranes
-        if len(places) == len(names):
-            return ClassMatch(tuple(places.values()), num_outputs)
-    if all(name.isdecimal() and int(name) < num_outputs for name in names):
-        return ClassMatch(tuple(int(name) for name in names), num_outputs)
+    if (columns := find_classes(model_names, data_names)) is not None:
+        return ClassMatch(columns, num_outputs)
     check_same_classes(model_names, "the run", names, data, where=checkpoint)
     raise UserError(
         f"{checkpoint}: the classes of {data} cannot be told apart by their names; name folders by WordNet id"

@@ -42,6 +42,12 @@ class ResNet(torchvision.models.ResNet, PyTorchModelHubMixin):
         super().__init__(block, list(blocks), num_classes=num_classes, zero_init_residual=zero_init_residual)
         self.architecture = architecture
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer sees: (B, 3, S, S) float32, normalised, to (B, F) float32."""
+        maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
+        return self.avgpool(maps).flatten(1)
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **client_options: Any

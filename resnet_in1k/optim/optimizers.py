@@ -17,15 +17,22 @@ NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
 
 def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """The parameters with weight decay and, if the recipe has such, those without: of norms by their modules' type, and
-    other modules' biases. Both in the order of the model."""
-    decayed, others = [], []
+    other modules' biases. With a head_lr_factor the last layer's apart. All in the order of the model."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    head = getattr(model, "fc", None) if recipe.head_lr_factor != 1 else None
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             is_norm = isinstance(module, NORMS)
             decays = recipe.decay_norms if is_norm else recipe.decay_biases or name != "bias"
-            (decayed if decays else others).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            groups.setdefault((module is head, not decays), []).append(parameter)
+    return [
+        {
+            "params": groups[is_head, is_undecayed],
+            **({"weight_decay": 0.0} if is_undecayed else {}),
+            **({"lr_factor": recipe.head_lr_factor} if is_head else {}),
+        }
+        for is_head, is_undecayed in sorted(groups)
+    ]
 
 
 def sgd(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
@@ -124,4 +131,4 @@ def build_optimizer(model: torch.nn.Module, recipe: Recipe, *, fused: bool = Tru
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)

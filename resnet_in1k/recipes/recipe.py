@@ -82,6 +82,10 @@ class Recipe:
     """Weight decay also on the weights and biases of normalisation layers."""
     decay_biases: bool = True
     """Weight decay also on the biases of other layers."""
+    head_lr_factor: float = field(default=1.0, metadata=above(0))
+    """The learning rate of the last layer is the others' times this."""
+    freeze_epochs: int = field(default=0, metadata=at_least(0))
+    """In the first so many epochs the last layer is trained alone; the norms then use their statistics."""
     max_grad_norm: float = field(default=0.0, metadata=at_least(0))
     """Gradients are scaled down to this global norm; 0: not."""
 

@@ -83,6 +83,11 @@ class Schedule:
     def warmup_steps(self) -> int:
         return round(self.recipe.warmup_epochs * self.steps_per_epoch)
 
+    @property
+    def frozen_steps(self) -> int:
+        """Steps in which the last layer is trained alone."""
+        return min(self.recipe.freeze_epochs, self.recipe.epochs) * self.steps_per_epoch
+
     def epoch_of(self, step: int) -> int:
         return (step - 1) // self.steps_per_epoch + 1
 

@@ -14,6 +14,8 @@ class TrainOptions:
 
     data: str = "data/imagenet"
     """A folder with train/<class>/* and val/<class>/*, or `digits`, or `synthetic`."""
+    init_from: str | None = None
+    """Start from these weights, named as for evaluate.py; the head is kept if the class names agree."""
     output_dir: Path | None = None
     """Run folder; by default runs/<recipe>. One that already holds a run is refused unless --resume."""
     resume: bool = False

@@ -22,6 +22,7 @@ def describe_plan(run: Run) -> str:
     rows = [
         ("recipe", run.recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
         ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {_sizes(recipe)}"),
+        *([("starts from", run.initial.describe())] if run.initial else []),
         ("data", f"{train.name}: {len(train):,} training and {len(val):,} validation images"),
         ("batch", _batch(run.schedule)),
         ("steps", _steps(run.schedule)),
@@ -31,6 +32,7 @@ def describe_plan(run: Run) -> str:
         ("precision", f"{precision}, channels_last; evaluation in float32"),
         ("device", device),
         ("per process", f"{count(run.workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
+        *([("note", run.initial.note)] if run.initial and run.initial.note else []),
         *(("note", text) for text in missing_capabilities(run.device.type)),
         *(("note", source.note) for source in (train, val) if source.note),
     ]

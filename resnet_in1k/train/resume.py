@@ -9,6 +9,7 @@ from resnet_in1k.recipes.schedule import Schedule
 from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.run.provenance import provenance
 from resnet_in1k.run.recipe_file import FORMAT_VERSION, read_recipe
+from resnet_in1k.train.initial import InitialWeights
 from resnet_in1k.train.options import TrainOptions
 
 SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", "hardware", "cpu_threads")
@@ -16,7 +17,12 @@ SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", 
 
 
 def run_facts(
-    schedule: Schedule, mixed_precision: str, hardware: str, cpu_threads: int, options: TrainOptions
+    schedule: Schedule,
+    mixed_precision: str,
+    hardware: str,
+    cpu_threads: int,
+    options: TrainOptions,
+    initial: InitialWeights | None = None,
 ) -> dict[str, Any]:
     """What this process runs on, for recipe.json."""
     return {
@@ -27,6 +33,7 @@ def run_facts(
         "hardware": hardware,
         "cpu_threads": cpu_threads,
         **({"dollars_per_hour": options.dollars_per_hour} if options.dollars_per_hour else {}),
+        **({"init_from": initial.facts} if initial else {}),
         **provenance(),
     }
 

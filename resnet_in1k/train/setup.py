@@ -24,6 +24,7 @@ from resnet_in1k.run.recipe_file import describe_data
 from resnet_in1k.run.tensor_groups import ModelGroup, OptimizerGroup, TensorGroup
 from resnet_in1k.run.writer import RunWriter
 from resnet_in1k.train.agreement import check_same_data, check_same_program
+from resnet_in1k.train.initial import initial_weights
 from resnet_in1k.train.log import TrainLog
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.resume import precision_of, run_facts
@@ -75,7 +76,9 @@ class Run:
     def _make_parts(self) -> None:
         """The process group, model and optimizer, and what writes the run folder."""
         recipe, options, launch = self.recipe, self.options, self.launch
-        num_classes = len(self.train_source.class_names)
+        class_names = self.train_source.class_names
+        num_classes = len(class_names)
+        self.initial = initial_weights(options.init_from, recipe, class_names, self.folder, launch)
         precision = precision_of(self.folder, options.precision, type(recipe))
         self.accelerator = make_accelerator(
             launch, precision, options.report_to, self.folder.path, options.compress_gradients
@@ -92,6 +95,8 @@ class Run:
             self.accelerator,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             compile=options.compile,
+            initial=self.initial.tensors if self.initial else None,
+            frozen_steps=self.schedule.frozen_steps,
         )
         # A plain model evaluates the very weights that are saved, without DDP and mixed precision.
         self.eval_model = self.train_step.plain_copy()
@@ -110,6 +115,7 @@ class Run:
             devices.hardware_name(self.device),
             self.cpu_threads,
             options,
+            self.initial,
         )
 
     @property

@@ -1,7 +1,7 @@
 """One optimizer step: forward in mixed precision, loss, backward, update."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from resnet_in1k.core import rng
 from resnet_in1k.core.devices import has_fused_optimizers
 from resnet_in1k.core.rng import Stream
+from resnet_in1k.model.head import HeadAlone
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.stochastic_depth import StochasticDepth
 from resnet_in1k.model.sync_batch_norm import synchronise_norms
@@ -36,7 +37,14 @@ class TrainStep:
         *,
         gradient_accumulation_steps: int = 1,
         compile: bool = False,
+        initial: Mapping[str, Tensor] | None = None,
+        frozen_steps: int = 0,
     ):
+        """
+        Args:
+            initial: what to start from in place of random weights, with or without the head.
+            frozen_steps: only the head is trained before the step after these.
+        """
         rng.key_global_generator(recipe.seed, Stream.WEIGHTS)  # the same initial weights on every process
         model = ResNet(recipe.model, num_classes, recipe.zero_init_residual)
         rank, num_processes = accelerator.process_index, accelerator.num_processes
@@ -48,6 +56,8 @@ class TrainStep:
             if recipe.stochastic_depth
             else None
         )
+        if initial is not None:
+            self.model.load_state_dict({**self.model.state_dict(), **initial})
         self._max_grad_norm = recipe.max_grad_norm
         fused = accelerator.scaler is None and has_fused_optimizers(accelerator.device.type)
         self.optimizer = build_optimizer(self.model, recipe, fused=fused)
@@ -59,6 +69,8 @@ class TrainStep:
         self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
         # DDP would broadcast the norm statistics before each forward, which does not read them; see broadcast_buffers.
         self._prepared_model.broadcast_buffers = False
+        self._frozen_steps = frozen_steps
+        self._prepared_head = accelerator.prepare_model(HeadAlone(self.model)) if frozen_steps else None
 
     def __call__(self, images: Tensor, targets: Tensor, lr: float, step: int = 0) -> Tensor:
         """Train on this process's share of a global batch; nothing here makes the host wait for the device, except for
@@ -68,13 +80,15 @@ class TrainStep:
             images: (B, 3, S, S) float32, normalised, channels_last.
             targets: (B,) int64 class indices, or (B, C) float32 probabilities.
             lr: learning rate of this step.
-            step: its number, which stochastic depth is drawn for.
+            step: its number, which stochastic depth is drawn for, and which decides whether the head is trained alone;
+                0: a step before the first, of the whole model.
 
         Returns:
             Mean loss over the B images before the update, (), detached, on the device; NaN if this step or an earlier
             one has changed no weights, as the loss of any process or a gradient was not finite.
         """
-        self._prepared_model.train()
+        network = self._prepared_head if 0 < step <= self._frozen_steps else self._prepared_model
+        network.train()
         set_lr(self.optimizer, lr)
         factors = self._depth.draw(step, len(images)).chunk(self._num_parts) if self._depth else ()
         losses = []
@@ -84,9 +98,9 @@ class TrainStep:
             last = part == self._num_parts
             if self._depth:
                 self._depth.use(factors[part - 1])
-            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._prepared_model):
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(network):
                 # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.
-                logits = self._prepared_model(images_part)  # (B / parts, C)
+                logits = network(images_part)  # (B / parts, C)
                 loss = self._loss_function(logits, targets_part) / self._num_parts
                 self._accelerator.backward(self._guard.loss_for_backward(loss))
             losses.append(loss.detach())

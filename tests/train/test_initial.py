@@ -1,0 +1,121 @@
+"""Training from given weights: what is kept of them, what is recorded, and resuming without them."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.images import write_image_folder
+from helpers.training import losses, run
+from safetensors.torch import load_file
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.files import sha256_of
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.model.weights_file import save_weights, weights_to_save
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.train.initial import initial_weights
+
+
+@pytest.fixture
+def before(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    """A finished run of the six classes, to copy, change and remove."""
+    return RunFolder(Path(shutil.copytree(finished.path, tmp_path / "before")))
+
+
+@pytest.fixture
+def finetune(tiny: Recipe) -> Recipe:
+    return replace(tiny, freeze_epochs=1, head_lr_factor=10, lr=1e-3)
+
+
+def test_the_head_is_trained_alone_then_all(before: RunFolder, finetune: Recipe, image_folder: Path, tmp_path, capsys):
+    folder = run(finetune, image_folder, tmp_path / "run", init_from=str(before.path), keep_checkpoints=9)
+    assert f"  starts from   {before.path}, with its head\n" in capsys.readouterr().out
+    facts = json.loads(folder.recipe.read_text())["init_from"]
+    expected = {"checkpoint": str(before.path), "sha256": sha256_of(before.weights), "architecture": "resnet18"}
+    assert facts == {**expected, "head": "with its head"}
+    initial = load_file(before.weights)
+    for epoch, is_frozen in ((1, True), (2, False)):
+        weights = load_file(folder.checkpoints / f"step_{4 * epoch:08d}/model.safetensors")
+        assert not torch.equal(weights["fc.weight"], initial["fc.weight"])
+        for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.num_batches_tracked", "layer4.1.bn2.bias"):
+            assert torch.equal(weights[name], initial[name]) == is_frozen, name
+
+
+def test_a_resumed_run_does_not_need_them(before: RunFolder, finetune: Recipe, image_folder: Path, tmp_path: Path):
+    """Killed in the frozen and in the other epoch; resumed, it has the bytes of the uninterrupted run."""
+    how = {"init_from": str(before.path), "checkpoint_every": 2, "keep_checkpoints": 9}
+    whole = run(finetune, image_folder, tmp_path / "whole", **how)
+    for step in (2, 6):
+        part = RunFolder(Path(shutil.copytree(whole.path, tmp_path / f"part{step}")))
+        for checkpoint in part.checkpoints.iterdir():
+            if int(checkpoint.name[-8:]) > step:
+                shutil.rmtree(checkpoint)
+        if step == 6:
+            shutil.rmtree(before.path)
+        run(finetune, image_folder, part.path, resume=True, **how)
+        assert losses(part) == losses(whole)
+        for name in ("model", "optimizer"):
+            last = f"step_00000008/{name}.safetensors"
+            assert (part.checkpoints / last).read_bytes() == (whole.checkpoints / last).read_bytes()
+
+
+def test_with_the_same_weights_the_first_loss_is_theirs(before: RunFolder, tiny: Recipe, image_folder: Path, tmp_path):
+    """Lower than from random weights."""
+    tuned = run(replace(tiny, epochs=1), image_folder, tmp_path / "tuned", init_from=str(before.path))
+    fresh = run(replace(tiny, epochs=1), image_folder, tmp_path / "fresh")
+    assert losses(tuned)[0] < losses(fresh)[0]
+
+
+def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_path: Path):
+    """In another order its rows are; of a part of the classes their rows are; of others it is new."""
+    initial = load_file(before.weights)
+
+    def head_for(*class_names: str) -> tuple[str, torch.Tensor | None]:
+        found = initial_weights(str(before.path), tiny, class_names, RunFolder(tmp_path / "none"), FakeLaunch())
+        assert torch.equal(found.tensors["conv1.weight"], initial["conv1.weight"])
+        return found.facts["head"], found.tensors.get("fc.weight")
+
+    words, rows = head_for("fox", "ant", "bee", "cat", "dog", "eel")
+    assert words == "with its head"
+    assert torch.equal(rows, initial["fc.weight"][[5, 0, 1, 2, 3, 4]])
+    words, rows = head_for("bee", "fox")
+    assert words == "with 2 of its head's 6 classes"
+    assert torch.equal(rows, initial["fc.weight"][[1, 5]])
+    assert head_for("bee", "yak") == ("with a new head of 2 classes, as its classes are others", None)
+    (before.path / "recipe.json").unlink()
+    (before.path / "eval.json").unlink()
+    assert head_for("bee", "fox") == ("with a new head of 2 classes, as nothing names its classes", None)
+
+
+class FakeLaunch:
+    """Of one process."""
+
+    def from_main_process(self, value, what: str):
+        return value()
+
+
+def test_weights_that_do_not_fit_are_refused(
+    before: RunFolder, tiny: Recipe, image_folder: Path, photographs, tmp_path: Path
+):
+    def start(recipe: Recipe = tiny, checkpoint: str | None = str(before.path), **how: object) -> RunFolder:
+        return run(recipe, image_folder, tmp_path / "run", init_from=checkpoint, **how)
+
+    with pytest.raises(UserError, match=r"is a resnet18, and the recipe's model a resnet34; give --model resnet18"):
+        start(replace(tiny, model="resnet34"))
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        start(checkpoint="nowhere")
+    assert not (tmp_path / "run/recipe.json").exists()
+    start(replace(tiny, epochs=1))
+    with pytest.raises(UserError, match=r"was started from .*before, not from random weights; resume with the same"):
+        start(replace(tiny, epochs=1), None, resume=True)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    save_weights(weights_to_save(ResNet("resnet18", 6)), before.weights)
+    with pytest.raises(UserError, match=r"before has changed since .*run was started from it"):
+        start(replace(tiny, epochs=1), resume=True)
+    other = write_image_folder(tmp_path / "other", photographs, {"ant": 9, "yak": 9})
+    folder = run(replace(tiny, epochs=1), other, tmp_path / "new", init_from=str(before.path))
+    assert load_file(folder.weights)["fc.weight"].shape == (2, 512)
