@@ -37,7 +37,13 @@ def parse() -> Arguments:
     batch = _number_given("global_batch_size") or named.recipe.global_batch_size
     accumulation = accumulation_steps(batch, world_size(), named.images_per_forward_pass)
     how = TrainOptions(data=named.default_data, gradient_accumulation_steps=accumulation)
-    return cli.parse(Arguments, default=Arguments(how=how, what=what))
+    arguments = cli.parse(Arguments, default=Arguments(how=how, what=what))
+    if named.needs_weights and arguments.how.init_from is None and not arguments.list_recipes:
+        raise UserError(
+            f"--recipe {name} starts from trained weights: give --init-from, such as a run folder, USER/NAME on the "
+            "Hub or torchvision/resnet50.IMAGENET1K_V2"
+        )
+    return arguments
 
 
 def _defaults(recipe: Recipe) -> Recipe:

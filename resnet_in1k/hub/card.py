@@ -15,6 +15,7 @@ from resnet_in1k.core.precision import PRECISIONS
 from resnet_in1k.core.text import duration
 from resnet_in1k.data.source import SourceFacts
 from resnet_in1k.data.sources import source_facts
+from resnet_in1k.model.torchvision_weights import PREFIX as TORCHVISION
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for
 from resnet_in1k.recipes.scaling import scaled_fields
@@ -86,6 +87,15 @@ class RunRecord:
         return self.evaluation.get("interpolation", "bilinear")  # evaluations of earlier versions record none
 
     @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the RGB values from 0 to 1, by which images are normalised; so is std."""
+        return tuple(self.evaluation.get("mean", imagenet.MEAN))
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return tuple(self.evaluation.get("std", imagenet.STD))
+
+    @property
     def crop_ratio(self) -> float:
         """The ratio from which a reader of config.json computes the same resize_size."""
         preferred = self.recipe.eval_crop_ratio if self.recipe is not None else 0.875
@@ -119,6 +129,7 @@ def make_card(record: RunRecord) -> str:
         interval=confidence_interval(result["top1_correct"], result["num_images"]),
         epochs=[line for line in record.records if line["kind"] == "epoch"],
         torchvision_weights=get_model_weights(record.architecture) if record.is_imagenet else [],
+        initial=published_origin(record.facts) if record.facts and "init_from" in record.facts else None,
         training=_training(record) if record.facts else None,
         classes=sorted((row for row in rows if row[2]), key=lambda row: (-row[1] / row[2], row[0])),
     )
@@ -144,6 +155,7 @@ def _metadata(record: RunRecord) -> str:
         license=record.license,
         library_name="timm",
         pipeline_tag="image-classification",
+        base_model=_base_model(record),
         datasets=[imagenet.HUB_ID] if record.is_imagenet else None,
         metrics=["accuracy"],
         tags=["image-classification", "timm", "transformers", "torchvision", record.architecture, PROJECT],
@@ -153,6 +165,18 @@ def _metadata(record: RunRecord) -> str:
         ],
     )
     return data.to_yaml()
+
+
+def published_origin(facts: dict[str, Any]) -> dict[str, Any]:
+    """What recipe.json says of the initial weights, without folders of this machine."""
+    initial = facts["init_from"]
+    return {**initial, "checkpoint": initial["origin"] or Path(initial["checkpoint"]).name}
+
+
+def _base_model(record: RunRecord) -> str | None:
+    """The Hub repository of the initial weights."""
+    origin = record.facts.get("init_from", {}).get("origin", "") if record.facts else ""
+    return origin if origin and not origin.startswith(TORCHVISION) else None
 
 
 def _training(record: RunRecord) -> dict[str, Any]:
@@ -181,6 +205,9 @@ def _train_command(record: RunRecord) -> str:
     words = [f"accelerate launch --num_processes {facts['world_size']} scripts/train.py"]
     words += [f"--recipe {facts['recipe']['name']}"] if named else []
     words.append(f"--data {record.source.data_flag}")
+    if "init_from" in facts:
+        initial = facts["init_from"]
+        words.append(f"--init-from {initial['origin'] or 'path/to/' + Path(initial['checkpoint']).name}")
     batch, world_size = recipe.global_batch_size, facts["world_size"]
     given = {"epochs": recipe.epochs, "global_batch_size": batch, "image_size": recipe.image_size}
     follows = scaled_fields(named.recipe, **given) if named else {}  # what these three flags change by themselves

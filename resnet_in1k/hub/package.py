@@ -19,7 +19,7 @@ from resnet_in1k.core import files, imagenet
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import first_line
 from resnet_in1k.data.sources import source_facts
-from resnet_in1k.hub.card import RunRecord, make_card
+from resnet_in1k.hub.card import RunRecord, make_card, published_origin
 from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
 from resnet_in1k.model.weights_file import PREFIXES, WEIGHTS_NAME
 from resnet_in1k.recipes.recipe import Interpolation
@@ -56,11 +56,12 @@ def _write(record: RunRecord, run: RunFolder, folder: Path) -> None:
     if files.sha256_of(folder / WEIGHTS_NAME) != record.evaluation["weights_sha256"]:
         raise UserError(f"{run.weights} changed while it was copied; wait until the training has ended")
     files.write_json(folder / CONFIG_NAME, make_config(record))
-    # Published without the folders that the data lie in.
+    # Published without the folders that the data and the initial weights lie in.
     files.write_json(folder / EVALUATION_NAME, {**record.evaluation, "data": record.dataset_name})
     if record.facts is not None:
         data = {**record.facts["data"], "source": source_facts(record.facts["data"]["source"]).name}
-        files.write_json(folder / RECIPE_NAME, {**record.facts, "data": data})
+        initial = {"init_from": published_origin(record.facts)} if "init_from" in record.facts else {}
+        files.write_json(folder / RECIPE_NAME, {**record.facts, "data": data, **initial})
     if record.has_curves:
         shutil.copyfile(run.curves.with_suffix(".png"), folder / "curves.png")
     files.write_text(folder / "README.md", make_card(record))
@@ -188,8 +189,8 @@ def make_config(record: RunRecord) -> dict[str, Any]:
             "interpolation": record.interpolation,
             "crop_pct": record.crop_ratio,
             "crop_mode": "center",
-            "mean": list(imagenet.MEAN),
-            "std": list(imagenet.STD),
+            "mean": list(record.mean),
+            "std": list(record.std),
             "num_classes": num_classes,
             "pool_size": [pool_size, pool_size],
             "first_conv": "conv1",

@@ -28,6 +28,8 @@ class NamedRecipe:
     """What `--data` is if it is not given."""
     images_per_forward_pass: int = 0
     """At most, which decides what `--gradient-accumulation-steps` is if it is not given; 0: a whole batch."""
+    needs_weights: bool = False
+    """Whether `--init-from` must be given."""
 
 
 _SGD = Recipe(
@@ -228,6 +230,30 @@ _SPRINT = replace(
     alternating_flip=True,
 )
 
+# Small steps for what the network knows, larger ones for the new last layer, which first learns alone.
+_FINETUNE = replace(
+    _SGD,
+    epochs=10,
+    global_batch_size=64,
+    lr=0.01,
+    lr_schedule="cosine",
+    warmup_epochs=0.5,
+    nesterov=True,
+    decay_norms=False,
+    head_lr_factor=10.0,
+    freeze_epochs=1,
+    label_smoothing=0.1,
+    ema_decay=0.99998,
+    publish="ema",
+    crop_scale_min=0.35,
+    hflip_probability=0.0,
+    alternating_flip=True,
+)
+
+_LINEAR_PROBE = replace(
+    _FINETUNE, lr=0.05, warmup_epochs=0.0, weight_decay=0.0, head_lr_factor=1.0, freeze_epochs=10, label_smoothing=0.0
+)
+
 _TIMM = "R. Wightman, H. Touvron, H. Jégou, ResNet strikes back, https://arxiv.org/abs/2110.00476, procedure"
 _FFCV = (
     "FFCV's ladder, https://github.com/libffcv/ffcv-imagenet; without its blur pooling and without its flips at test \
@@ -316,5 +342,15 @@ RECIPES: dict[str, NamedRecipe] = {
         "https://github.com/fastai/imagenette",
         hardware="see docs/recipes.md",
         default_data="data/imagenette",
+    ),
+    "finetune": NamedRecipe(
+        _FINETUNE,
+        source="this project: all of a trained network on other images, its last layer faster",
+        needs_weights=True,
+    ),
+    "linear-probe": NamedRecipe(
+        _LINEAR_PROBE,
+        source="this project: only the last layer of a trained network, on other images",
+        needs_weights=True,
     ),
 }

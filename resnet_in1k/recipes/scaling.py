@@ -10,7 +10,7 @@ RULES = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 """The factor on the learning rate for a batch that is larger by a factor: in proportion, which keeps the expected sum
 of an epoch's updates (https://arxiv.org/abs/1706.02677), or to the root of it, which keeps that sum's variance
 (https://arxiv.org/abs/1404.5997)."""
-FOLLOW_EPOCHS = ("warmup_epochs", "lr_milestones", "image_size_ramp_start", "image_size_ramp_end")
+FOLLOW_EPOCHS = ("warmup_epochs", "lr_milestones", "freeze_epochs", "image_size_ramp_start", "image_size_ramp_end")
 FOLLOW_IMAGE_SIZE = ("initial_image_size", "eval_image_size")
 
 
@@ -45,6 +45,7 @@ def scaled_fields(
             "epochs": epochs,
             "warmup_epochs": recipe.warmup_epochs * share,
             "lr_milestones": tuple(epoch * share for epoch in recipe.lr_milestones),
+            "freeze_epochs": round(recipe.freeze_epochs * share),
         }
     if epochs and recipe.initial_image_size:
         start = max(1, round(recipe.image_size_ramp_start * share))

@@ -52,6 +52,8 @@ class Weights:
     """A warning for the user; "" for none."""
     mean: RGB = imagenet.MEAN
     std: RGB = imagenet.STD
+    origin: str = ""
+    """USER/NAME on the Hub or torchvision/MODEL.WEIGHTS; "" for a file of this machine."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no image can be prepared by: the files may come from anywhere."""
@@ -137,6 +139,7 @@ def find_weights(checkpoint: str | Path) -> Weights:
         std=preprocessing.std,
         recorded_evaluation=recorded,
         note=note,
+        origin=str(checkpoint) if is_downloaded else "",
     )
 
 
@@ -176,6 +179,7 @@ def _of_torchvision(name: str) -> Weights:
         kind="model",
         recorded_evaluation=None,
         note="",
+        origin=name,
     )
 
 

@@ -25,7 +25,7 @@ class InitialWeights:
     """What a training starts from."""
 
     facts: dict[str, Any]
-    """For recipe.json: `checkpoint`, `sha256`, `architecture`, `head`."""
+    """For recipe.json: `checkpoint` as given, `origin` if it was downloaded, `sha256`, `architecture`, `head`."""
     tensors: dict[str, Tensor] | None
     """The model's state dict, without the head if that is new; None if the run goes on from a checkpoint."""
     note: str = ""
@@ -69,7 +69,13 @@ def initial_weights(
             f"{architecture}"
         )
     head = _fit_head(tensors, weights, class_names)
-    facts = {"checkpoint": checkpoint, "sha256": sha256, "architecture": architecture, "head": head}
+    facts = {
+        "checkpoint": checkpoint,
+        "origin": weights.origin,
+        "sha256": sha256,
+        "architecture": architecture,
+        "head": head,
+    }
     return InitialWeights(facts, tensors, _note_on_normalisation(weights))
 
 

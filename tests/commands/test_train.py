@@ -15,7 +15,8 @@ def parse(monkeypatch, *arguments: str) -> train.Arguments:
 
 def test_defaults_are_those_of_the_named_recipe(monkeypatch):
     for name, named in RECIPES.items():
-        arguments = parse(monkeypatch, "--recipe", name)
+        given = ["--init-from", "runs/base"] if named.needs_weights else []
+        arguments = parse(monkeypatch, "--recipe", name, *given)
         assert (arguments.recipe, arguments.what, arguments.how.data) == (name, named.recipe, named.default_data)
     assert parse(monkeypatch).recipe == "tutorial"
 
@@ -32,6 +33,12 @@ def test_values_out_of_range_are_refused_all_at_once(monkeypatch):
         parse(monkeypatch, "--lr", "0", "--hue", "2")
     with pytest.raises(UserError, match="--log-every 0: must be at least 1"):
         parse(monkeypatch, "--log-every", "0")
+
+
+def test_recipes_that_start_from_weights_need_them(monkeypatch):
+    with pytest.raises(UserError, match="--recipe finetune starts from trained weights: give --init-from, such as"):
+        parse(monkeypatch, "--recipe", "finetune")
+    assert parse(monkeypatch, "--recipe", "linear-probe", "--list-recipes").list_recipes
 
 
 def test_unknown_recipe_is_refused(monkeypatch, capsys):

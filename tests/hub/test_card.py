@@ -162,3 +162,28 @@ def test_every_architecture_on_imagenet(architecture: str):
     other = make_card(replace(record, evaluation=result | {"num_images": 49_000, "data": "data/imagenetv2"}))
     assert "ILSVRC" not in other
     assert "IMAGENET1K" not in other
+
+
+def test_the_card_of_a_fine_tuned_model_names_where_it_comes_from(record: RunRecord):
+    """Repositories by name, files of this machine without their folders."""
+    initial = {"checkpoint": "/home/me/runs/tv1", "origin": "", "sha256": "12ab", "architecture": "resnet18"}
+    initial["head"] = "with a new head of 6 classes, as its classes are others"
+    local = replace(record, facts=record.facts | {"init_from": initial})
+    text = make_card(local)
+    assert "A ResNet-18 fine-tuned on " in text
+    assert (
+        "The training started from tv1 (sha256 `12ab`), with a new head of 6 classes, as its classes are others."
+        in text
+    )
+    assert "--init-from path/to/tv1 " in text
+    assert "/home/me" not in text
+    assert ModelCard(text).data.base_model is None
+    assert_rendered_cleanly(text)
+    published = initial | {"checkpoint": "timm/resnet18.a1_in1k", "origin": "timm/resnet18.a1_in1k"}
+    text = make_card(replace(record, facts=record.facts | {"init_from": published}))
+    assert ModelCard(text).data.base_model == "timm/resnet18.a1_in1k"
+    assert "--init-from timm/resnet18.a1_in1k " in text
+    torchvisions = initial | {"checkpoint": "torchvision/resnet18", "origin": "torchvision/resnet18"}
+    text = make_card(replace(record, facts=record.facts | {"init_from": torchvisions}))
+    assert ModelCard(text).data.base_model is None
+    assert "The training started from torchvision/resnet18 " in text

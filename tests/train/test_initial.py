@@ -35,8 +35,13 @@ def test_the_head_is_trained_alone_then_all(before: RunFolder, finetune: Recipe,
     folder = run(finetune, image_folder, tmp_path / "run", init_from=str(before.path), keep_checkpoints=9)
     assert f"  starts from   {before.path}, with its head\n" in capsys.readouterr().out
     facts = json.loads(folder.recipe.read_text())["init_from"]
-    expected = {"checkpoint": str(before.path), "sha256": sha256_of(before.weights), "architecture": "resnet18"}
-    assert facts == {**expected, "head": "with its head"}
+    expected = {
+        "checkpoint": str(before.path),
+        "origin": "",
+        "sha256": sha256_of(before.weights),
+        "architecture": "resnet18",
+    }
+    assert facts == {**expected, "architecture": "resnet18", "head": "with its head"}
     initial = load_file(before.weights)
     for epoch, is_frozen in ((1, True), (2, False)):
         weights = load_file(folder.checkpoints / f"step_{4 * epoch:08d}/model.safetensors")
