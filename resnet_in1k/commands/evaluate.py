@@ -12,7 +12,7 @@ from resnet_in1k.core.devices import choose_cpu_threads, choose_workers
 from resnet_in1k.core.distributed import lost_processes_explained, make_accelerator
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import Launch
-from resnet_in1k.core.ranges import above, at_least, check_options
+from resnet_in1k.core.ranges import above, at_least, at_least_and_below, check_options
 from resnet_in1k.core.text import printable
 from resnet_in1k.data.source import Source, Split
 from resnet_in1k.data.sources import open_source
@@ -36,6 +36,8 @@ class EvalOptions:
     """As for training; by default what the run was trained on."""
     split: Split = "val"
     """Which split of the data."""
+    val_share: float | None = field(default=None, metadata=at_least_and_below(0, 1))
+    """Of data without a val split: the share that is one; by default as the run divided them."""
     image_size: int | None = field(default=None, metadata=at_least(1))
     """Side of the centre crop, in pixels; by default the run's."""
     eval_crop_ratio: float | None = field(default=None, metadata=above(0, at_most=1))
@@ -82,7 +84,8 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     if data is None:
         raise UserError(f"{options.ckpt} is not in a run folder, so nothing says what to evaluate it on; give --data")
     model = load_model(weights.file)
-    source = launch.from_main_process(lambda: open_source(data, options.split), "lists the images")
+    val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
+    source = launch.from_main_process(lambda: open_source(data, options.split, val_share), "lists the images")
     classes = match_classes(weights.class_names, model.fc.out_features, source.class_names, source.name, options.ckpt)
     preprocessing = weights.preprocessing(
         options.image_size, options.eval_crop_ratio, options.eval_interpolation, options.mean, options.std

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from resnet_in1k.core import rng
@@ -41,8 +42,29 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(num_images, generator=rng.generator(seed, Stream.ORDER, epoch))
 
 
-def samples_of_batch(order: torch.Tensor, epoch: int, start: int, size: int, repeats: int) -> list[Sample]:
-    """The global batch from position `start` on of an epoch in which each image of `order` comes `repeats` times.
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> torch.Tensor:
+    """As many draws as there are images, (N,) int64, with replacement: all classes are equally probable, and all images
+    of a class; as torch's WeightedRandomSampler draws."""
+    weights = torch.from_numpy(1 / np.bincount(labels)[labels])
+    return torch.multinomial(weights, len(labels), replacement=True, generator=rng.generator(seed, Stream.ORDER, epoch))
+
+
+def occurrences(order: torch.Tensor) -> torch.Tensor:
+    """For each place of an order how often its image came before, (N,) int64."""
+    by_image = torch.argsort(order, stable=True)
+    is_first = torch.ones_like(order, dtype=torch.bool)
+    is_first[1:] = order[by_image][1:] != order[by_image][:-1]
+    places = torch.arange(len(order))
+    started_at = torch.where(is_first, places, 0).cummax(dim=0).values
+    return torch.empty_like(order).scatter_(0, by_image, places - started_at)
+
+
+def samples_of_batch(
+    order: torch.Tensor, epoch: int, start: int, size: int, repeats: int, came_before: torch.Tensor | None = None
+) -> list[Sample]:
+    """The global batch from position `start` on of an epoch in which each place of `order` comes `repeats` times.
+
+    `came_before`: for each place how often its image came before; None if each comes once.
 
     The copies of an image are consecutive in the epoch, as in torchvision's RASampler, so that they are in one batch;
     in it they are as far from one another as can be: neighbours, which may be mixed, are other images.
@@ -50,8 +72,10 @@ def samples_of_batch(order: torch.Tensor, epoch: int, start: int, size: int, rep
     places = torch.arange(start, start + size)
     if repeats > 1:
         places = torch.cat([places[first::repeats] for first in range(repeats)])
-    indices = order[places // repeats].tolist()
-    return [Sample(epoch, index, copy) for index, copy in zip(indices, (places % repeats).tolist(), strict=True)]
+    chosen, copies = places // repeats, places % repeats
+    if came_before is not None:
+        copies = copies + came_before[chosen] * repeats
+    return [Sample(epoch, index, copy) for index, copy in zip(order[chosen].tolist(), copies.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -66,19 +90,32 @@ class TrainOrder:
     first_step: int
     last_step: int
     rank: int = 0
+    labels: np.ndarray | None = None
+    """Of the training images, (N,) int64; read by a recipe with balanced sampling."""
 
     def __iter__(self) -> Iterator[BatchSpec]:
         schedule, recipe = self.schedule, self.schedule.recipe
         size = schedule.per_process_batch_size
-        order, order_epoch = torch.empty(0), 0
+        order, came_before, order_epoch = torch.empty(0), None, 0
         for step in range(self.first_step, self.last_step + 1):
             epoch = schedule.epoch_of(step)
             if epoch != order_epoch:
-                order, order_epoch = epoch_order(schedule.num_train_images, recipe.seed, epoch), epoch
+                order, came_before = self._order(epoch)
+                order_epoch = epoch
             whole, repeats = recipe.global_batch_size, recipe.repeated_augmentation
             start = (schedule.steps_into_epoch(step) - 1) * whole
-            samples = samples_of_batch(order, epoch, start, whole, repeats)[self.rank * size : (self.rank + 1) * size]
+            samples = samples_of_batch(order, epoch, start, whole, repeats, came_before)
+            samples = samples[self.rank * size : (self.rank + 1) * size]
             yield BatchSpec(step, train_image_size(recipe, epoch), samples)
+
+    def _order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of an epoch, and how often each place's image came before in it."""
+        seed = self.schedule.recipe.seed
+        if self.schedule.recipe.sampling == "balanced":
+            assert self.labels is not None, "balanced sampling needs the labels"
+            order = balanced_order(self.labels, seed, epoch)
+            return order, occurrences(order)
+        return epoch_order(self.schedule.num_train_images, seed, epoch), None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 TrainInterpolation = Literal["bilinear", "bicubic", "random"]
 BatchRule = Literal["none", "linear", "sqrt"]
 PublishedWeights = Literal["model", "ema"]
+Sampling = Literal["uniform", "balanced"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,8 @@ class Recipe:
     """Least share of the image's area that a training crop covers; the largest is 1."""
     train_interpolation: TrainInterpolation = "bilinear"
     """Of training's resizing, antialiased; `random`: either, for each image."""
+    sampling: Sampling = "uniform"
+    """`uniform`: each image once an epoch; `balanced`: as many draws, of each class equally many on average."""
     repeated_augmentation: int = field(default=1, metadata=at_least(1))
     """How often an image is in its global batch, each time with other crops; an epoch keeps its length and has as many
     times fewer different images (https://arxiv.org/abs/1901.09335)."""

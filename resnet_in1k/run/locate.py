@@ -52,6 +52,8 @@ class Weights:
     """A warning for the user; "" for none."""
     mean: RGB = imagenet.MEAN
     std: RGB = imagenet.STD
+    val_share: float = 0.0
+    """Of data without a val split, as the run divided them."""
     origin: str = ""
     """USER/NAME on the Hub or torchvision/MODEL.WEIGHTS; "" for a file of this machine."""
 
@@ -116,6 +118,7 @@ def find_weights(checkpoint: str | Path) -> Weights:
     try:
         names = (recorded or {}).get("class_names") or facts.get("data", {}).get("class_names")
         source = facts["data"]["source"] if facts else None
+        val_share = facts["data"].get("val_share", 0.0) if facts else 0.0
         if is_downloaded and source not in SOURCES:  # a stranger's path says nothing here, and is not theirs to choose
             source = None
         preprocessing = config or _of_recipe(recipe)
@@ -139,6 +142,7 @@ def find_weights(checkpoint: str | Path) -> Weights:
         std=preprocessing.std,
         recorded_evaluation=recorded,
         note=note,
+        val_share=val_share if isinstance(val_share, float) else 0.0,
         origin=str(checkpoint) if is_downloaded else "",
     )
 

@@ -16,10 +16,11 @@ FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 
 
-def describe_data(train: Source, val: Source) -> dict[str, Any]:
+def describe_data(train: Source, val: Source, val_share: float = 0.0) -> dict[str, Any]:
     """What recipe.json says of the data."""
     return {
         "source": train.name,
+        **({"val_share": val_share} if val_share else {}),
         "num_train_images": len(train),
         "num_val_images": len(val),
         "class_names": list(train.class_names),

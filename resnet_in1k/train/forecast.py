@@ -11,7 +11,6 @@ from resnet_in1k.core.rng import Stream
 from resnet_in1k.core.text import dollars, duration
 from resnet_in1k.core.timing import synchronize
 from resnet_in1k.data.loader import Batch
-from resnet_in1k.data.order import TrainOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, reproducible_float32
 from resnet_in1k.optim.lr import lr_at
@@ -134,7 +133,7 @@ def loading_rate(run: Run) -> float:
     batch_size, workers = run.schedule.per_process_batch_size, max(1, run.workers)
     batch_size = min(batch_size, LOADED_IMAGES_PER_WORKER // 2)
     number = max(1, min(LOADED_IMAGES_PER_WORKER * workers // batch_size, run.schedule.total_steps))
-    order = TrainOrder(run.schedule, 1, number, run.accelerator.process_index)
+    order = run.train_order(1, number)
     start_seconds = time.monotonic()
     specs = (spec._replace(samples=spec.samples[:batch_size]) for spec in order)
     loaded = sum(len(batch.labels) for batch in run.train_loader.batches(specs))

@@ -75,7 +75,7 @@ class TrainLog:
         state.epoch_losses.extend(losses)
 
     def _stop_at_nonfinite_loss(self, step: int, loss: float, source: Source) -> None:
-        (batch,) = TrainOrder(self._schedule_of_one_process(), step, step)
+        (batch,) = TrainOrder(self._schedule_of_one_process(), step, step, labels=source.labels)
         self._writer.write_list(
             self._folder.nonfinite_batch, [source.image_name(sample.index) for sample in batch.samples]
         )

@@ -9,7 +9,6 @@ from resnet_in1k.core.distributed import broadcast_buffers, lost_processes_expla
 from resnet_in1k.core.errors import Preempted, ProcessError, UserError
 from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.signals import StopSignals
-from resnet_in1k.data.order import TrainOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.workers import worker_deaths_explained
 from resnet_in1k.evaluate.evaluation import evaluate_model
@@ -70,7 +69,7 @@ def training_loop(run: Run) -> None:
     """Train from the step after the run's state to the last: batch, step, log, save, evaluate, stop if asked to."""
     schedule, state, log, options = run.schedule, run.state, run.log, run.options
     first_step = state.step + 1
-    order = TrainOrder(schedule, first_step, schedule.total_steps, run.accelerator.process_index)
+    order = run.train_order(first_step, schedule.total_steps)
     log.start()
     if evaluation_is_pending(run):
         evaluate(run)

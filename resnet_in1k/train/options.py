@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_in1k.core.precision import PrecisionFlag
-from resnet_in1k.core.ranges import at_least, check_options
+from resnet_in1k.core.ranges import at_least, at_least_and_below, check_options
 from resnet_in1k.data.bad_images import OnBadImage
 
 
@@ -14,6 +14,8 @@ class TrainOptions:
 
     data: str = "data/imagenet"
     """A folder with train/<class>/* and val/<class>/*, or `digits`, or `synthetic`."""
+    val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    """Of a folder without val/: evaluate on this share of its images, chosen by their names' hashes."""
     init_from: str | None = None
     """Start from these weights, named as for evaluate.py; the head is kept if the class names agree."""
     output_dir: Path | None = None

@@ -11,6 +11,7 @@ from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.signals import StopSignals
 from resnet_in1k.data.crops import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.loader import Loader
+from resnet_in1k.data.order import TrainOrder
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_train_and_val
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
@@ -61,7 +62,7 @@ class Run:
         check_same_program(launch, recipe, options, self.folder)
         launch.from_main_process(lambda: self.folder.check_free(options.resume), "looks at the run folder")
         self.train_source, self.val_source = launch.from_main_process(
-            lambda: open_train_and_val(options.data), "lists the images"
+            lambda: open_train_and_val(options.data, options.val_share), "lists the images"
         )
         check_same_data(launch, (self.train_source, self.val_source))
         accumulation = options.gradient_accumulation_steps
@@ -108,7 +109,7 @@ class Run:
         )
         self.skipped = SkippedImages(self.train_source, self.writer, self.folder.bad_images, self.console.print)
         self.state = TrainState(recipe_sha256=recipe.fingerprint())
-        self.data = describe_data(self.train_source, self.val_source)
+        self.data = describe_data(self.train_source, self.val_source, options.val_share)
         self.facts = run_facts(
             self.schedule,
             self.accelerator.mixed_precision,
@@ -117,6 +118,11 @@ class Run:
             options,
             self.initial,
         )
+
+    def train_order(self, first_step: int, last_step: int) -> TrainOrder:
+        """This process's batches from one step to another."""
+        rank = self.accelerator.process_index
+        return TrainOrder(self.schedule, first_step, last_step, rank, self.train_source.labels)
 
     @property
     def groups(self) -> dict[str, TensorGroup]:

@@ -3,10 +3,13 @@
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import WeightedRandomSampler
 
-from resnet_in1k.data.order import EvalOrder, TrainOrder, epoch_order
+from resnet_in1k.core import rng
+from resnet_in1k.data.order import EvalOrder, TrainOrder, balanced_order, epoch_order, occurrences
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.schedule import Schedule
 
@@ -86,3 +89,29 @@ def test_repeated_augmentation_keeps_the_epochs_length(tiny: Recipe, repeats: in
         pairs = zip(samples[::2], samples[1::2], strict=True)
         assert all(one.index != other.index for one, other in pairs), "neighbours, which may be mixed, differ"
         assert len({sample.index for sample in samples}) <= -(-12 // repeats) + 1
+
+
+def test_balanced_sampling_draws_as_torchs_weighted_sampler():
+    """Nine images of a class and one of another: half of the draws are of the one."""
+    labels = np.array([0] * 9 + [1])
+    order = balanced_order(labels, seed=3, epoch=2)
+    sampler = WeightedRandomSampler([1 / 9] * 9 + [1.0], 10, generator=rng.generator(3, rng.Stream.ORDER, 2))
+    assert order.tolist() == list(sampler)
+    drawn = torch.cat([balanced_order(labels, seed=0, epoch=epoch) for epoch in range(400)])
+    assert (drawn == 9).double().mean() == pytest.approx(0.5, abs=0.02)
+    assert not torch.equal(drawn[:10], drawn[10:20])
+
+
+def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
+    """So that its crops differ; on two processes the same as on one."""
+    assert occurrences(torch.tensor([4, 2, 4, 4, 2, 0])).tolist() == [0, 0, 1, 2, 1, 0]
+    labels = np.array([0] * 46 + [1] * 4)
+    recipe = replace(tiny, sampling="balanced", epochs=1)
+    samples = []
+    for num in (1, 2):
+        ranks = [TrainOrder(Schedule(recipe, num, 1, 50), 1, 6, rank, labels) for rank in range(num)]
+        steps = zip(*ranks, strict=True)
+        samples.append([sample for batches in steps for batch in batches for sample in batch.samples])
+    assert samples[0] == samples[1]
+    assert len(set(samples[0])) == len(samples[0]) == 48
+    assert len({sample.index for sample in samples[0]}) < 40

@@ -11,13 +11,21 @@ SOURCES: dict[str, SourceType] = {"digits": digits, "synthetic": synthetic}
 """By the part of `--data` before a colon; anything else is a folder."""
 
 
-def open_source(data: str, split: Split) -> Source:
+def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
     """One split of what `--data` names.
+
+    Args:
+        val_share: of a folder without a val split, the share of images that are one; see folder.open_share.
 
     Raises:
         UserError: if there is no such data, or it is not laid out as images by class.
     """
-    return _source_type(data).open_split(data, split)
+    source_type = _source_type(data)
+    if not val_share:
+        return source_type.open_split(data, split)
+    if source_type is not folder:
+        raise UserError(f"--val-share is for a folder of images; {data} has a val split of its own")
+    return folder.open_share(data, split, val_share)
 
 
 def source_facts(data: str) -> SourceFacts:
@@ -25,13 +33,13 @@ def source_facts(data: str) -> SourceFacts:
     return _source_type(data).facts(data)
 
 
-def open_train_and_val(data: str) -> tuple[Source, Source]:
+def open_train_and_val(data: str, val_share: float = 0.0) -> tuple[Source, Source]:
     """Both splits, with the same classes.
 
     Raises:
         UserError: as `open_source`, and if the two splits do not have the same classes.
     """
-    train, val = open_source(data, "train"), open_source(data, "val")
+    train, val = (open_source(data, split, val_share) for split in ("train", "val"))
     check_same_classes(train.class_names, "train", val.class_names, "val", where=data)
     return train, val
 
