@@ -1,5 +1,6 @@
 """The accuracy of a model on one split: every image once, in float32, counted in integers."""
 
+import base64
 import contextlib
 import math
 from collections.abc import Callable, Iterator
@@ -53,6 +54,8 @@ class Evaluation:
     class_topk_correct: tuple[int, ...] = ()
     bad_images: dict[str, str] = field(default_factory=dict)
     """Those that no decoder can read, with its reasons: counted as wrong, and not part of the loss."""
+    images_sha256: str = ""
+    """The source's fingerprint."""
     predictions: "Predictions | None" = field(default=None, compare=False, repr=False)
     """Image by image, on the main process."""
 
@@ -97,7 +100,16 @@ class Evaluation:
             "class_num_images": self.class_num_images,
             "class_top1_correct": self.class_top1_correct,
             "class_top5_correct": self.class_topk_correct,
+            **self._image_by_image(),
         }
+
+    def _image_by_image(self) -> dict[str, str]:
+        """On the main process: which images they were, and a bit for each, whether it was right."""
+        if self.predictions is None:
+            return {}
+        is_right = self.predictions.top_ids[:, 0] == self.predictions.labels
+        bits = base64.b64encode(np.packbits(is_right)).decode("ascii")
+        return {"images_sha256": self.images_sha256, "top1_right": bits}
 
 
 @dataclass(frozen=True)
@@ -180,6 +192,7 @@ def evaluate_model(
         data=source.name,
         split=source.split,
         class_names=source.class_names,
+        images_sha256=source.fingerprint(),
         predictions=predictions,
     )
 

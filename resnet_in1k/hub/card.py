@@ -1,7 +1,6 @@
 """The model card: card.md.jinja, rendered with the records of a run."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,6 +14,7 @@ from resnet_in1k.core.precision import PRECISIONS
 from resnet_in1k.core.text import duration
 from resnet_in1k.data.source import SourceFacts
 from resnet_in1k.data.sources import source_facts
+from resnet_in1k.evaluate.significance import confidence_interval
 from resnet_in1k.model.torchvision_weights import PREFIX as TORCHVISION
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for
@@ -100,15 +100,6 @@ class RunRecord:
         """The ratio from which a reader of config.json computes the same resize_size."""
         preferred = self.recipe.eval_crop_ratio if self.recipe is not None else 0.875
         return crop_ratio_for(self.image_size, self.evaluation["resize_size"], preferred)
-
-
-def confidence_interval(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, https://doi.org/10.1080/01621459.1927.10502953."""
-    z = 1.959964
-    share, spread = correct / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return middle - half, middle + half
 
 
 def make_card(record: RunRecord) -> str:

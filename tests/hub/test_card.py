@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from resnet_in1k.commands import train
 from resnet_in1k.core.imagenet import names_by_wnid
-from resnet_in1k.hub.card import RunRecord, confidence_interval, make_card
+from resnet_in1k.hub.card import RunRecord, make_card
 from resnet_in1k.hub.package import make_config, read_run
 from resnet_in1k.model.resnet import LAYOUTS
 from resnet_in1k.recipes.named import RECIPES
@@ -126,13 +126,6 @@ def test_data_without_a_folder_describe_their_own_limits(record: RunRecord):
     text = make_card(replace(record, evaluation=record.evaluation | {"data": "digits"}))
     assert "--data digits" in text
     assert "written by 13 people" in text
-
-
-def test_confidence_interval():
-    """8 of 10, calculated by hand: centre (0.8 + 0.19207) / 1.38415, half width 0.22653."""
-    low, high = confidence_interval(8, 10)
-    assert (low, high) == (pytest.approx(0.49016, abs=1e-4), pytest.approx(0.94332, abs=1e-4))
-    assert confidence_interval(10, 10)[1] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("architecture", LAYOUTS)
