@@ -92,6 +92,7 @@ class Evaluation:
             "interpolation": self.preprocessing.interpolation,
             "mean": self.preprocessing.mean,
             "std": self.preprocessing.std,
+            "exif_orientation": "applied",
             "data": self.data,
             "split": self.split,
             "weights": self.weights,

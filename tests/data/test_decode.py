@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.images import encoded
 from helpers.processes import ROOT
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnet_in1k.data.decode import decode
 
@@ -72,6 +72,23 @@ def test_broken_exif_is_ignored(photographs: list[np.ndarray], exif: bytes):
     plain, broken = encoded(picture, format="JPEG"), encoded(picture, format="JPEG", exif=exif)
     assert len(broken) >= len(plain) + len(exif)
     assert torch.equal(decode(plain), decode(broken))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_photographs_are_turned_upright(photographs: list[np.ndarray], orientation: int, format: str):
+    """Against Pillow, and by hand: a camera held upright (6) stores its top at the right."""
+    upright = Image.fromarray(photographs[0][:200, :300])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(upright, format=format, exif=exif, **lossless)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    decoded = decode(data).permute(1, 2, 0).numpy()
+    assert np.array_equal(decoded, expected)
+    if orientation == 6 and format != "TIFF":  # which Pillow turns when it reads it
+        stored = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(decoded, np.rot90(stored, k=-1))
 
 
 @pytest.mark.slow
