@@ -19,6 +19,7 @@ from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.figures import image_grid, save_figure
 from resnet_in1k.core.imagenet import human_names
 from resnet_in1k.core.launch import Launch, world_size
+from resnet_in1k.core.precision import reproducible_float32
 from resnet_in1k.core.ranges import above, at_least, check_options
 from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.loader import Batch, Loader
@@ -26,7 +27,6 @@ from resnet_in1k.data.order import EvalOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.sources.paths import list_images, open_paths
 from resnet_in1k.data.workers import worker_deaths_explained
-from resnet_in1k.evaluate.evaluation import reproducible_float32
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.run.locate import find_weights
 

@@ -1,5 +1,7 @@
 """The precisions of training, in one table."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,3 +28,15 @@ PRECISIONS: dict[str, Precision] = {
 """By Accelerate's name, which is also what recipe.json records as mixed_precision."""
 
 ACCELERATE_NAMES: dict[PrecisionFlag, str] = {precision.flag: name for name, precision in PRECISIONS.items()}
+
+
+@contextlib.contextmanager
+def reproducible_float32() -> Iterator[None]:
+    """Float32 that is no TF32, which moves logits by about 1e-3, and algorithms that are not chosen by timing."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision
+    cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = False, True, "ieee", "ieee"
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = before

@@ -1,7 +1,6 @@
 """The accuracy of a model on one split: every image once, in float32, counted in integers."""
 
 import base64
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from resnet_in1k.augment.normalise import normalise
 from resnet_in1k.core.console import Console
 from resnet_in1k.core.devices import inference_memory_explained
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.precision import reproducible_float32
 from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.loader import Batch, Loader
 from resnet_in1k.data.order import EvalOrder
@@ -269,18 +269,6 @@ def predict_batch(
         "confidences": (top.values[:, 0] - logits.logsumexp(dim=1)).exp(),
         "losses": torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
     }
-
-
-@contextlib.contextmanager
-def reproducible_float32() -> Iterator[None]:
-    """Float32 that is no TF32, which moves logits by about 1e-3, and algorithms that are not chosen by timing."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision
-    cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = False, True, "ieee", "ieee"
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = before
 
 
 def _count(shares: list[Share], source: Source) -> tuple[Predictions, dict[str, Any]]:

@@ -15,8 +15,9 @@ import torch
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import first_line
-from resnet_in1k.model.resnet import ResNet, load_model
+from resnet_in1k.model.resnet import load_model
 from resnet_in1k.model.weights_file import WEIGHTS_NAME
+from resnet_in1k.run.pretrained import ResNet
 
 T = TypeVar("T")
 

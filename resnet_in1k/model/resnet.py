@@ -1,18 +1,16 @@
-"""torchvision's ResNet with the Hub's `from_pretrained`."""
+"""torchvision's ResNet, and its weights from a file."""
 
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torchvision
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.model.hub_files import download
 from resnet_in1k.model.weights_file import load_strictly, read_weights, weights_file
 from resnet_in1k.recipes.recipe import Architecture
 
@@ -26,7 +24,7 @@ LAYOUTS: dict[Architecture, tuple[type[BasicBlock] | type[Bottleneck], tuple[int
 """Kind and number of residual blocks in the four stages (https://arxiv.org/abs/1512.03385, table 1)."""
 
 
-class ResNet(torchvision.models.ResNet, PyTorchModelHubMixin):
+class ResNet(torchvision.models.ResNet):
     """torchvision's ResNet: the same modules, keys, initial weights and logits.
 
     Args:
@@ -48,29 +46,12 @@ class ResNet(torchvision.models.ResNet, PyTorchModelHubMixin):
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return self.avgpool(maps).flatten(1)
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **client_options: Any
-    ) -> "ResNet":
-        """Weights from a run folder, a checkpoint folder, a file, or a repository on the Hub; strict; in eval mode.
 
-        Unlike the mixin's own, it never reads a pickle, and takes the architecture from the tensors.
-
-        Args:
-            revision: of a repository: branch, tag or commit.
-            client_options: `token`, `cache_dir` … of huggingface_hub's snapshot_download.
-
-        Raises:
-            UserError: if there are no weights of a ResNet, or the repository cannot be downloaded.
-        """
-        path = Path(pretrained_model_name_or_path)
-        if not path.exists():
-            path = download(str(pretrained_model_name_or_path), revision=revision, **client_options)
-        return load_model(path).eval()
+Model = TypeVar("Model", bound=ResNet)
 
 
-def load_model(checkpoint: Path) -> ResNet:
-    """A ResNet with the weights of `checkpoint`; architecture and number of classes are those of its tensors.
+def load_model(checkpoint: Path, model_class: type[Model] = ResNet) -> Model:
+    """A model with the weights of `checkpoint`; architecture and number of classes are those of its tensors.
 
     Raises:
         UserError: if there are no weights, or they are not those of a torchvision ResNet.
@@ -80,7 +61,7 @@ def load_model(checkpoint: Path) -> ResNet:
     architecture, last_layer = architecture_of(state, file), state["fc.weight"]
     if last_layer.numel() == 0 or last_layer.ndim == 0:  # of no size, it may claim any number of classes
         raise UserError(f"{file}: its last layer, of shape {tuple(last_layer.shape)}, has no classes")
-    model = ResNet(architecture, num_classes=len(last_layer))
+    model = model_class(architecture, num_classes=len(last_layer))
     load_strictly(model, state, file)
     return model
 

@@ -29,6 +29,8 @@ from resnet_in1k.run.published_config import (
 )
 from resnet_in1k.run.recipe_file import read_recipe
 
+DEFAULT_PREPROCESSING = EvalPreprocessing(DEFAULT_IMAGE_SIZE, resize_size_for(DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO))
+"""Of weights of which nothing says theirs."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -91,12 +93,15 @@ class Weights:
         )
 
 
-def find_weights(checkpoint: str | Path) -> Weights:
+def find_weights(checkpoint: str | Path, **client_options: Any) -> Weights:
     """`--ckpt`: a run folder, a checkpoint folder, a file, a repository on the Hub, which is downloaded, or
     `torchvision/MODEL.WEIGHTS`.
 
     The preprocessing is that of the evaluation recorded beside the weights, if it is theirs, else that of a published
     config.json, else that of the run's recipe, else 224 px of 256, bilinear.
+
+    Args:
+        client_options: `revision`, `token`, `cache_dir` … of huggingface_hub's snapshot_download.
 
     Raises:
         UserError: if there are no weights, or what lies beside them cannot be read.
@@ -105,7 +110,7 @@ def find_weights(checkpoint: str | Path) -> Weights:
     if not path.exists() and str(checkpoint).startswith(PREFIX):
         return _of_torchvision(str(checkpoint))
     if not path.exists() and _is_repository(str(checkpoint)):
-        path, is_downloaded = download(str(checkpoint)), True
+        path, is_downloaded = download(str(checkpoint), **client_options), True
     file = weights_file(path)
     recorded, note = files.read_json_object(file.parent / EVALUATION_NAME), ""
     if recorded is not None and recorded.get("weights_sha256") != files.sha256_of(file):

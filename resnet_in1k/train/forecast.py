@@ -7,12 +7,13 @@ import torch
 
 from resnet_in1k.augment.normalise import normalise
 from resnet_in1k.core import rng
+from resnet_in1k.core.precision import reproducible_float32
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.core.text import dollars, duration
 from resnet_in1k.core.timing import synchronize
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.data.prefetch import prefetch_to_device
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, reproducible_float32
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.schedule import Schedule, train_image_size
 from resnet_in1k.train.preflight import CPU_SMOKE_TEST_IMAGES

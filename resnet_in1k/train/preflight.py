@@ -18,6 +18,7 @@ from resnet_in1k.core.devices import inference_memory_explained, local_world_siz
 from resnet_in1k.core.errors import BadImageError, UserError
 from resnet_in1k.core.launch import local_rank
 from resnet_in1k.core.memory import available_memory
+from resnet_in1k.core.precision import reproducible_float32
 from resnet_in1k.core.rng import Stream
 from resnet_in1k.core.text import count, file_size
 from resnet_in1k.data.bad_images import OnBadImage
@@ -26,7 +27,7 @@ from resnet_in1k.data.loader import Batch, shared_bytes_needed
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.workers import worker_context
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, reproducible_float32
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.run.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from resnet_in1k.train.agreement import check_run_folder_is_shared

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.precision import reproducible_float32
 from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.order import EvalOrder
 from resnet_in1k.data.source import Source
@@ -25,7 +26,6 @@ from resnet_in1k.evaluate.evaluation import (
     eval_loader,
     evaluate_model,
     pads_batches,
-    reproducible_float32,
 )
 from resnet_in1k.model.resnet import ResNet
 

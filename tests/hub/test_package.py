@@ -12,10 +12,10 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
+from resnet_in1k import ResNet
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.files import sha256_of
 from resnet_in1k.hub.package import build_hub_folder, make_config, read_run
-from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import crop_ratio_for
 from resnet_in1k.run.folder import RunFolder
 

@@ -11,10 +11,11 @@ from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.commands.gpu.setting import LeftOutError, Setting, check
 from resnet_in1k.core import imagenet
 from resnet_in1k.core.devices import capabilities, missing_capabilities
+from resnet_in1k.core.precision import reproducible_float32
 from resnet_in1k.core.timing import Stopwatch, synchronize
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.data.prefetch import prefetch_to_device
-from resnet_in1k.evaluate.evaluation import padded, predict_batch, reproducible_float32
+from resnet_in1k.evaluate.evaluation import padded, predict_batch
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.train.step import TrainStep
 
