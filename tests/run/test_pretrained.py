@@ -59,7 +59,7 @@ def test_a_file_that_is_no_image_is_one_line(finished: RunFolder, tmp_path: Path
 
 @pytest.mark.slow
 def test_nothing_that_only_training_needs_is_imported(finished: RunFolder, image_folder: Path):
-    """In a process without any of these: torch, torchvision, safetensors, huggingface-hub and what they need are enough."""
+    """In a process without these: torch, torchvision, safetensors, huggingface-hub and what they need are enough."""
     file = next((image_folder / "val").rglob("*.jpg"))
     code = f"""
 import json, sys
