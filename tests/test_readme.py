@@ -14,6 +14,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 from resnet_in1k.commands import cli, train
 from resnet_in1k.commands.benchmark import BenchmarkOptions
+from resnet_in1k.commands.compare import CompareOptions
 from resnet_in1k.commands.evaluate import EvalOptions
 from resnet_in1k.commands.export import ExportOptions
 from resnet_in1k.commands.gpu_check import GpuCheckOptions
@@ -40,6 +41,7 @@ def flags_of(cls: type) -> set[str]:
 
 OPTIONS = {
     "scripts/benchmark.py": BenchmarkOptions,
+    "scripts/compare.py": CompareOptions,
     "scripts/evaluate.py": EvalOptions,
     "scripts/export.py": ExportOptions,
     "scripts/gpu_check.py": GpuCheckOptions,
@@ -105,26 +107,28 @@ def test_first_command_plans_a_run(run_script, image_folder: Path, tmp_path: Pat
     assert "\n  steps         4 an epoch" in result.stdout
 
 
-def test_python_lines_load_a_model(tmp_path: Path):
+def test_python_lines_load_a_model_and_predict(image_folder: Path, tmp_path: Path):
     from resnet_in1k import ResNet
     from resnet_in1k.model.weights_file import save_weights, weights_to_save
 
     save_weights(weights_to_save(ResNet("resnet18", 10)), tmp_path / "model.safetensors")
     (block,) = code_blocks(README, "python")
     names: dict[str, object] = {}
-    exec(block.replace("runs/demo", str(tmp_path)), names)
+    photograph = str(next((image_folder / "val").rglob("*.jpg")))
+    exec(block.replace("runs/demo", str(tmp_path)).replace("photo.jpg", photograph), names)
     assert names["model"].fc.out_features == 10
+    assert len(names["model"].predict(photograph)) == 5
 
 
 def test_table_of_flags_is_complete():
     table = README.read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(--[a-z-]+)`", table, re.M))
     assert documented == flags_of(TrainOptions) | {"--recipe", "--list-recipes"}
-    for script in ("evaluate", "predict", "push_to_hub", "export"):
+    for script in ("evaluate", "predict", "compare", "push_to_hub", "export"):
         (sentence,) = re.findall(rf"^`scripts/{script}.py\b.*?\.\n\n", table, re.S | re.M)
         documented = {"--ckpt", *re.findall(r"`(--[a-z0-9-]+)`", sentence)}
         assert documented - flags_of(OPTIONS[f"scripts/{script}.py"]) <= {"--ckpt"}
-        assert flags_of(OPTIONS[f"scripts/{script}.py"]) - documented <= {"--images"}  # which are given without a flag
+        assert flags_of(OPTIONS[f"scripts/{script}.py"]) - documented <= {"--images", "--items"}  # given without a flag
     recipe_flags = re.search(r"^\| any field of the recipe.*$", table, re.M)
     assert set(re.findall(r"`(--[a-z-]+)`", recipe_flags[0])) - {"--help"} <= flags_of(Recipe)
 
