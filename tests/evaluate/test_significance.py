@@ -39,5 +39,5 @@ def test_other_images_are_not_compared():
 def test_bits_that_contradict_the_counts_are_an_error():
     with pytest.raises(ValueError, match="2 images are marked as right, and 1 are counted"):
         paired(result([1, 1]) | {"top1_correct": 1}, result([1, 0]))
-    with pytest.raises(ValueError, match="base64|padding|data"):
+    with pytest.raises(ValueError, match=r"base64|padding|data"):
         paired(result([1, 1]) | {"top1_right": "?"}, result([1, 0]))
