@@ -66,12 +66,12 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
             torch.zeros(2, device="cuda").copy_(torch.ones(2, device="cuda"))
     except RuntimeError:
         pytest.skip("this torch makes no fake CUDA tensors without a GPU")
-    normalise._mean_and_std.cache_clear()  # of these tensors none must stay behind, or have been there before
+    normalise._in_grey_levels.cache_clear()  # of these tensors none must stay behind, or have been there before
     try:
         with FakeTensorMode() as mode:
             yield mode
     finally:
-        normalise._mean_and_std.cache_clear()
+        normalise._in_grey_levels.cache_clear()
 
 
 class FakeStream:

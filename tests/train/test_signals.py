@@ -115,9 +115,9 @@ def test_stopped_in_validation_and_resumed(
     recipe, _ = read_recipe(finished)
     whole = evaluation.normalise
 
-    def send(images):
+    def send(images, *how):
         os.kill(os.getpid(), signal.SIGTERM)
-        return whole(images)
+        return whole(images, *how)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     folder = RunFolder(tmp_path / "run")
@@ -137,9 +137,9 @@ def test_signal_while_the_data_is_being_opened_is_not_lost(
 ):
     """On network storage that may take minutes, and a job that goes back into the queue must end with status 75."""
 
-    def signalled(data: str) -> tuple[Source, Source]:
+    def signalled(data: str, val_share: float) -> tuple[Source, Source]:
         os.kill(os.getpid(), signal.SIGUSR1)
-        return open_train_and_val(data)
+        return open_train_and_val(data, val_share)
 
     monkeypatch.setattr(setup, "open_train_and_val", signalled)
     with pytest.raises(Preempted, match="stopped by SIGUSR1 before the first step; start with the same command and"):
