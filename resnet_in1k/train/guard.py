@@ -25,7 +25,7 @@ class DivergenceGuard:
         self._optimizer, self._accelerator, self._last_parameter = optimizer, accelerator, last_parameter
         # The attribute by which torch's GradScaler, too, recognises such optimizers.
         self._honours_found_inf = getattr(optimizer, "_step_supports_amp_scaling", False)
-        self._diverged = torch.zeros((), device=accelerator.device)
+        self._diverged = torch.zeros((), dtype=torch.float32, device=accelerator.device)  # as fused optimizers take it
 
     def reset(self) -> None:
         self._diverged.zero_()
