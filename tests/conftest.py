@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.hub_server import HubServer
 from helpers.images import write_image_folder
 from helpers.processes import ROOT, TINY_FLAGS, start
 from helpers.training import TINY, reset_accelerate_state, run
@@ -60,6 +62,17 @@ def image_folder(photographs: list[np.ndarray], tmp_path_factory: pytest.TempPat
     """37 training and 12 validation images in six classes: sizes that nothing divides."""
     classes = {"ant": 7, "bee": 6, "cat": 6, "dog": 6, "eel": 6, "fox": 6}
     return write_image_folder(tmp_path_factory.mktemp("images"), photographs, classes)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A local Hub, used by the client in this process, from a folder without files."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's attempts
+    with HubServer() as server:
+        server.patch_client(monkeypatch, tmp_path / "home")
+        yield server
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from resnet_in1k.commands.gpu_check import GpuCheckOptions
 from resnet_in1k.commands.predict import PredictOptions
 from resnet_in1k.commands.push_to_hub import PushOptions
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run.given_recipe import GivenRecipe, find_recipe
 from resnet_in1k.train.options import TrainOptions
 
 README, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
@@ -65,7 +66,9 @@ ELSEWHERE = [
 def test_every_command_can_be_given(command: list[str], tmp_path: Path, monkeypatch):
     """To the real parsers: the launcher's, and the script's, which also checks the values."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/old").mkdir(parents=True)  # made by the command before the one that writes to it
+    for name in ("old", "tutorial"):  # made by the commands before those that write to them
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    monkeypatch.setattr(train, "find_recipe", recipe_without_the_hub)
     if command[0] == "make":
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         return
@@ -77,9 +80,13 @@ def test_every_command_can_be_given(command: list[str], tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "argv", command[place:])
     assert (ROOT / command[place]).is_file()
     if command[place] in ("scripts/train.py", "scripts/train.sbatch"):
-        assert isinstance(train.parse().what, Recipe)
+        assert isinstance(train.parse(train.given_recipe()).what, Recipe)
     else:
         assert isinstance(cli.parse(OPTIONS[command[place]]), OPTIONS[command[place]])
+
+
+def recipe_without_the_hub(given: str) -> GivenRecipe:
+    return find_recipe("tutorial" if given.startswith("hub:") else given)
 
 
 def check_launcher(words: list[str]) -> None:
@@ -115,9 +122,52 @@ def test_python_lines_load_a_model_and_predict(image_folder: Path, tmp_path: Pat
     (block,) = code_blocks(README, "python")
     names: dict[str, object] = {}
     photograph = str(next((image_folder / "val").rglob("*.jpg")))
-    exec(block.replace("runs/demo", str(tmp_path)).replace("photo.jpg", photograph), names)
+    exec(block.replace("runs/mine", str(tmp_path)).replace("photo.jpg", photograph), names)
     assert names["model"].fc.out_features == 10
     assert len(names["model"].predict(photograph)) == 5
+
+
+@pytest.mark.slow
+def test_the_path_of_own_images(run_script, image_folder: Path, tmp_path: Path):
+    """The section's lines, word by word, but for the paths, weights that are at hand, and few small images: a folder by
+    class is divided, fine-tuned in two ways, compared, made ready for publication, and used in three lines."""
+    from resnet_in1k import ResNet
+    from resnet_in1k.model.weights_file import save_weights, weights_to_save
+
+    section = re.search(r"^## Your own images\n(.*?)^## ", README.read_text(encoding="utf-8"), re.M | re.S)[1]
+    save_weights(weights_to_save(ResNet("resnet50", 1000)), tmp_path / "base.safetensors")
+    mine = {
+        "torchvision/resnet50.IMAGENET1K_V2": str(tmp_path / "base.safetensors"),
+        "path/to/images": str(image_folder / "train"),
+        "photo.jpg": str(next((image_folder / "val").rglob("*.jpg"))),
+        "runs/": f"{tmp_path}/runs/",
+        "compared.png": f"{tmp_path}/compared.png",
+    }
+    for theirs, ours in mine.items():
+        assert theirs in section
+        section = section.replace(theirs, ours)
+    small = ["--epochs", "2", "--image-size", "32", "--global-batch-size", "8", "--workers", "0"]
+    (shell,), (python,) = (re.findall(rf"```{name}\n(.*?)```", section, re.S) for name in ("bash", "python"))
+    printed = []
+    for line in shell.splitlines():
+        words = shlex.split(line)
+        place = next(place for place, word in enumerate(words) if word.startswith("scripts/"))
+        config = Path(words[words.index("--config_file") + 1]).name if "--config_file" in words else None
+        result = run_script(*words[place:], *(small if config else []), config=config)
+        assert result.returncode == 0, result.stderr
+        printed.append(result.stdout)
+    finetuned, _, compared, published = printed
+    assert "with a new head of 6 classes, as nothing names its classes" in finetuned
+    assert re.search(r"^mine +\d+\.\d\d% .*\nprobe +\d+\.\d\d% ", compared, re.M)
+    assert "the difference" in compared
+    assert (tmp_path / "compared.png").is_file()
+    assert "dry run: nothing was sent" in published
+    assert "fine-tuned on train" in (tmp_path / "runs/mine/hub/README.md").read_text()
+    names: dict[str, object] = {}
+    exec(python, names)
+    answer = names["model"].predict(mine["photo.jpg"], top_k=6)
+    assert {name for name, _ in answer} == {"ant", "bee", "cat", "dog", "eel", "fox"}
+    assert sum(share for _, share in answer) == pytest.approx(1)
 
 
 def test_table_of_flags_is_complete():

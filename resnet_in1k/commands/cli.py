@@ -53,7 +53,7 @@ def _run(main: Callable[[], Any]) -> None:
             _fail(str(error))
         sys.exit(BAD_INPUT)
     except Preempted as stopped:
-        if _is_main_process():
+        if is_main_process():
             print(stopped, file=sys.stderr, flush=True)
         sys.exit(PREEMPTED)
     except KeyboardInterrupt:
@@ -73,7 +73,7 @@ def parse(cls: type[T], default: T | None = None, description: str | None = None
             return tyro.cli(cls, description=description, config=(tyro.conf.OmitArgPrefixes,), **options)
     except SystemExit as exit_:
         if exit_.code:
-            if _is_main_process():
+            if is_main_process():
                 _fail(_one_line(errors.getvalue()))
             sys.exit(BAD_INPUT)
         raise
@@ -92,7 +92,7 @@ def value_of_flag(flag: str, default: str) -> str:
     return default
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 

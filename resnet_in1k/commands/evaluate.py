@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,13 +12,14 @@ from resnet_in1k.core.distributed import lost_processes_explained, make_accelera
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.ranges import above, at_least, at_least_and_below, check_options
-from resnet_in1k.core.text import printable
 from resnet_in1k.data.source import Source, Split
 from resnet_in1k.data.sources import open_source
 from resnet_in1k.data.workers import worker_deaths_explained
 from resnet_in1k.evaluate.classes import match_classes
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, Evaluation, eval_loader, evaluate_model
 from resnet_in1k.evaluate.report import write_report
+from resnet_in1k.evaluate.reproduction import describe_reproduction
+from resnet_in1k.model.exported import ExportedNetwork, is_exported, load_exported
 from resnet_in1k.model.resnet import load_model
 from resnet_in1k.recipes.recipe import Interpolation
 from resnet_in1k.run.locate import Weights, find_weights
@@ -31,7 +31,8 @@ class EvalOptions:
     """What to evaluate, on what."""
 
     ckpt: str
-    """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, or USER/NAME on the Hub."""
+    """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, an exported .onnx or .pt2,
+    torchvision/MODEL.WEIGHTS, or USER/NAME on the Hub."""
     data: str | None = None
     """As for training; by default what the run was trained on."""
     split: Split = "val"
@@ -83,13 +84,15 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     data = options.data or weights.data
     if data is None:
         raise UserError(f"{options.ckpt} is not in a run folder, so nothing says what to evaluate it on; give --data")
-    model = load_model(weights.file)
+    network, description, num_outputs = _load_network(weights.file)
     val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
     source = launch.from_main_process(lambda: open_source(data, options.split, val_share), "lists the images")
-    classes = match_classes(weights.class_names, model.fc.out_features, source.class_names, source.name, options.ckpt)
+    classes = match_classes(weights.class_names, num_outputs, source.class_names, source.name, options.ckpt)
     preprocessing = weights.preprocessing(
         options.image_size, options.eval_crop_ratio, options.eval_interpolation, options.mean, options.std
     )
+    if isinstance(network, ExportedNetwork):
+        network.check_image_size(preprocessing.image_size, weights.file)
     loader = eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers))
     with loader:
         accelerator = make_accelerator(launch, "fp32")
@@ -98,14 +101,14 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         if weights.note:
             console.print(weights.note)
         console.print(
-            f"{weights.file}: {model.architecture}, {model.fc.out_features} classes\n"
+            f"{weights.file}: {description}, {num_outputs} classes\n"
             f"{data}/{options.split}: {len(source):,} images, resized to {preprocessing.resize_size} px, centre "
             f"{preprocessing.image_size} px cropped"
         )
         if explanation := classes.describe():
             console.print(explanation)
-        network = classes.apply(model).to(accelerator.device, memory_format=torch.channels_last)
-        evaluation = evaluate_model(network, source, loader, accelerator, preprocessing)
+        model = classes.apply(network).to(accelerator.device, memory_format=torch.channels_last)
+        evaluation = evaluate_model(model, source, loader, accelerator, preprocessing)
     evaluation = replace(evaluation, weights=weights.kind)
     console.print(evaluation.summary())
     for name, reason in evaluation.bad_images.items():
@@ -118,36 +121,32 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     return evaluation
 
 
+def _load_network(file: Path) -> tuple[torch.nn.Module, str, int]:
+    """With what it is, in words, and the number of its outputs."""
+    if is_exported(file):
+        network = load_exported(file)
+        return network, "an exported network, computed on the CPU", network.num_outputs
+    model = load_model(file)
+    return model, model.architecture, model.fc.out_features
+
+
 def write_results(
     evaluation: Evaluation, weights: Weights, source: Source, options: EvalOptions, console: Console
 ) -> None:
     """Raises UserError if --output or --report cannot be written."""
     result = evaluation.to_json(files.sha256_of(weights.file))
+    if weights.exported_from:
+        result |= {"file": weights.file.name, "exported_from": weights.exported_from}
     output = options.output
     if output is not None:
         if problem := files.failure_of(lambda: files.write_json(output, result)):
             raise UserError(f"--output: {problem}")
         console.print(f"written to {output}")
     if weights.recorded_evaluation is not None:
-        console.print(compare(result, weights.recorded_evaluation))
+        console.print(describe_reproduction(result, weights.recorded_evaluation))
     if options.report is not None:
-        write_report(evaluation, source, options.report)
-        console.print(f"report written to {options.report}")
-
-
-CONDITIONS = ("split", "num_images", "num_classes", "image_size", "resize_size")
-
-
-def compare(result: dict[str, Any], recorded: dict[str, Any]) -> str:
-    """Whether numbers published or kept beside the weights were reproduced, in words."""
-    known = {name: recorded.get(name) for name in CONDITIONS} | {"data": Path(str(recorded.get("data"))).name}
-    known = {name: printable(value) if isinstance(value, str) else value for name, value in known.items()}
-    now = {name: result[name] for name in CONDITIONS} | {"data": Path(result["data"]).name}
-    if different := [f"{name} {known[name]} there, {now[name]} here" for name in known if known[name] != now[name]]:
-        return f"not comparable to the recorded eval.json: {'; '.join(different)}"
-    counts = [(name, recorded.get(name), result[name]) for name in ("top1_correct", "top5_correct")]
-    if different := [f"{name} {there} there, {here} here" for name, there, here in counts if there != here]:
-        return (
-            f"not reproduced: {'; '.join(different)}, by the recorded eval.json; other hardware may round differently"
+        summary = write_report(evaluation, source, options.report)
+        console.print(
+            f"balanced accuracy {summary['balanced_accuracy']:.2%}   macro F1 {summary['macro_f1']:.4f}   "
+            f"report written to {options.report}"
         )
-    return "reproduced: the recorded eval.json has the same counts"

@@ -1,12 +1,13 @@
 """scripts/export.py: weights to ONNX, a torch.export archive, or clean safetensors, compared before they are kept."""
 
 import copy
+import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.ranges import at_least, check_options
+from resnet_in1k.model.exported import FACTS_NAME, load_exported
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.weights_file import weights_to_save, write_tensors
-from resnet_in1k.run.locate import find_weights
+from resnet_in1k.run.locate import Weights, find_weights
 
 COMPARED_BATCH_SIZES = (1, 3)
 MAX_BATCH_SIZE = 1024
@@ -56,14 +58,15 @@ def export(options: ExportOptions) -> float:
     if weights.note:
         print(weights.note, file=sys.stderr)
     model = load_model(weights.file).eval()
-    size = options.image_size or weights.image_size
+    facts = _facts(weights, options.image_size)
+    size = facts["image_size"]
     batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in COMPARED_BATCH_SIZES]
     target = FORMATS[options.format]
     difference = 0.0
 
     def write_and_compare(path: Path) -> None:
         nonlocal difference
-        target.write(model, batches[-1], path)
+        target.write(model, batches[-1], path, facts)
         difference = _relative_difference(model, target.load(model, path), batches)
         if not difference <= target.max_difference:
             raise UserError(
@@ -82,6 +85,21 @@ def export(options: ExportOptions) -> float:
     if problem:
         raise UserError(problem)
     return difference
+
+
+def _facts(weights: Weights, image_size: int | None) -> dict[str, Any]:
+    """What an exported network says of itself: how its images are prepared, what its outputs mean."""
+    preprocessing = weights.preprocessing(image_size)
+    return {
+        "exported_from": files.sha256_of(weights.file),
+        "weights": weights.kind,
+        "class_names": weights.class_names,
+        "image_size": preprocessing.image_size,
+        "resize_size": preprocessing.resize_size,
+        "interpolation": preprocessing.interpolation,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+    }
 
 
 Logits = Callable[[Tensor], np.ndarray]
@@ -104,35 +122,33 @@ def _any_batch_size() -> dict[str, dict[int, object]]:
     return {"x": {0: torch.export.Dim("batch", min=1, max=MAX_BATCH_SIZE)}}
 
 
-def _write_onnx(model: ResNet, images: Tensor, path: Path) -> None:
+def _write_onnx(model: ResNet, images: Tensor, path: Path, facts: dict[str, Any]) -> None:
     names = {"input_names": ["images"], "output_names": ["logits"]}
-    how = {"dynamo": True, "external_data": False, "verbose": False}
-    torch.onnx.export(model, (images,), str(path), dynamic_shapes=_any_batch_size(), **names, **how)
+    how = {"dynamo": True, "verbose": False}
+    program = torch.onnx.export(model, (images,), dynamic_shapes=_any_batch_size(), **names, **how)
+    program.model.metadata_props[FACTS_NAME] = json.dumps(facts)
+    program.save(str(path), external_data=False)
 
 
-def _load_onnx(model: ResNet, path: Path) -> Logits:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images.numpy()})[0]
-
-
-def _write_pt2(model: ResNet, images: Tensor, path: Path) -> None:
+def _write_pt2(model: ResNet, images: Tensor, path: Path, facts: dict[str, Any]) -> None:
     archive = path.with_name(path.name + ".pt2")  # the only suffix that torch.export.save takes
+    program = torch.export.export(model, (images,), dynamic_shapes=_any_batch_size())
     try:
-        torch.export.save(torch.export.export(model, (images,), dynamic_shapes=_any_batch_size()), archive)
+        torch.export.save(program, archive, extra_files={FACTS_NAME: json.dumps(facts)})
         os.replace(archive, path)
     finally:
         archive.unlink(missing_ok=True)
 
 
-def _load_pt2(model: ResNet, path: Path) -> Logits:
-    with path.open("rb") as file:
-        module = torch.export.load(file).module()
-    return lambda images: module(images).numpy()
+def _load_exported(suffix: str) -> "Load":
+    def load(model: ResNet, path: Path) -> Logits:
+        network = load_exported(path, suffix)
+        return lambda images: network(images).numpy()
+
+    return load
 
 
-def _write_safetensors(model: ResNet, images: Tensor, path: Path) -> None:
+def _write_safetensors(model: ResNet, images: Tensor, path: Path, facts: dict[str, Any]) -> None:
     write_tensors(weights_to_save(model), path)
 
 
@@ -142,15 +158,18 @@ def _load_safetensors(model: ResNet, path: Path) -> Logits:
     return lambda images: loaded(images).numpy()
 
 
+Load = Callable[[ResNet, Path], Logits]
+
+
 class Format(NamedTuple):
-    write: Callable[[ResNet, Tensor, Path], None]
-    load: Callable[[ResNet, Path], Logits]
+    write: Callable[[ResNet, Tensor, Path, dict[str, Any]], None]
+    load: Load
     max_difference: float
     """Of logits, relative to the largest of them."""
 
 
 FORMATS = {
-    "onnx": Format(_write_onnx, _load_onnx, max_difference=1e-4),  # ONNX Runtime sums in another order
-    "pt2": Format(_write_pt2, _load_pt2, max_difference=0.0),
+    "onnx": Format(_write_onnx, _load_exported(".onnx"), max_difference=1e-4),  # ONNX Runtime sums in another order
+    "pt2": Format(_write_pt2, _load_exported(".pt2"), max_difference=0.0),
     "safetensors": Format(_write_safetensors, _load_safetensors, max_difference=0.0),
 }

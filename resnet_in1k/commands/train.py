@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from resnet_in1k.commands import cli
+from resnet_in1k.core import files, imagenet
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import world_size
+from resnet_in1k.evaluate.reproduction import describe_distance, distance
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import scaled_fields
 from resnet_in1k.recipes.schedule import accumulation_steps
+from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run.given_recipe import GivenRecipe, find_recipe
+from resnet_in1k.run.recipe_file import read_recipe
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.options import TrainOptions
 
@@ -21,24 +25,30 @@ DEFAULT_RECIPE = "tutorial"
 class Arguments:
     """Train a ResNet by a named recipe; any field of the recipe can be overridden."""
 
-    recipe: Literal[tuple(RECIPES)] = DEFAULT_RECIPE  # type: ignore[valid-type]
-    """Which recipe; the defaults of the recipe's own flags below are its values, for the batch and epochs given."""
+    recipe: str = DEFAULT_RECIPE
+    """Which recipe: a name of --list-recipes, or that of a run: hub:USER/NAME, a run folder or its recipe.json. The
+    defaults of the recipe's own flags below are its values, for the batch and epochs given."""
     list_recipes: bool = False
     """Print the named recipes as a table, and stop."""
     how: TrainOptions
     what: Recipe
 
 
-def parse() -> Arguments:
-    name = cli.value_of_flag("--recipe", default=DEFAULT_RECIPE)
-    # The parser needs defaults even to refuse an unknown name.
-    named = RECIPES.get(name, RECIPES[DEFAULT_RECIPE])
+def given_recipe() -> GivenRecipe:
+    """What `--recipe` names; raises UserError if it cannot be found."""
+    return find_recipe(cli.value_of_flag("--recipe", default=DEFAULT_RECIPE))
+
+
+def parse(given: GivenRecipe) -> Arguments:
+    """Raises UserError if the recipe needs weights to start from, and none are given."""
+    name, named = given.origin or given.name, given.named
     what = _defaults(named.recipe)
     batch = _number_given("global_batch_size") or named.recipe.global_batch_size
     accumulation = accumulation_steps(batch, world_size(), named.images_per_forward_pass)
-    how = TrainOptions(data=named.default_data, gradient_accumulation_steps=accumulation)
-    arguments = cli.parse(Arguments, default=Arguments(how=how, what=what))
-    if named.needs_weights and arguments.how.init_from is None and not arguments.list_recipes:
+    how = TrainOptions(**given.options, gradient_accumulation_steps=accumulation)
+    arguments = cli.parse(Arguments, default=Arguments(recipe=name, how=how, what=what))
+    needs_weights = named.needs_weights or "init_from" in given.facts
+    if needs_weights and arguments.how.init_from is None and not arguments.list_recipes:
         raise UserError(
             f"--recipe {name} starts from trained weights: give --init-from, such as a run folder, USER/NAME on the "
             "Hub or torchvision/resnet50.IMAGENET1K_V2"
@@ -97,9 +107,32 @@ def describe_recipes() -> str:
     )
 
 
+def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
+    """How far a run came from what is published of its recipe, in words; "" if nothing is."""
+    result = files.read_json_object(run.evaluation)
+    if result is None:
+        return ""
+    recipe, facts = read_recipe(run)
+    if given.evaluation is not None:
+        try:
+            text = describe_distance(result, given.evaluation, given.origin)
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            return f"the eval.json of {given.origin} is incomplete ({type(error).__name__}: {error})"
+    elif given.named.top1 is not None and imagenet.is_of_imagenet(result, facts["data"]["num_train_images"]):
+        text = f"published top-1 of {given.name} {given.named.top1:.2f} %: here {distance(result, given.named.top1)}"
+    else:
+        return ""
+    changes = given.differences(recipe, facts) if given.facts else given.named.recipe.differences(recipe)
+    return text + (f"; trained with {'; '.join(changes)}" if changes else "")
+
+
 def main() -> Path | None:
-    arguments = parse()
+    given = given_recipe()
+    arguments = parse(given)
     if arguments.list_recipes:
         print(describe_recipes())
         return None
-    return train(arguments.recipe, arguments.what, arguments.how)
+    folder = train(given.name, arguments.what, arguments.how)
+    if not arguments.how.dry_run and cli.is_main_process() and (outcome := describe_outcome(given, RunFolder(folder))):
+        print(outcome)
+    return folder

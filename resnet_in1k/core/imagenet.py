@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HUB_ID = "ILSVRC/imagenet-1k"
 NUM_TRAIN_IMAGES, NUM_VAL_IMAGES = 1_281_167, 50_000
@@ -50,3 +51,13 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
 def is_imagenet_1k(class_names: Sequence[str]) -> bool:
     """Whether these are its 1000 classes, in order."""
     return len(class_names) == 1000 and list(class_names) == list(names_by_wnid())
+
+
+def is_of_imagenet(evaluation: dict[str, Any], num_train_images: int) -> bool:
+    """Whether an eval.json is of ImageNet-1k's own val split, after training on its train split; by its classes and the
+    numbers of images, as other data have the same classes (ImageNetV2, subsets)."""
+    return (
+        is_imagenet_1k(evaluation["class_names"])
+        and (evaluation["split"], evaluation["num_images"]) == ("val", NUM_VAL_IMAGES)
+        and num_train_images == NUM_TRAIN_IMAGES
+    )

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,11 @@ NUM_CALIBRATION_BINS = 15
 MAX_CLASSES_IN_FIGURE = 100
 
 
-def write_report(evaluation: Evaluation, source: Source, folder: Path) -> None:
+def write_report(evaluation: Evaluation, source: Source, folder: Path) -> dict[str, float]:
     """Write per_class.csv, confused_pairs.csv, report.json and pictures to `folder`, made if it is not there.
+
+    Returns:
+        What is in report.json.
 
     Raises:
         UserError: if the folder cannot be written to.
@@ -34,22 +37,24 @@ def write_report(evaluation: Evaluation, source: Source, folder: Path) -> None:
     assert predictions is not None, "on the main process"
     names = human_names(evaluation.class_names)
     confusion = confusion_matrix(predictions, len(names))
+    by_class = class_scores(predictions, len(names))
+    balanced_accuracy, macro_f1 = balanced_scores(by_class)
+    summary = {
+        "top1_accuracy": evaluation.top1_accuracy,
+        "top5_accuracy": evaluation.top5_accuracy,
+        "num_images": evaluation.num_images,
+        "num_bad_images": len(evaluation.bad_images),
+        "balanced_accuracy": balanced_accuracy,
+        "macro_f1": macro_f1,
+        "expected_calibration_error": calibration_error(predictions),
+        "mean_confidence": float(predictions.confidences.mean()),
+    }
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_csv(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class_rows(evaluation))
+        _write_csv(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class_rows(evaluation, by_class))
         _write_csv(folder / "confused_pairs.csv", ("true", "predicted", "num_images"), confused_pairs(confusion, names))
-        files.write_json(
-            folder / "report.json",
-            {
-                "top1_accuracy": evaluation.top1_accuracy,
-                "top5_accuracy": evaluation.top5_accuracy,
-                "num_images": evaluation.num_images,
-                "num_bad_images": len(evaluation.bad_images),
-                "expected_calibration_error": calibration_error(predictions),
-                "mean_confidence": float(predictions.confidences.mean()),
-            },
-        )
+        files.write_json(folder / "report.json", summary)
         for stale in ("worst_mistakes.png", "confusion_matrix.png"):
             (folder / stale).unlink(missing_ok=True)
         if mistakes := worst_mistakes(predictions):
@@ -59,18 +64,50 @@ def write_report(evaluation: Evaluation, source: Source, folder: Path) -> None:
 
     if problem := files.failure_of(write):
         raise UserError(f"--report {folder}: {problem}")
+    return summary
+
+
+class ClassScores(NamedTuple):
+    """Of each class, (C,); as scikit-learn computes them, 0 where nothing is divided by nothing."""
+
+    precision: np.ndarray
+    """Of the images predicted as it, the share that is of it."""
+    recall: np.ndarray
+    """Of its images, the share predicted as it: its top-1 accuracy."""
+    f1: np.ndarray
+    """The harmonic mean of the two."""
+    num_images: np.ndarray
+
+
+def class_scores(predictions: Predictions, num_classes: int) -> ClassScores:
+    """An image that cannot be read is one of its class that was predicted as none."""
+    from sklearn.metrics import precision_recall_fscore_support  # a second to import
+
+    classes = np.arange(num_classes)
+    first = predictions.top_ids[:, 0]
+    return ClassScores(*precision_recall_fscore_support(predictions.labels, first, labels=classes, zero_division=0.0))
+
+
+def balanced_scores(scores: ClassScores) -> tuple[float, float]:
+    """Balanced accuracy and macro F1: the means of recall and F1 over the classes that have images, which count the
+    same however many they have."""
+    has_images = scores.num_images > 0
+    return float(scores.recall[has_images].mean()), float(scores.f1[has_images].mean())
 
 
 PER_CLASS_COLUMNS = (
-    "class", "name", "num_images", "top1_correct", "top5_correct", "top1_accuracy", "top5_accuracy",
+    "class", "name", "num_images", "top1_correct", "top5_correct", "top1_accuracy", "top5_accuracy", "precision",
+    "recall", "f1",
 )  # fmt: skip
 
 
-def per_class_rows(evaluation: Evaluation) -> list[tuple[object, ...]]:
-    """In the order of the classes; a class without images has no accuracy."""
+def per_class_rows(evaluation: Evaluation, scores: ClassScores) -> list[tuple[object, ...]]:
+    """In the order of the classes; a class without images has no accuracy and no scores."""
+    rows = zip(scores.precision.tolist(), scores.recall.tolist(), scores.f1.tolist(), strict=True)
     return [
-        (name, human, count, top1, top5, top1 / count if count else "", top5 / count if count else "")
-        for name, human, count, top1, top5 in zip(
+        (name, human, count, top1, top5, *((top1 / count, top5 / count, *row) if count else ("",) * 5))
+        for row, name, human, count, top1, top5 in zip(
+            rows,
             evaluation.class_names,
             human_names(evaluation.class_names),
             evaluation.class_num_images,

@@ -1,6 +1,7 @@
 """The model card: card.md.jinja, rendered with the records of a run."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,7 +15,7 @@ from resnet_in1k.core.precision import PRECISIONS
 from resnet_in1k.core.text import duration
 from resnet_in1k.data.source import SourceFacts
 from resnet_in1k.data.sources import source_facts
-from resnet_in1k.evaluate.significance import confidence_interval
+from resnet_in1k.evaluate.significance import confidence_interval, paired
 from resnet_in1k.model.torchvision_weights import PREFIX as TORCHVISION
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for
@@ -51,6 +52,8 @@ class RunRecord:
     """log.jsonl."""
     num_bad_train_images: int
     has_curves: bool
+    exported: Sequence[dict[str, Any]] = ()
+    """The evaluations of networks exported from the same weights."""
 
     @property
     def name(self) -> str:
@@ -58,17 +61,18 @@ class RunRecord:
 
     @property
     def is_imagenet(self) -> bool:
-        """By its classes and the numbers of images: other data have the same classes (ImageNetV2, subsets)."""
         trained_on = self.facts["data"]["num_train_images"] if self.facts else imagenet.NUM_TRAIN_IMAGES
-        return (
-            imagenet.is_imagenet_1k(self.evaluation["class_names"])
-            and (self.evaluation["split"], self.evaluation["num_images"]) == ("val", imagenet.NUM_VAL_IMAGES)
-            and trained_on == imagenet.NUM_TRAIN_IMAGES
-        )
+        return imagenet.is_of_imagenet(self.evaluation, trained_on)
 
     @property
     def source(self) -> SourceFacts:
         return source_facts(self.evaluation["data"])
+
+    @property
+    def val_share_flag(self) -> str:
+        """For a command; "" where the data have a val split."""
+        share = self.facts["data"].get("val_share") if self.facts else None
+        return f" --val-share {share:g}" if share else ""
 
     @property
     def dataset_name(self) -> str:
@@ -117,6 +121,7 @@ def make_card(record: RunRecord) -> str:
         metadata=_metadata(record),
         run=record,
         result=result,
+        exported=[(each["file"], each, _agreement(each, result)) for each in record.exported],
         interval=confidence_interval(result["top1_correct"], result["num_images"]),
         epochs=[line for line in record.records if line["kind"] == "epoch"],
         torchvision_weights=get_model_weights(record.architecture) if record.is_imagenet else [],
@@ -125,6 +130,12 @@ def make_card(record: RunRecord) -> str:
         classes=sorted((row for row in rows if row[2]), key=lambda row: (-row[1] / row[2], row[0])),
     )
     return card.rstrip() + "\n"
+
+
+def _agreement(exported: dict[str, Any], result: dict[str, Any]) -> str:
+    """Of how many images the exported network is right where the weights are not, or the reverse."""
+    images = paired(exported, result)
+    return f"{images.only_first + images.only_second:,}" if images else "not recorded"
 
 
 def _metadata(record: RunRecord) -> str:
@@ -195,7 +206,7 @@ def _train_command(record: RunRecord) -> str:
     named = RECIPES.get(facts["recipe"]["name"])
     words = [f"accelerate launch --num_processes {facts['world_size']} scripts/train.py"]
     words += [f"--recipe {facts['recipe']['name']}"] if named else []
-    words.append(f"--data {record.source.data_flag}")
+    words.append(f"--data {record.source.data_flag}{record.val_share_flag}")
     if "init_from" in facts:
         initial = facts["init_from"]
         words.append(f"--init-from {initial['origin'] or 'path/to/' + Path(initial['checkpoint']).name}")

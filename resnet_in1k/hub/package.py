@@ -19,7 +19,9 @@ from resnet_in1k.core import files, imagenet
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import first_line
 from resnet_in1k.data.sources import source_facts
+from resnet_in1k.evaluate.reproduction import different_conditions
 from resnet_in1k.hub.card import RunRecord, make_card, published_origin
+from resnet_in1k.model.exported import is_exported
 from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
 from resnet_in1k.model.weights_file import PREFIXES, WEIGHTS_NAME
 from resnet_in1k.recipes.recipe import Interpolation
@@ -55,6 +57,8 @@ def _write(record: RunRecord, run: RunFolder, folder: Path) -> None:
     shutil.copyfile(run.weights, folder / WEIGHTS_NAME)
     if files.sha256_of(folder / WEIGHTS_NAME) != record.evaluation["weights_sha256"]:
         raise UserError(f"{run.weights} changed while it was copied; wait until the training has ended")
+    for evaluation in record.exported:
+        shutil.copyfile(run.path / evaluation["file"], folder / evaluation["file"])
     files.write_json(folder / CONFIG_NAME, make_config(record))
     # Published without the folders that the data and the initial weights lie in.
     files.write_json(folder / EVALUATION_NAME, {**record.evaluation, "data": record.dataset_name})
@@ -78,6 +82,7 @@ def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
         license=license,
         architecture=model.architecture,
         evaluation=_checked_evaluation(run, model.fc.out_features, facts),
+        exported=_checked_exports(run),
         recipe=recipe,
         facts=facts,
         records=run.records(),
@@ -144,6 +149,33 @@ def _checked_evaluation(run: RunFolder, num_classes: int, facts: dict[str, Any] 
     if problem:
         raise UserError(f"{run.evaluation}: {problem}; {advice}")
     return result
+
+
+def _checked_exports(run: RunFolder) -> list[dict[str, Any]]:
+    """The evaluations of exported networks in the run folder, by the name of the network's file; they must be of the
+    run's weights, under the conditions of their eval.json."""
+    exported = {}
+    for path in sorted(run.path.glob("*.json")):
+        result = files.read_json_object(path) if path not in (run.recipe, run.evaluation, run.tracker) else None
+        if result is None or "exported_from" not in result:
+            continue
+        file = run.path / str(result.get("file"))
+        advice = f"export and evaluate it again, or remove {path}"
+        if file.name != result.get("file") or not is_exported(file) or not file.is_file():
+            raise UserError(f"{path} is of {result.get('file')!r}, which is not in {run.path}; {advice}")
+        weights = files.read_json(run.evaluation)
+        try:
+            problem = _inconsistency(result, weights["num_classes"]) or different_conditions(result, weights)
+            if result["exported_from"] != files.sha256_of(run.weights):
+                problem = f"{file.name} was exported from other weights than {run.weights}"
+            if result["weights_sha256"] != files.sha256_of(file):
+                problem = f"{file.name} has changed since"
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"not a complete evaluation ({type(error).__name__}: {error})"
+        if problem:
+            raise UserError(f"{path}: {problem}; {advice}")
+        exported[file.name] = result
+    return list(exported.values())
 
 
 def _inconsistency(result: dict[str, Any], num_classes: int) -> str | None:

@@ -22,7 +22,7 @@ from resnet_in1k.run.pretrained import ResNet
 T = TypeVar("T")
 
 MAIN = "main"
-DELETED_IF_ABSENT = ("recipe.json", "curves.png", ".eval_results/*")
+DELETED_IF_ABSENT = ("recipe.json", "curves.png", "model.onnx", "model.pt2", ".eval_results/*")
 """Files of an earlier publication that are deleted if this one does not have them."""
 MAX_ATTEMPTS = 5
 MAX_WAIT_SECONDS = 300.0

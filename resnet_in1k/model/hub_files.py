@@ -3,6 +3,8 @@
 A pickle only if there is no safetensors file; it is read by torch's weights-only reader, which executes nothing of it.
 """
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,33 @@ MAX_BYTES = {WEIGHTS_NAME: 10**9, PICKLE_NAME: 10**9, **dict.fromkeys(JSON_NAMES
 """The files that are downloaded, the second only where there is not the first; a ResNet-152 has 0.24 GB."""
 
 
-def download(repository: str, *, revision: str | None = None, **client_options: Any) -> Path:
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+"""USER/NAME."""
+
+
+def download(
+    repository: str, *, revision: str | None = None, names: Iterable[str] = tuple(MAX_BYTES), **client_options: Any
+) -> Path:
     """The weights and what lies beside them, in a folder of the client's cache.
 
     Args:
         repository: USER/NAME.
+        names: of the files that are wanted; those that are not there are left out.
         client_options: `token`, `cache_dir`, `force_download` … of huggingface_hub's snapshot_download.
 
     Raises:
         UserError: if there is no such repository, if it cannot be reached, or if a file is larger than MAX_BYTES.
     """
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # what its retries say by the way is in the one line below
     reason: Exception | None = None
-    wanted = list(MAX_BYTES)
+    wanted = list(names)
     try:
         tree = HfApi(token=client_options.get("token")).list_repo_tree(repository, revision=revision)
         sizes = {each.path: each.size for each in tree if hasattr(each, "size")}
-        if WEIGHTS_NAME in sizes:
+        if WEIGHTS_NAME in sizes and PICKLE_NAME in wanted:
             wanted.remove(PICKLE_NAME)
         _check_sizes(repository, {name: sizes.get(name, 0) for name in wanted})
     except UserError:

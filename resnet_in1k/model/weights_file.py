@@ -68,6 +68,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is neither, or damaged.
     """
+    if file.suffix in (".onnx", ".pt2"):
+        raise UserError(f"{file} is an exported network, which evaluate.py takes; here give what it was exported from")
     try:
         if file.suffix == ".safetensors":
             state = files.retry_once(lambda: safetensors.torch.load_file(file))

@@ -232,10 +232,12 @@ class Recipe:
             if getattr(self, each.name) != each.default
         }
 
-    def fingerprint(self) -> str:
-        """sha256 of all that decides what a step computes: what is switched on; without `epochs` where no step depends
-        on it."""
+    def fingerprint(self, initial_weights_sha256: str = "") -> str:
+        """sha256 of all that decides what a step computes: what is switched on, and the weights that it starts from if
+        they are not random; without `epochs` where no step depends on it."""
         deciding = self.switched_on()
+        if initial_weights_sha256:
+            deciding["init_from"] = initial_weights_sha256
         deciding.pop("lr_batch_rule", None)
         if self.can_grow:
             del deciding["epochs"]

@@ -44,7 +44,7 @@ class TrainState:
     bad_images: list[int] = field(default_factory=list)
     """Indices in the training source of the unreadable images met so far, in order."""
     recipe_sha256: str = ""
-    """`Recipe.fingerprint()` of what it was trained by."""
+    """`Recipe.fingerprint()` of what it was trained by, and from which weights."""
 
 
 def save_checkpoint(checkpoints: Path, state: TrainState, groups: Mapping[str, Mapping[str, Tensor]]) -> Path:

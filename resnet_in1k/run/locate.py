@@ -1,7 +1,6 @@
 """`--ckpt` to a weights file and what is known of it: in a run folder, in a file of its own, or on the Hub."""
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import printable
 from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.sources import SOURCES
-from resnet_in1k.model.hub_files import download
+from resnet_in1k.model.exported import is_exported, read_facts
+from resnet_in1k.model.hub_files import REPOSITORY, download
 from resnet_in1k.model.torchvision_weights import PREFIX, download_torchvision_weights, torchvision_weights
 from resnet_in1k.model.weights_file import WEIGHTS_NAME, weights_file
 from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, Recipe, crop_ratio_for, resize_size_for
@@ -31,7 +31,6 @@ from resnet_in1k.run.recipe_file import read_recipe
 
 DEFAULT_PREPROCESSING = EvalPreprocessing(DEFAULT_IMAGE_SIZE, resize_size_for(DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO))
 """Of weights of which nothing says theirs."""
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Weights:
     kind: PublishedWeights
     """Of a run: the model's own weights or their moving average."""
     recorded_evaluation: dict[str, Any] | None
-    """The eval.json beside it, if it is of these weights."""
+    """The eval.json beside it, if it is of these weights, or of those that this network was exported from."""
     note: str
     """A warning for the user; "" for none."""
     mean: RGB = imagenet.MEAN
@@ -58,6 +57,8 @@ class Weights:
     """Of data without a val split, as the run divided them."""
     origin: str = ""
     """USER/NAME on the Hub or torchvision/MODEL.WEIGHTS; "" for a file of this machine."""
+    exported_from: str = ""
+    """Of an exported network: the sha256 of the weights that it was made from, if it says so."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no image can be prepared by: the files may come from anywhere."""
@@ -97,8 +98,8 @@ def find_weights(checkpoint: str | Path, **client_options: Any) -> Weights:
     """`--ckpt`: a run folder, a checkpoint folder, a file, a repository on the Hub, which is downloaded, or
     `torchvision/MODEL.WEIGHTS`.
 
-    The preprocessing is that of the evaluation recorded beside the weights, if it is theirs, else that of a published
-    config.json, else that of the run's recipe, else 224 px of 256, bilinear.
+    The preprocessing is that which an exported network names, else that of the evaluation recorded beside the weights,
+    if it is theirs, else that of a published config.json, else that of the run's recipe, else 224 px of 256, bilinear.
 
     Args:
         client_options: `revision`, `token`, `cache_dir` … of huggingface_hub's snapshot_download.
@@ -112,29 +113,28 @@ def find_weights(checkpoint: str | Path, **client_options: Any) -> Weights:
     if not path.exists() and _is_repository(str(checkpoint)):
         path, is_downloaded = download(str(checkpoint), **client_options), True
     file = weights_file(path)
-    recorded, note = files.read_json_object(file.parent / EVALUATION_NAME), ""
-    if recorded is not None and recorded.get("weights_sha256") != files.sha256_of(file):
-        if file.name == WEIGHTS_NAME and "weights_sha256" in recorded:
-            note = f"{file} is not what the {EVALUATION_NAME} beside it was measured on: replaced since, or damaged"
-        recorded = None
+    exported = read_facts(file) if is_exported(file) else {}
+    measured = exported.get("exported_from") if is_exported(file) else files.sha256_of(file)
+    recorded, note = _evaluation_beside(file, measured)
     config = read_published_config(file.parent)
     run = find_run(path)
     recipe, facts = read_recipe(run) if run is not None else (None, {})
+    says = exported or recorded or {}
     try:
-        names = (recorded or {}).get("class_names") or facts.get("data", {}).get("class_names")
+        names = says.get("class_names") or facts.get("data", {}).get("class_names")
         source = facts["data"]["source"] if facts else None
         val_share = facts["data"].get("val_share", 0.0) if facts else 0.0
         if is_downloaded and source not in SOURCES:  # a stranger's path says nothing here, and is not theirs to choose
             source = None
         preprocessing = config or _of_recipe(recipe)
-        if recorded is not None:
-            preprocessing = _recorded_preprocessing(recorded, preprocessing, file)
+        if says:
+            preprocessing = _recorded_preprocessing(says, preprocessing, file)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"the files beside {file} are incomplete ({type(error).__name__}: {error})") from None
     of_file = "ema" if file.stem == "ema" else "model"
     if recipe is not None and run is not None and file == run.weights:
         of_file = recipe.publish
-    kind = (recorded or {}).get("weights", of_file)
+    kind = says.get("weights", of_file)
     return Weights(
         file=file,
         kind="ema" if kind == "ema" else "model",
@@ -149,7 +149,18 @@ def find_weights(checkpoint: str | Path, **client_options: Any) -> Weights:
         note=note,
         val_share=val_share if isinstance(val_share, float) else 0.0,
         origin=str(checkpoint) if is_downloaded else "",
+        exported_from=str(exported.get("exported_from", "")),
     )
+
+
+def _evaluation_beside(file: Path, sha256: Any) -> tuple[dict[str, Any] | None, str]:
+    """The eval.json, if it is of weights with that sum; and a warning if it is of others."""
+    recorded = files.read_json_object(file.parent / EVALUATION_NAME)
+    if recorded is None or recorded.get("weights_sha256") == sha256:
+        return recorded, ""
+    if file.name != WEIGHTS_NAME or "weights_sha256" not in recorded:
+        return None, ""
+    return None, f"{file} is not what the {EVALUATION_NAME} beside it was measured on: replaced since, or damaged"
 
 
 def _recorded_preprocessing(recorded: dict[str, Any], otherwise: PublishedConfig, file: Path) -> PublishedConfig:
@@ -194,6 +205,6 @@ def _of_torchvision(name: str) -> Weights:
 
 def _is_repository(checkpoint: str) -> bool:
     """Whether it can mean one: USER/NAME, and no path of which a part is here."""
-    return bool(_REPOSITORY.fullmatch(checkpoint)) and not (
-        Path(checkpoint).parent.exists() or Path(checkpoint).suffix in (".pth", ".pt", ".safetensors")
+    return bool(REPOSITORY.fullmatch(checkpoint)) and not (
+        Path(checkpoint).parent.exists() or Path(checkpoint).suffix in (".pth", ".pt", ".safetensors", ".onnx", ".pt2")
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from resnet_in1k.core import files
@@ -45,30 +46,33 @@ def add_resume(run: RunFolder, name: str, recipe: Recipe, facts: dict[str, Any])
 
 
 def read_recipe(run: RunFolder, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
+    """As `read_recipe_file`, of a run folder."""
+    return read_recipe_file(run.recipe, recipe_class)
+
+
+def read_recipe_file(file: Path, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
     """The recipe, and all of recipe.json. Fields that it does not have yet are switched off.
 
     Raises:
         UserError: if it is missing, of another format version, or not a recipe.
     """
     try:
-        facts = files.read_json(run.recipe)
+        facts = files.read_json(file)
         version = facts["format_version"]
         fields = {key: value for key, value in facts["recipe"].items() if key != "name"}
         unknown = sorted(fields.keys() - {each.name for each in dataclasses.fields(recipe_class)})
         if version not in READABLE_VERSIONS:
-            raise UserError(
-                f"{run.recipe} has format version {version!r}, which is newer than this resnet-in1k: update it"
-            )
+            raise UserError(f"{file} has format version {version!r}, which is newer than this resnet-in1k: update it")
         if unknown:
             known = [each.name for each in dataclasses.fields(recipe_class)]
             meant = [name for field in unknown for name in difflib.get_close_matches(field, known, n=1)]
             raise UserError(
-                f"{run.recipe}: recipe fields not known here: {', '.join(unknown)}; update resnet-in1k"
+                f"{file}: recipe fields not known here: {', '.join(unknown)}; update resnet-in1k"
                 + (f", or perhaps {', '.join(meant)} was meant" if meant else "")
             )
         try:
             return recipe_class(**fields), facts
         except UserError as error:  # a value that is out of its range
-            raise UserError(f"{run.recipe}: {error}") from None
+            raise UserError(f"{file}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{run.recipe} cannot be read as a run's recipe ({type(error).__name__}: {error})") from None
+        raise UserError(f"{file} cannot be read as a run's recipe ({type(error).__name__}: {error})") from None

@@ -108,7 +108,7 @@ class Run:
             self.schedule, self.folder, self.writer, self.accelerator, self.console, options, self.workers
         )
         self.skipped = SkippedImages(self.train_source, self.writer, self.folder.bad_images, self.console.print)
-        self.state = TrainState(recipe_sha256=recipe.fingerprint())
+        self.state = TrainState(recipe_sha256=recipe.fingerprint(self.initial.facts["sha256"] if self.initial else ""))
         self.data = describe_data(self.train_source, self.val_source, options.val_share)
         self.facts = run_facts(
             self.schedule,

@@ -1,7 +1,6 @@
 """Weights that timm and torchvision have saved, from a local Hub: the same counts as by each one's own code."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,6 @@ from resnet_in1k.model.resnet import load_model
 from resnet_in1k.run.folder import RunFolder
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's attempts
-    with HubServer() as server:
-        server.patch_client(monkeypatch, tmp_path / "home")
-        yield server
 
 
 def counted(

@@ -1,3 +1,6 @@
+import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from resnet_in1k.commands.export import ExportOptions, export
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.files import sha256_of
 from resnet_in1k.hub.package import build_hub_folder
+from resnet_in1k.model.exported import read_facts
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.weights_file import save_weights
 from resnet_in1k.run.folder import RunFolder
@@ -54,11 +58,66 @@ def test_torch_export_gives_exactly_the_models_logits(finished: RunFolder, tmp_p
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_an_exported_network_is_scored_by_what_it_says_of_itself(
+    evaluated: RunFolder, image_folder: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture
+):
+    """Far from its run: class names, preprocessing and origin are in the file. The same counts as of the weights."""
+    expected = json.loads(evaluated.evaluation.read_text())
+    output = tmp_path / f"model.{format}"
+    export(ExportOptions(ckpt=str(evaluated.path), format=format, output=output))
+    facts = read_facts(output)
+    assert facts["class_names"] == expected["class_names"]
+    assert facts["exported_from"] == sha256_of(evaluated.weights)
+
+    scored = evaluate(
+        EvalOptions(ckpt=str(output), data=str(image_folder), workers=0, output=tmp_path / "scored.json", batch_size=5)
+    )
+    result = json.loads((tmp_path / "scored.json").read_text())
+    for name in ("top1_correct", "top5_correct", "class_top1_correct", "image_size", "resize_size", "top1_right"):
+        assert result[name] == expected[name], name
+    assert scored.loss == pytest.approx(expected["loss"], abs=1e-4)
+    assert (result["file"], result["exported_from"]) == (output.name, expected["weights_sha256"])
+    assert result["weights_sha256"] == sha256_of(output)
+    assert "an exported network, computed on the CPU, 6 classes" in capsys.readouterr().out
+
+    with pytest.raises(UserError, match="takes images of 32 px, not of 48; leave out --image-size"):
+        evaluate(EvalOptions(ckpt=str(output), data=str(image_folder), workers=0, image_size=48))
+    with pytest.raises(UserError, match=r"is an exported network, which evaluate\.py takes"):
+        load_model(output)
+
+
+@pytest.mark.slow
+def test_what_was_scored_is_published(finished: RunFolder, tmp_path: Path):
+    """Both formats in the run folder, each with its evaluation: two files and two rows more."""
+    run = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+    build_hub_folder(run, "me/tiny")
+    assert "exported" not in (run.path / "hub/README.md").read_text()
+    for format in ("onnx", "pt2"):
+        network = run.path / f"model.{format}"
+        export(ExportOptions(ckpt=str(run.path), format=format, output=network))
+        evaluate(EvalOptions(ckpt=str(network), workers=0, output=run.path / f"eval.{format}.json"))
+    folder = build_hub_folder(run, "me/tiny")
+    card = (folder / "README.md").read_text()
+    for format in ("onnx", "pt2"):
+        assert sha256_of(folder / f"model.{format}") == sha256_of(run.path / f"model.{format}")
+        assert re.search(rf"^\| the same, by `model.{format}` \| val \| 12 \| 36 px, bilinear \| 32 px \|", card, re.M)
+    assert card.count("images that only one of the two has right: 0.") == 2
+
+    (run.path / "model.onnx").write_bytes(b"replaced")
+    with pytest.raises(UserError, match=r"eval\.onnx\.json: model\.onnx has changed since; export and"):
+        build_hub_folder(run, "me/tiny")
+    (run.path / "model.onnx").unlink()
+    with pytest.raises(UserError, match=r"eval\.onnx\.json is of 'model\.onnx', which is not in"):
+        build_hub_folder(run, "me/tiny")
+
+
 def test_a_file_with_other_logits_is_not_kept(finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     output = tmp_path / "model.safetensors"
     output.write_text("existing")
 
-    def write_other_weights(model: ResNet, images: torch.Tensor, path: Path) -> None:
+    def write_other_weights(model: ResNet, images: torch.Tensor, path: Path, facts: dict) -> None:
         state = {key: value.clone() for key, value in model.state_dict().items()}
         state["fc.bias"] += 1e-3
         save_weights(state, path)
@@ -108,9 +167,9 @@ def test_bad_options_are_refused(tmp_path: Path):
 
 
 def test_a_missing_package_is_named(finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    written = export_module.FORMATS["onnx"]._replace(write=lambda model, images, path: path.touch())
+    written = export_module.FORMATS["onnx"]._replace(write=lambda model, images, path, facts: path.touch())
     monkeypatch.setitem(export_module.FORMATS, "onnx", written)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"--format onnx needs onnxruntime: pip install 'resnet-in1k\[export\]'"):
+    with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'resnet-in1k\[export\]'"):
         export(options(finished, "onnx", tmp_path / "model.onnx"))
     assert not any(tmp_path.iterdir())

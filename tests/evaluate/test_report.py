@@ -15,7 +15,9 @@ from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_source
 from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, Predictions
 from resnet_in1k.evaluate.report import (
+    balanced_scores,
     calibration_error,
+    class_scores,
     confused_pairs,
     confusion_matrix,
     worst_mistakes,
@@ -111,14 +113,15 @@ def test_a_report_is_tables_numbers_and_figures(three: Source, tmp_path: Path):
     write_report(evaluation_of([[0, 1], [2, 1], [3, 0]], three, NAMES), three, folder)
     rows = list(csv.reader((folder / "per_class.csv").open()))
     assert rows[1:] == [
-        ["n01440764", "tench", "1", "1", "1", "1.0", "1.0"],
-        ["bee", "bee", "1", "0", "1", "0.0", "1.0"],
-        ["cat", "cat", "1", "0", "0", "0.0", "0.0"],
-        ["dog", "dog", "0", "0", "0", "", ""],
+        ["n01440764", "tench", "1", "1", "1", "1.0", "1.0", "1.0", "1.0", "1.0"],
+        ["bee", "bee", "1", "0", "1", "0.0", "1.0", "0.0", "0.0", "0.0"],
+        ["cat", "cat", "1", "0", "0", "0.0", "0.0", "0.0", "0.0", "0.0"],
+        ["dog", "dog", "0", "0", "0", "", "", "", "", ""],
     ]
     assert list(csv.reader((folder / "confused_pairs.csv").open()))[1:] == [["bee", "cat", "1"], ["cat", "dog", "1"]]
     facts = json.loads((folder / "report.json").read_text())
     assert (facts["top1_accuracy"], facts["top5_accuracy"], facts["num_images"]) == (1 / 3, 2 / 3, 3)
+    assert (facts["balanced_accuracy"], facts["macro_f1"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     # Each image in a bin of its own.
     assert facts["expected_calibration_error"] == pytest.approx((0.1 + 0.8 + 0.6) / 3, abs=1e-6)
     assert facts["mean_confidence"] == pytest.approx((0.9 + 0.8 + 0.6) / 3, abs=1e-6)
@@ -137,3 +140,15 @@ def test_a_folder_that_cannot_be_written_to_is_named(three: Source, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--report .*file/report: .* cannot be written: Not a directory"):
         write_report(evaluation_of([[0, 1], [2, 1], [3, 0]], three, NAMES), three, tmp_path / "file/report")
+
+
+def test_scores_by_class_of_unequal_classes():
+    """By hand: eight of class 0, seven of them right; two of class 1, one right, one unreadable; none of class 2."""
+    labels = np.array([0] * 8 + [1] * 2)
+    first = np.array([0] * 7 + [2] + [1, NO_CLASS])
+    predictions = Predictions(labels, first[:, None], np.ones(10, dtype=np.float32))
+    scores = class_scores(predictions, 3)
+    assert scores.recall.tolist() == [7 / 8, 1 / 2, 0]
+    assert scores.precision.tolist() == [1, 1, 0]
+    assert scores.f1.tolist() == pytest.approx([14 / 15, 2 / 3, 0])
+    assert balanced_scores(scores) == (pytest.approx(11 / 16), pytest.approx(0.8))

@@ -92,7 +92,7 @@ def test_the_command_gives_the_same_recipe_again(record: RunRecord, monkeypatch:
 
     def parsed(words: list[str]) -> train.Arguments:
         monkeypatch.setattr(sys, "argv", ["scripts/train.py", *words])
-        return train.parse()
+        return train.parse(train.given_recipe())
 
     asked = parsed(flags.split())
     facts = record.facts | {
@@ -104,6 +104,13 @@ def test_the_command_gives_the_same_recipe_again(record: RunRecord, monkeypatch:
     again = parsed(shlex.split(command))
     assert again.what == asked.what
     assert again.how.gradient_accumulation_steps == asked.how.gradient_accumulation_steps
+
+
+def test_a_share_for_validation_is_in_both_commands(record: RunRecord):
+    facts = record.facts | {"data": record.facts["data"] | {"val_share": 0.2}}
+    text = make_card(replace(record, facts=facts))
+    assert len(re.findall(r"^.*scripts/(?:train|evaluate)\.py .*--data \S+ --val-share 0\.2\b", text, re.M)) == 2
+    assert "--val-share" not in make_card(record)
 
 
 def test_the_price_is_the_sum_of_the_epochs(record: RunRecord):

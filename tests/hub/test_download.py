@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,17 +30,6 @@ class Bomb:
 
     def __reduce__(self) -> tuple:
         return Path.mkdir, (self.path,)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """Used by the client in this process, from a folder without files."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's attempts
-    with HubServer() as server:
-        server.patch_client(monkeypatch, tmp_path / "home")
-        yield server
 
 
 @pytest.fixture(scope="module")

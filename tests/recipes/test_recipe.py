@@ -156,6 +156,10 @@ def extended(recipe: Recipe, **new: object) -> Extended:
     return Extended(**asdict(recipe), **new)
 
 
+def test_fingerprint_covers_the_weights_that_a_run_starts_from():
+    assert len({TUTORIAL.fingerprint(), TUTORIAL.fingerprint("aa"), TUTORIAL.fingerprint("bb")}) == 3
+
+
 def test_new_field_that_is_off_keeps_the_fingerprint():
     for recipe in (TUTORIAL, DEMO):
         assert extended(recipe).fingerprint() == recipe.fingerprint()

@@ -68,6 +68,20 @@ def test_a_resumed_run_does_not_need_them(before: RunFolder, finetune: Recipe, i
             assert (part.checkpoints / last).read_bytes() == (whole.checkpoints / last).read_bytes()
 
 
+def test_checkpoints_belong_to_the_weights_that_their_run_started_from(
+    before: RunFolder, tiny: Recipe, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """As the checkpoints of another run, copied here, do not."""
+    how = {"init_from": str(before.path)}
+    folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", **how)
+    facts = json.loads(folder.recipe.read_text())
+    facts["init_from"]["sha256"] = "0" * 64
+    folder.recipe.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="none of the 1 checkpoints in"):
+        run(replace(tiny, epochs=1), image_folder, folder.path, resume=True, **how)
+    assert "skipped: " in capsys.readouterr().out
+
+
 def test_with_the_same_weights_the_first_loss_is_theirs(before: RunFolder, tiny: Recipe, image_folder: Path, tmp_path):
     """Lower than from random weights."""
     tuned = run(replace(tiny, epochs=1), image_folder, tmp_path / "tuned", init_from=str(before.path))

@@ -1,0 +1,103 @@
+"""Networks exported by this project and by others: their logits, and what is written into them."""
+
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.model.exported import is_exported, load_exported, read_facts
+
+
+class Tiny(torch.nn.Module):
+    """(B, 3, 8, 8) to (B, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = torch.nn.Linear(3, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(images.mean(dim=(2, 3)))
+
+
+IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By another program: for batches of two images only, without a word on them."""
+    folder, model = tmp_path_factory.mktemp("exported"), Tiny().eval()
+    torch.onnx.export(model, (IMAGES[:2],), str(folder / "a.onnx"), dynamo=True, external_data=False, verbose=False)
+    torch.export.save(torch.export.export(model, (IMAGES[:2],)), folder / "a.pt2")
+    return {path.suffix: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_any_number_of_images_by_a_network_for_two_at_a_time(exported: dict[str, Path], suffix: str):
+    network = load_exported(exported[suffix])
+    assert is_exported(exported[suffix])
+    assert (network.image_size, network.num_outputs) == (8, 4)
+    with torch.inference_mode():
+        expected = Tiny()(IMAGES)
+        for number in (1, 2, 5):
+            np.testing.assert_allclose(network(IMAGES[:number]), expected[:number], atol=1e-6)
+    assert read_facts(exported[suffix]) == {}
+    network.check_image_size(8, exported[suffix])
+    with pytest.raises(UserError, match="takes images of 8 px, not of 16; leave out --image-size"):
+        network.check_image_size(16, exported[suffix])
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_damaged_file_is_one_line(exported: dict[str, Path], suffix: str, tmp_path: Path):
+    data = exported[suffix].read_bytes()
+    for number, content in enumerate((b"", data[: len(data) // 2], b"something else")):
+        (tmp_path / f"{number}{suffix}").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as an exported network") as caught:
+            load_exported(tmp_path / f"{number}{suffix}")
+        assert "\n" not in str(caught.value)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.mkdir, (self.path,)
+
+
+def test_pickles_in_an_archive_are_not_executed(exported: dict[str, Path], tmp_path: Path):
+    """torch.export.load would by itself: it reads an entry that is no tensors a second time, without limits."""
+    changed = 0
+    with zipfile.ZipFile(exported[".pt2"]) as old, zipfile.ZipFile(tmp_path / "bad.pt2", "w") as new:
+        for name in old.namelist():
+            is_pickle = "sample_inputs" in name
+            changed += is_pickle
+            new.writestr(name, pickle.dumps(Bomb(tmp_path / "executed")) if is_pickle else old.read(name))
+    assert changed
+    with pytest.raises(UserError, match="cannot be read as an exported network"):
+        load_exported(tmp_path / "bad.pt2")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_takes_no_images_is_refused(tmp_path: Path):
+    model, vectors = torch.nn.Linear(3, 4), torch.zeros(2, 3)
+    torch.onnx.export(model, (vectors,), str(tmp_path / "a.onnx"), dynamo=True, external_data=False, verbose=False)
+    torch.export.save(torch.export.export(model, (vectors,)), tmp_path / "a.pt2")
+    for suffix in (".onnx", ".pt2"):
+        with pytest.raises(UserError, match="does not take images"):
+            load_exported(tmp_path / f"a{suffix}")
+
+
+def test_a_missing_package_is_named(exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    assert onnxruntime
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"a.onnx needs onnxruntime: pip install 'resnet-in1k\[export\]'"):
+        load_exported(exported[".onnx"])
