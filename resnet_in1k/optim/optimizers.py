@@ -17,9 +17,10 @@ NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
 
 def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """The parameters with weight decay and, if the recipe has such, those without: of norms by their modules' type, and
-    other modules' biases. With a head_lr_factor the last layer's apart. All in the order of the model."""
+    other modules' biases. The last layer's apart, if it has a learning rate of its own or is trained alone at first:
+    fused SGD takes no group of which only some have momentum yet. All in the order of the model."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    head = getattr(model, "fc", None) if recipe.head_lr_factor != 1 else None
+    head = getattr(model, "fc", None) if recipe.head_lr_factor != 1 or recipe.freeze_epochs else None
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             is_norm = isinstance(module, NORMS)

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import pytest
@@ -5,6 +6,7 @@ import timm.optim
 import torch
 
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.optim.optimizers import OPTIMIZERS, build_optimizer, parameter_groups, set_lr
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
@@ -150,3 +152,29 @@ def test_optimizer_is_its_librarys_over_ten_steps(tiny: Recipe, name: str):
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(ours.conv.weight, start, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "lamb"])
+def test_parameters_that_were_frozen_begin_as_if_anew(name: str):
+    """After steps of the last layer alone, the others' first step is that of an optimizer made then.
+
+    timm's LAMB counts steps by group, frozen or not: its first steps are smaller.
+    """
+    torch.manual_seed(0)
+    recipe = replace(RECIPES["finetune"].recipe, optimizer=name, head_lr_factor=1.0)
+    ours = ResNet("resnet18", 3)
+    optimizer = build_optimizer(ours, recipe)
+    for _ in range(3):
+        for parameter in ours.fc.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+    fresh = copy.deepcopy(ours)
+    for parameter, other in zip(ours.parameters(), fresh.parameters(), strict=True):
+        parameter.grad = torch.randn_like(parameter)
+        other.grad = parameter.grad.clone()
+    optimizer.step()
+    build_optimizer(fresh, recipe).step()
+    for (key, weights), expected in zip(ours.named_parameters(), fresh.parameters(), strict=True):
+        if not key.startswith("fc"):
+            assert torch.equal(weights, expected), key

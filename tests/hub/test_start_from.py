@@ -1,0 +1,144 @@
+"""Weights of other projects on a local Hub, to evaluate and to start from: one line for each that will not do."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers.hub_server import Blob, HubServer, Repo
+from helpers.images import write_image_folder
+from helpers.training import run
+from safetensors.torch import load_file, save
+
+from resnet_in1k.commands.evaluate import EvalOptions, evaluate
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.model.weights_file import weights_to_save
+from resnet_in1k.recipes.recipe import Recipe
+
+REPO = "microsoft/resnet-18"
+CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
+
+
+def publish(hub: HubServer, weights: bytes, config: dict) -> None:
+    blobs = {"model.safetensors": Blob(weights, lfs=True), "config.json": Blob(json.dumps(config).encode())}
+    hub.repos.setdefault(REPO, Repo(private=False)).add("main", "", blobs)
+
+
+def timms_config(names: list[str] | None, num_classes: int) -> dict:
+    config = {"architecture": "resnet18", "num_classes": num_classes, "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    return config | ({"label_names": names} if names else {})
+
+
+def weights_of(num_classes: int, architecture: str = "resnet18") -> bytes:
+    return save(weights_to_save(ResNet(architecture, num_classes)))
+
+
+@pytest.mark.slow
+def test_a_repository_of_transformers_is_fine_tuned_and_resumed_offline(
+    hub: HubServer, tiny: Recipe, image_folder: Path, tmp_path: Path
+):
+    """Made on the spot by transformers itself: the body is its own, the head has its rows of the data's classes.
+
+    All parameters have one learning rate: those that were frozen have no momentum yet when their first step comes."""
+    transformers = pytest.importorskip("transformers")
+    labels = dict(enumerate(["yak", *reversed(CLASSES)]))
+    config = transformers.ResNetConfig(
+        layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], id2label=labels
+    )
+    theirs = transformers.ResNetForImageClassification(config)
+    theirs.save_pretrained(tmp_path / "saved")
+    publish(hub, (tmp_path / "saved/model.safetensors").read_bytes(), json.loads(config.to_json_string()))
+    recipe = replace(tiny, freeze_epochs=1)  # the body stays as it was in the first epoch
+    how = {"init_from": REPO, "keep_checkpoints": 9}
+    whole = run(recipe, image_folder, tmp_path / "run", **how)
+    facts = json.loads(whole.recipe.read_text())["init_from"]
+    assert (facts["origin"], facts["head"]) == (REPO, "with 6 of its head's 7 classes")
+    first = load_file(whole.checkpoints / "step_00000004/model.safetensors")
+    state = theirs.state_dict()
+    assert torch.equal(first["conv1.weight"], state["resnet.embedder.embedder.convolution.weight"])
+    assert torch.equal(
+        first["layer4.1.conv2.weight"], state["resnet.encoder.stages.3.layers.1.layer.1.convolution.weight"]
+    )
+    assert not torch.equal(first["fc.bias"], state["classifier.1.bias"][list(range(6, 0, -1))])
+
+    last = (whole.checkpoints / "step_00000008/model.safetensors").read_bytes()
+    hub.repos.clear()
+    (whole.checkpoints / "step_00000008").rename(tmp_path / "away")
+    run(recipe, image_folder, whole.path, resume=True, **how)
+    assert (whole.checkpoints / "step_00000008/model.safetensors").read_bytes() == last
+
+
+def served_nothing(hub: HubServer) -> None:
+    hub.fail("GET", ".*", status=503, times=999)
+    hub.fail("HEAD", ".*", status=503, times=999)
+
+
+REFUSED = {
+    "another architecture": (lambda hub: publish(hub, weights_of(6, "resnet34"), {}), "is a resnet34, .*resnet18"),
+    "no ResNet": (
+        lambda hub: publish(hub, save(timm.create_model("vgg11", num_classes=6).state_dict()), {}),
+        "holds no torchvision ResNet",
+    ),
+    "a ResNet of another kind": (
+        lambda hub: publish(hub, save(timm.create_model("resnet18d", num_classes=6).state_dict()), {}),
+        "holds no torchvision ResNet",
+    ),
+    "a damaged download": (lambda hub: publish(hub, weights_of(6)[:99_999], {}), "not a whole safetensors file"),
+    "no network": (served_nothing, r"no repository that could be downloaded \(.*503"),
+    "no such repository": (lambda hub: None, r"no repository that could be downloaded"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_started_from_is_one_line(
+    hub: HubServer, tiny: Recipe, image_folder: Path, tmp_path: Path, name: str
+):
+    damage, message = REFUSED[name]
+    damage(hub)
+    with pytest.raises(UserError, match=message) as caught:
+        run(tiny, image_folder, tmp_path / "run", init_from=REPO)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run/recipe.json").exists()
+    if name != "another architecture":
+        with pytest.raises(UserError, match=message) as caught:
+            evaluate(EvalOptions(ckpt=REPO, data=str(image_folder), workers=0))
+        assert "\n" not in str(caught.value)
+
+
+HEADS = {
+    "classes that match in part": (7, ["yak", *CLASSES[1:], "gnu"], "its classes are others", "gnu|ant"),
+    "another width, with names": (3, ["yak", "gnu", "owl"], "its classes are others", "ant"),
+    "another width, without names": (7, None, "nothing names its classes", "has 7 classes, but .* has 6"),
+    "fewer names than outputs": (7, CLASSES, "nothing names its classes", "has 7 classes, but 6 names beside it"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_does_not_fit_is_replaced_in_training_and_refused_in_evaluation(
+    hub: HubServer, tiny: Recipe, image_folder: Path, tmp_path: Path, name: str
+):
+    num_outputs, names, why_new, why_refused = HEADS[name]
+    publish(hub, weights_of(num_outputs), timms_config(names, num_outputs))
+    folder = run(replace(tiny, epochs=1, global_batch_size=32), image_folder, tmp_path / "run", init_from=REPO)
+    head = json.loads(folder.recipe.read_text())["init_from"]["head"]
+    assert head == f"with a new head of 6 classes, as {why_new}"
+    with pytest.raises(UserError, match=why_refused) as caught:
+        evaluate(EvalOptions(ckpt=REPO, data=str(image_folder), workers=0))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_few_images_and_one_of_many(tiny: Recipe, photographs, tmp_path: Path):
+    """Ten images, and a class of three, without a val split: divided, balanced, trained; all classes in both splits."""
+    write_image_folder(tmp_path / "all", photographs, {"ant": 10, "bee": 3, "cat": 30})
+    recipe = replace(tiny, epochs=1, sampling="balanced")
+    folder = run(recipe, tmp_path / "all/train", tmp_path / "run", val_share=0.2)
+    result = json.loads(folder.evaluation.read_text())
+    data = json.loads(folder.recipe.read_text())["data"]
+    assert data["val_share"] == 0.2
+    assert data["num_train_images"] + data["num_val_images"] == 43
+    assert min(result["class_num_images"]) >= 1
+    again = evaluate(EvalOptions(ckpt=str(folder.path), workers=0))
+    assert (again.top1_correct, again.num_images) == (result["top1_correct"], result["num_images"])
