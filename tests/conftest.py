@@ -20,7 +20,7 @@ from resnet_in1k.core.devices import usable_cores
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run.folder import RunFolder
 
-LONGEST = ("test_torture", "test_loop", "test_signals", "test_upload", "test_launch", "test_faults")
+LONGEST = ("test_torture", "test_loop", "test_signals", "test_upload", "test_launch", "test_faults", "test_recipes")
 """These files first, so that no worker is left with one of them when the others have finished."""
 
 

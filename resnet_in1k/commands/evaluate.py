@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
+from resnet_in1k.commands.preprocessing import PreprocessingOptions
 from resnet_in1k.core import files
 from resnet_in1k.core.console import Console
 from resnet_in1k.core.devices import choose_cpu_threads, choose_workers
 from resnet_in1k.core.distributed import lost_processes_explained, make_accelerator
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import Launch
-from resnet_in1k.core.ranges import above, at_least, at_least_and_below, check_options
+from resnet_in1k.core.ranges import at_least, at_least_and_below, check_options
 from resnet_in1k.data.source import Source, Split
 from resnet_in1k.data.sources import open_source
 from resnet_in1k.data.workers import worker_deaths_explained
@@ -21,13 +22,11 @@ from resnet_in1k.evaluate.report import write_report
 from resnet_in1k.evaluate.reproduction import describe_reproduction
 from resnet_in1k.model.exported import ExportedNetwork, is_exported, load_exported
 from resnet_in1k.model.resnet import load_model
-from resnet_in1k.recipes.recipe import Interpolation
 from resnet_in1k.run.locate import Weights, find_weights
-from resnet_in1k.run.published_config import RGB
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(PreprocessingOptions):
     """What to evaluate, on what."""
 
     ckpt: str
@@ -39,16 +38,6 @@ class EvalOptions:
     """Which split of the data."""
     val_share: float | None = field(default=None, metadata=at_least_and_below(0, 1))
     """Of data without a val split: the share that is one; by default as the run divided them."""
-    image_size: int | None = field(default=None, metadata=at_least(1))
-    """Side of the centre crop, in pixels; by default the run's."""
-    eval_crop_ratio: float | None = field(default=None, metadata=above(0, at_most=1))
-    """The short side is resized to image_size / this before the crop; by default the run's."""
-    eval_interpolation: Interpolation | None = None
-    """How images are resized; by default as the weights were evaluated."""
-    mean: RGB | None = None
-    """Of the RGB values from 0 to 1, by which images are normalised; by default as the weights were evaluated."""
-    std: RGB | None = None
-    """Standard deviation of the same."""
     output: Path | None = None
     """Write the result to this file, as eval.json in a run folder."""
     report: Path | None = None
@@ -88,9 +77,7 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
     source = launch.from_main_process(lambda: open_source(data, options.split, val_share), "lists the images")
     classes = match_classes(weights.class_names, num_outputs, source.class_names, source.name, options.ckpt)
-    preprocessing = weights.preprocessing(
-        options.image_size, options.eval_crop_ratio, options.eval_interpolation, options.mean, options.std
-    )
+    preprocessing = options.for_weights(weights)
     if isinstance(network, ExportedNetwork):
         network.check_image_size(preprocessing.image_size, weights.file)
     loader = eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers))

@@ -12,6 +12,7 @@ import torch
 import tyro
 
 from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.commands.preprocessing import PreprocessingOptions
 from resnet_in1k.core import files
 from resnet_in1k.core.devices import choose_cpu_threads, choose_workers, inference_memory_explained
 from resnet_in1k.core.distributed import make_accelerator
@@ -20,7 +21,7 @@ from resnet_in1k.core.figures import image_grid, save_figure
 from resnet_in1k.core.imagenet import human_names
 from resnet_in1k.core.launch import Launch, world_size
 from resnet_in1k.core.precision import reproducible_float32
-from resnet_in1k.core.ranges import above, at_least, check_options
+from resnet_in1k.core.ranges import at_least, check_options
 from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.loader import Batch, Loader
 from resnet_in1k.data.order import EvalOrder
@@ -34,7 +35,7 @@ MAX_IMAGES_IN_FIGURE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
+class PredictOptions(PreprocessingOptions):
     """What to classify, by which weights."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -47,10 +48,6 @@ class PredictOptions:
     """Print one JSON object per image and line."""
     picture: Path | None = None
     """Draw the images with their first predictions to this .png or .svg."""
-    image_size: int | None = field(default=None, metadata=at_least(1))
-    """Side of the centre crop, in pixels; by default as the weights were evaluated."""
-    eval_crop_ratio: float | None = field(default=None, metadata=above(0, at_most=1))
-    """The short side is resized to image_size / this before the crop; by default as the weights were evaluated."""
     batch_size: int = field(default=64, metadata=at_least(1))
     """Images per forward pass; the probabilities do not depend on it, except for rounding."""
     workers: int | None = field(default=None, metadata=at_least(0))
@@ -104,7 +101,7 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
     if len(folders) != model.fc.out_features:
         raise UserError(f"{weights.file} has {model.fc.out_features} classes, but {len(folders)} names beside it")
     names = human_names(folders)
-    preprocessing = weights.preprocessing(options.image_size, options.eval_crop_ratio)
+    preprocessing = options.for_weights(weights)
 
     predictions = []
     for file, answer in _probabilities(options, model, preprocessing):

@@ -7,9 +7,19 @@ from resnet_in1k.core import imagenet
 from resnet_in1k.core.text import printable
 from resnet_in1k.evaluate.significance import confidence_interval, paired
 
-CONDITIONS = ("split", "num_images", "num_classes", "image_size", "resize_size", "interpolation", "mean", "std")
+CONDITIONS = (
+    "split",
+    "num_images",
+    "num_bad_images",
+    "num_classes",
+    "image_size",
+    "resize_size",
+    "interpolation",
+    "mean",
+    "std",
+)
 """What must be equal for two evaluations to be comparable, beside the data's name."""
-EARLIER = {"interpolation": "bilinear", "mean": imagenet.MEAN, "std": imagenet.STD}
+EARLIER = {"num_bad_images": 0, "interpolation": "bilinear", "mean": imagenet.MEAN, "std": imagenet.STD}
 """Of evaluations made before these were recorded."""
 
 
@@ -17,7 +27,7 @@ def different_conditions(result: dict[str, Any], recorded: dict[str, Any]) -> st
     """Why two eval.json are not comparable, in words; "" if they are."""
     now, known = _conditions(result), _conditions(recorded)
     here, there = result.get("images_sha256"), recorded.get("images_sha256")
-    if here and there:  # then the name of their folder says nothing
+    if here and there:  # by the files' names: then that of their folder says nothing
         now["data"], known["data"] = ("the same", "the same") if here == there else (now["data"], "other images")
     return "; ".join(f"{name} {known[name]} there, {now[name]} here" for name in now if known[name] != now[name])
 

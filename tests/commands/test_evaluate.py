@@ -50,7 +50,7 @@ def test_weights_outside_a_run_are_evaluated_on_the_given_data(weights: Path, im
 def test_a_recorded_evaluation_is_reproduced_and_reported(evaluated: RunFolder, tmp_path: Path, capsys):
     evaluation = evaluate(EvalOptions(ckpt=str(evaluated.path), workers=1, batch_size=5, report=tmp_path / "report"))
     out = capsys.readouterr().out
-    assert "reproduced: the recorded eval.json has the same counts\nreport written to " in out
+    assert "reproduced: the recorded eval.json has the same counts\nbalanced accuracy " in out
     rows = list(csv.DictReader((tmp_path / "report/per_class.csv").open()))
     assert [row["class"] for row in rows] == ["ant", "bee", "cat", "dog", "eel", "fox"]
     assert sum(int(row["top1_correct"]) for row in rows) == evaluation.top1_correct
@@ -96,7 +96,7 @@ def test_unreadable_images_are_counted_as_wrong_and_listed(
     out = capsys.readouterr().out
     assert "12 images, 2 of them unreadable, counted as wrong" in out
     assert f"counted as wrong: {bad[0]} (" in out
-    assert "not comparable to the recorded eval.json: data " in out
+    assert "not comparable to the recorded eval.json: num_bad_images 0 there, 2 here\n" in out
 
 
 def test_the_classes_of_the_run_must_be_those_of_the_data(evaluated: RunFolder, photographs, tmp_path: Path):
