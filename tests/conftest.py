@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from sklearn.datasets import load_sample_images
 from resnet_in1k.core.devices import usable_cores
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run.folder import RunFolder
+
+# Of `datasets`, which makes copies of all tables that it reads.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
 
 LONGEST = ("test_torture", "test_loop", "test_signals", "test_upload", "test_launch", "test_faults", "test_recipes")
 """These files first, so that no worker is left with one of them when the others have finished."""

@@ -12,7 +12,7 @@ from helpers.processes import ROOT
 
 PACKAGE = ROOT / "resnet_in1k"
 SUB_PACKAGES = [
-    "core", "recipes", "data", "augment", "model", "optim", "evaluate", "run", "train", "hub", "commands",
+    "core", "recipes", "data", "prepare", "augment", "model", "optim", "evaluate", "run", "train", "hub", "commands",
 ]  # fmt: skip
 """Each may import only from itself and from those before it."""
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60

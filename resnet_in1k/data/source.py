@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 Split = Literal["train", "val"]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+"""Of a file's name; files of others are looked into."""
 
 
 class Source(Protocol):
@@ -79,6 +81,18 @@ class PackedBytes:
             ends.append(len(blob))
         self._blob = np.frombuffer(blob, dtype=np.uint8)
         self._ends = np.frombuffer(ends, dtype=np.int64)
+
+    @classmethod
+    def from_arrays(cls, blob: np.ndarray, ends: np.ndarray) -> "PackedBytes":
+        """Of what `arrays` gave."""
+        packed = cls(())
+        packed._blob, packed._ends = blob, ends
+        return packed
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All bytes in a row, (n,) uint8, and where each item ends, (N + 1,) int64, beginning with 0."""
+        return self._blob, self._ends
 
     def __len__(self) -> int:
         return len(self._ends) - 1

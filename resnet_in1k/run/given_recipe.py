@@ -41,7 +41,7 @@ class GivenRecipe:
         is_here = not self.origin.startswith(HUB)
         data, initial = self.facts["data"], self.facts.get("init_from") or {}
         source, precision = data["source"], PRECISIONS.get(self.facts.get("mixed_precision", ""))
-        known = is_here or source.partition(":")[0] in SOURCES
+        known = is_here or source in SOURCES  # by name alone: a path is not a stranger's to choose
         return {
             "data": source if known else self.named.default_data,
             "val_share": float(data.get("val_share", 0.0)),

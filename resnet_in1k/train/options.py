@@ -13,7 +13,8 @@ class TrainOptions:
     """How and where to train."""
 
     data: str = "data/imagenet"
-    """A folder with train/<class>/* and val/<class>/*, or `digits`, or `synthetic`."""
+    """A folder with train/<class>/* and val/<class>/*; hf:NAME[:CONFIG], a set of the Hub or a folder of parquet files;
+    shards:DIR, tar files; `digits`; or `synthetic`."""
     val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
     """Of a folder without val/: evaluate on this share of its images, chosen by their names' hashes."""
     init_from: str | None = None

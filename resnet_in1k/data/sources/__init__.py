@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import shorten
 from resnet_in1k.data.source import Source, SourceFacts, SourceType, Split
-from resnet_in1k.data.sources import digits, folder, synthetic
+from resnet_in1k.data.sources import digits, folder, hf, shards, synthetic
 
-SOURCES: dict[str, SourceType] = {"digits": digits, "synthetic": synthetic}
+SOURCES: dict[str, SourceType] = {"digits": digits, "hf": hf, "shards": shards, "synthetic": synthetic}
 """By the part of `--data` before a colon; anything else is a folder."""
 
 
@@ -24,7 +24,7 @@ def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
     if not val_share:
         return source_type.open_split(data, split)
     if source_type is not folder:
-        raise UserError(f"--val-share is for a folder of images; {data} has a val split of its own")
+        raise UserError(f"--val-share is for a folder of images; {data} must have a val split of its own")
     return folder.open_share(data, split, val_share)
 
 

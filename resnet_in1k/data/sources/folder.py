@@ -12,9 +12,8 @@ import numpy as np
 
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import shorten
-from resnet_in1k.data.source import FileSource, PackedBytes, SourceFacts, Split
+from resnet_in1k.data.source import IMAGE_SUFFIXES, FileSource, PackedBytes, SourceFacts, Split
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 LAYOUT = "images belong in DATA/train/<class>/ and DATA/val/<class>/"
 
 

@@ -1,0 +1,226 @@
+"""Where each image lies in tar shards of WebDataset's convention: found once, kept beside the shards.
+
+A sample is a run of entries with one key, the name up to its first dot: an image, and its label in `.cls`, a number, or
+in `.json`, under `label` (https://github.com/webdataset/webdataset#the-webdataset-format).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_in1k.core import files
+from resnet_in1k.core.devices import usable_cores
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.source import IMAGE_SUFFIXES, PackedBytes
+from resnet_in1k.data.workers import worker_context
+
+FORMAT_VERSION = 1
+MAX_LABEL_BYTES = 1 << 20
+"""Of a `.cls` or `.json` entry; a larger one is none."""
+
+
+class Entry(NamedTuple):
+    """An image in a shard."""
+
+    key: bytes
+    offset: int
+    """Of its first byte in the shard."""
+    size: int
+    label: int
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """All images of some shards, sorted by key, then by shard and offset."""
+
+    shards: tuple[str, ...]
+    """Their paths."""
+    stats: np.ndarray
+    """(S, 2) int64: each one's size in bytes, and time of modification in nanoseconds."""
+    keys: PackedBytes
+    shard_of: np.ndarray
+    """(N,) int64; so are `offsets`, `sizes` and `labels`."""
+    offsets: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def index_shards(shards: Sequence[Path]) -> ShardIndex:
+    """The index that is kept of these shards, if they have not changed since; else a new one.
+
+    Raises:
+        UserError: naming the shard, if it cannot be read, is cut off, or has an image without a label.
+    """
+    stats = np.array([_stat(shard) for shard in shards], dtype=np.int64)
+    names = [shard.name for shard in shards]
+    for file in _index_files(shards):
+        kept = _read_index(file, shards, names, stats)
+        if kept is not None:
+            return kept
+    index = _build(shards, stats)
+    for file in _index_files(shards):
+        if files.failure_of(lambda file=file: _write_index(index, names, file)) is None:
+            break  # the shards' own folder may be read-only
+    return index
+
+
+def _stat(shard: Path) -> tuple[int, int]:
+    try:
+        status = shard.stat()
+    except OSError as error:
+        raise UserError(f"{shard} cannot be read: {error.strerror}") from None
+    return status.st_size, status.st_mtime_ns
+
+
+def _index_files(shards: Sequence[Path]) -> Iterator[Path]:
+    """Where the index may be kept: beside the shards, else in the user's cache."""
+    digest = hashlib.sha256("\0".join(str(shard.absolute()) for shard in shards).encode("utf-8", "surrogateescape"))
+    by_name = hashlib.sha256("\0".join(shard.name for shard in shards).encode("utf-8", "surrogateescape"))
+    yield shards[0].parent / f".index-{by_name.hexdigest()[:16]}.npz"
+    yield cache_folder() / f"shards-{digest.hexdigest()[:16]}.npz"
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
+
+
+def _write_index(index: ShardIndex, names: Sequence[str], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    blob, ends = index.keys.arrays
+    arrays = {
+        "version": np.array(FORMAT_VERSION),
+        "names": np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8),
+        "stats": index.stats,
+        "keys": blob,
+        "key_ends": ends,
+        **{name: getattr(index, name) for name in ("shard_of", "offsets", "sizes", "labels")},
+    }
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(stream, **arrays)
+
+    files.write_atomically(file, write)
+
+
+def _read_index(file: Path, shards: Sequence[Path], names: list[str], stats: np.ndarray) -> ShardIndex | None:
+    """None if there is none, or not of these shards as they are now."""
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+            arrays = {name: kept[name] for name in kept.files}
+        if int(arrays["version"]) != FORMAT_VERSION or json.loads(arrays["names"].tobytes()) != names:
+            return None
+        if not np.array_equal(arrays["stats"], stats):
+            return None
+        columns = [arrays[name] for name in ("shard_of", "offsets", "sizes", "labels")]
+        keys = PackedBytes.from_arrays(arrays["keys"], arrays["key_ends"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return ShardIndex(tuple(map(str, shards)), stats, keys, *columns)
+
+
+def _build(shards: Sequence[Path], stats: np.ndarray) -> ShardIndex:
+    processes = min(usable_cores(), len(shards))
+    entries: list[tuple[bytes, int, int, int, int]] = []
+    with contextlib.ExitStack() as stack:
+        results: Any = map(read_shard, shards)
+        if processes > 1:
+            import multiprocessing
+
+            context = multiprocessing.get_context(worker_context())
+            pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context))
+            results = pool.map(read_shard, shards)
+        for number, found in enumerate(results):
+            entries += [(key, number, offset, size, label) for key, offset, size, label in found]
+    if not entries:
+        raise UserError(f"{shards[0].parent}: no images with labels in the {len(shards)} shards")
+    entries.sort()
+    numbers = np.array([entry[1:] for entry in entries], dtype=np.int64)
+    keys = PackedBytes(entry[0] for entry in entries)
+    return ShardIndex(tuple(map(str, shards)), stats, keys, *(numbers[:, column].copy() for column in range(4)))
+
+
+def read_shard(shard: Path) -> list[Entry]:
+    """Its images, as they stand in it.
+
+    Raises:
+        UserError: if it is no tar file, is cut off, or has an image without a label.
+    """
+    entries: list[Entry] = []
+    try:
+        _check_end(shard)
+        with tarfile.open(shard, "r:") as archive:
+            sample = _Sample(shard)
+            for member in archive:
+                if not member.isreg():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if key != sample.key:
+                    entries += sample.finished()
+                    sample = _Sample(shard, key)
+                sample.add(archive, member, extension.lower())
+            entries += sample.finished()
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{shard} is cut off or no tar file ({error}); write or download it again") from None
+    except OSError as error:
+        raise UserError(f"{shard} cannot be read: {error.strerror or error}") from None
+    return entries
+
+
+def _check_end(shard: Path) -> None:
+    """A tar file ends with blocks of zeros: one without may be cut off between two entries, which no reader sees."""
+    with shard.open("rb") as file:
+        file.seek(max(0, shard.stat().st_size - tarfile.BLOCKSIZE))
+        end = file.read()
+    if end != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("no end-of-archive marker")
+
+
+class _Sample:
+    """The entries of one key."""
+
+    def __init__(self, shard: Path, key: str = ""):
+        self.key = key
+        self._shard = shard
+        self._image: tuple[int, int] | None = None
+        self._label: int | None = None
+
+    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
+        if f".{extension}" in IMAGE_SUFFIXES:
+            if self._image is not None:
+                raise UserError(f"{self._shard}: {self.key} has two images; a sample is one image with its label")
+            self._image = member.offset_data, member.size
+        elif extension in ("cls", "json") and self._label is None and member.size <= MAX_LABEL_BYTES:
+            file = archive.extractfile(member)
+            assert file is not None, "a regular entry"
+            try:
+                value = json.loads(file.read())
+                value = value["label"] if extension == "json" else value
+                self._label = value if type(value) is int and value >= 0 else None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                self._label = None
+
+    def finished(self) -> list[Entry]:
+        if self._image is None:
+            return []
+        if self._label is None:
+            raise UserError(
+                f"{self._shard}: {self.key} has no label; each image needs a .cls with a number beside it, or a .json "
+                'with a "label"'
+            )
+        return [Entry(self.key.encode("utf-8", "surrogateescape"), *self._image, self._label)]

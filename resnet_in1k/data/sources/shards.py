@@ -1,0 +1,179 @@
+"""`shards:DIR` or `shards:PATTERN`: tar files in WebDataset's convention, read image by image where each lies.
+
+`DIR/train/*.tar` and `DIR/val/*.tar`, or `*train*.tar` and `*val*.tar` in DIR; a pattern has `{split}` where the two
+differ. Images are ordered by their keys, so that it does not matter which shard an image is in.
+"""
+
+import errno
+import glob
+import hashlib
+import os
+import shlex
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resnet_in1k.core import files
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.shard_index import ShardIndex, index_shards
+from resnet_in1k.data.source import SourceFacts, Split
+
+PREFIX = "shards:"
+CLASSES_NAME = "classes.json"
+"""Beside the shards or above them: the class names, in the order of the labels."""
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid")}
+MAX_OPEN_SHARDS = 64
+"""In each thread that reads; the usual limit of open files is 1,024."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSource:
+    """A split in tar shards."""
+
+    name: str
+    split: Split
+    class_names: tuple[str, ...]
+    index: ShardIndex
+    note: str = ""
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.index.labels
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, index: int) -> np.ndarray:
+        shard = int(self.index.shard_of[index])
+        path, data = self.index.shards[shard], np.empty(self.index.sizes[index], dtype=np.uint8)
+        try:
+            descriptor = _open_shards.get(path)
+            status = os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns) != tuple(self.index.stats[shard].tolist()):
+                raise OSError(errno.ENODATA, f"{path} has changed since it was indexed; start again to index it anew")
+            _read_fully(descriptor, data, int(self.index.offsets[index]), path)
+        except OSError:
+            _open_shards.close(path)  # a retry opens it anew
+            raise
+        return data
+
+    def image_name(self, index: int) -> str:
+        key = self.index.keys[index].decode("utf-8", "surrogateescape")
+        return f"{self.index.shards[int(self.index.shard_of[index])]}:{key}"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+        for values in (self.index.labels, self.index.sizes):
+            digest.update(values)
+        self.index.keys.update(digest)
+        return digest.hexdigest()
+
+
+def _read_fully(descriptor: int, data: np.ndarray, offset: int, path: str) -> None:
+    view, done = memoryview(data), 0
+    while done < len(data):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise OSError(errno.ENODATA, f"{path} is cut off: it ends before byte {offset + len(data):,}")
+        done += count
+
+
+class _OpenShard:
+    """Closed when nothing refers to it any more."""
+
+    def __init__(self, path: str):
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class _OpenShards(threading.local):
+    """The shards that this thread has open, the last used at the end. A position is part of each read, so forked
+    workers may share what was open before."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, _OpenShard] = OrderedDict()
+
+    def get(self, path: str) -> int:
+        if path not in self._files:
+            while len(self._files) >= MAX_OPEN_SHARDS:
+                self._files.popitem(last=False)
+            self._files[path] = _OpenShard(path)
+        self._files.move_to_end(path)
+        return self._files[path].descriptor
+
+    def close(self, path: str) -> None:
+        self._files.pop(path, None)
+
+
+_open_shards = _OpenShards()
+
+
+def facts(data: str) -> SourceFacts:
+    place = Path(data.removeprefix(PREFIX))
+    name = place.parent.name if _is_pattern(str(place)) else place.name
+    limits = ("Who took the training images, where and of what, is not recorded here: neither is their bias.",)
+    return SourceFacts(name=name or "shards", data_flag=shlex.quote(f"{PREFIX}path/to/{name}"), limits=limits)
+
+
+def open_split(data: str, split: Split) -> ShardSource:
+    shards = _find_shards(data, split)
+    if not shards:
+        raise UserError(
+            f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar or DIR/*{split}*.tar, or "
+            "are named by a pattern with {split} in it"
+        )
+    index = index_shards(shards)
+    class_names = _class_names(shards)
+    if class_names is None:  # named by number, as many as the training split has
+        training = index if split == "train" else index_shards(_find_shards(data, "train") or shards)
+        class_names = [str(label) for label in range(int(training.labels.max()) + 1)]
+    largest = int(index.labels.max())
+    if largest >= len(class_names):
+        raise UserError(
+            f"--data {data}: label {largest} in the {split} split, but {len(class_names)} classes; labels count from 0"
+        )
+    missing = np.setdiff1d(np.arange(len(class_names)), index.labels) if split == "train" else ()
+    note = f"no training images of {len(missing)} classes, such as {class_names[missing[0]]}" if len(missing) else ""
+    return ShardSource(name=data, split=split, class_names=tuple(class_names), index=index, note=note)
+
+
+def _is_pattern(text: str) -> bool:
+    return glob.has_magic(text) or "{split}" in text
+
+
+def _find_shards(data: str, split: Split) -> list[Path]:
+    place = data.removeprefix(PREFIX)
+    for name in SPLIT_NAMES[split]:
+        if _is_pattern(place):
+            if "{split}" not in place:
+                raise UserError(f"--data {data}: the pattern needs {{split}} where the names of train and val differ")
+            patterns = [place.replace("{split}", name)]
+        else:
+            folder = glob.escape(place)
+            patterns = [f"{folder}/{name}/*.tar", f"{folder}/*{name}*.tar"]
+        for pattern in patterns:
+            if found := sorted(glob.glob(pattern)):
+                return [Path(path) for path in found]
+    return []
+
+
+def _class_names(shards: list[Path]) -> list[str] | None:
+    for folder in (shards[0].parent, shards[0].parent.parent):
+        file = folder / CLASSES_NAME
+        if not file.is_file():
+            continue
+        try:
+            names = files.read_json(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read ({error}); it is a list of the class names") from None
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+            raise UserError(f"{file} is no list of class names")
+        return names
+    return None

@@ -1,0 +1,92 @@
+"""Work in several processes, with its progress."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.text import duration
+from resnet_in1k.data.workers import worker_context
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 4
+"""Jobs submitted for each process: so few that an error stops the work soon, and little waits in memory."""
+PRINTED_EVERY_SECONDS = 10.0
+
+
+class Progress:
+    """How far the work is, its rate and the time left: a line from time to time, and at the end."""
+
+    def __init__(self, print_line: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)):
+        self._print = print_line
+
+    def start(self, total: int, what: str, unit: str = "images") -> None:
+        self._total, self._done, self._what, self._unit = total, 0, what, unit
+        self._started_at = self._printed_at = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if time.monotonic() - self._printed_at >= PRINTED_EVERY_SECONDS:
+            self._printed_at = time.monotonic()
+            rate = self._done / (self._printed_at - self._started_at)
+            left = duration(max(0, self._total - self._done) / rate) if rate else "?"
+            self._print(f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left} left")
+
+    def finish(self) -> None:
+        if self._done:
+            took = max(time.monotonic() - self._started_at, 1e-6)
+            self._print(f"{self._what}: {self._done:,} {self._unit} in {duration(took)}, {self._done / took:,.0f}/s")
+
+
+def run_parallel(work: Callable[[T], R], jobs: Sequence[T], processes: int) -> Iterator[R]:
+    """The results, as they come; in this process if `processes` is 1. Each process gets `work` once, when it starts.
+
+    Raises:
+        UserError: if `work` raises it, or a process is killed.
+    """
+    if processes == 1 or len(jobs) <= 1:
+        yield from map(work, jobs)
+        return
+    context = get_context(worker_context())
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_init, initargs=(work,)) as pool:
+        waiting, left = set[Future[R]](), iter(jobs)
+        try:
+            while True:
+                for job in left:
+                    waiting.add(pool.submit(_do, job))
+                    if len(waiting) >= AHEAD * processes:
+                        break
+                if not waiting:
+                    return
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process was killed, most often for want of memory (free -g); run the same command again to go on"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_work: Callable[[Any], Any]
+
+
+def _do(job: Any) -> Any:
+    return _work(job)
+
+
+def _init(work: Callable[[Any], Any]) -> None:
+    import torch
+
+    global _work
+    _work = work
+    torch.set_num_threads(1)  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop

@@ -1,0 +1,144 @@
+"""Any source of images to tar shards of WebDataset's convention, which `--data shards:DIR` and other loaders read."""
+
+import functools
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resnet_in1k.core import files
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.source import IMAGE_SUFFIXES, Source
+from resnet_in1k.data.sources.shards import CLASSES_NAME
+from resnet_in1k.prepare.parallel import Progress, run_parallel
+
+PLAN_NAME = "plan.json"
+"""Of a folder of shards: what they are made of, so that an interrupted writing goes on only with the same."""
+MEASURED_IMAGES = 1000
+"""Of which the mean size is taken, to tell how many images make a shard."""
+BLOCK_BYTES = 512
+_NO_KEY = re.compile(r"[^\w-]+")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images are in which shard: a function of these values."""
+
+    source_sha256: str
+    num_images: int
+    images_per_shard: int
+    resized_to: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.images_per_shard)
+
+    def members(self, shard: int) -> np.ndarray:
+        """(n,) int64. The images are shuffled, as some loaders read one shard after the other; always alike."""
+        order = np.random.Generator(np.random.PCG64(0)).permutation(self.num_images)
+        return order[shard * self.images_per_shard : (shard + 1) * self.images_per_shard]
+
+
+def write_shards(
+    source: Source,
+    folder: Path,
+    shard_bytes: int,
+    processes: int,
+    progress: Progress,
+    change: Callable[[bytes], bytes] | None = None,
+    resized_to: int = 0,
+) -> Plan:
+    """Write `folder/shard-000000.tar` and so on, and the class names above it. Shards that are there are not written
+    again, and the same source gives the same bytes.
+
+    Args:
+        shard_bytes: about how large a shard is.
+        change: of each image's bytes, such as resizing; `resized_to` says which, for the plan.
+
+    Raises:
+        UserError: if the folder has shards of something else, or an image cannot be read or a shard not be written.
+    """
+    plan = Plan(source.fingerprint(), len(source), _images_per_shard(source, shard_bytes, change), resized_to)
+    kept = files.read_json_object(folder / PLAN_NAME)
+    if kept is not None and kept != asdict(plan):
+        raise UserError(f"{folder} has shards of other images or of another size; choose another folder, or remove it")
+    if problem := files.failure_of(lambda: _begin(source, folder, plan)):
+        raise UserError(problem)
+    missing = [number for number in range(plan.num_shards) if not shard_path(folder, number).exists()]
+    progress.start(len(missing) * plan.images_per_shard, f"{folder.name} shards")
+    write = functools.partial(_write_shard, source, folder, plan, change)
+    for count in run_parallel(write, missing, processes):
+        progress.add(count)
+    progress.finish()
+    return plan
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}.tar"
+
+
+def _begin(source: Source, folder: Path, plan: Plan) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder.parent / CLASSES_NAME, list(source.class_names))
+    files.write_json(folder / PLAN_NAME, asdict(plan))
+
+
+def _images_per_shard(source: Source, shard_bytes: int, change: Callable[[bytes], bytes] | None) -> int:
+    places = np.unique(np.linspace(0, len(source) - 1, num=min(MEASURED_IMAGES, len(source)), dtype=np.int64))
+    sizes = []
+    for index in places.tolist():
+        data = source.read(index).tobytes()
+        sizes.append(len(change(data) if change else data))
+    # Each of the two entries has a header and is filled up to whole blocks.
+    mean = float(np.mean(sizes)) + 3.5 * BLOCK_BYTES
+    return max(1, round(shard_bytes / mean))
+
+
+def _write_shard(source: Source, folder: Path, plan: Plan, change: Callable[[bytes], bytes] | None, number: int) -> int:
+    """Returns how many images are in it."""
+    members = plan.members(number).tolist()
+
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for index in members:
+                data = source.read(index).tobytes()
+                name = source.image_name(index)
+                key = key_of(index, name)
+                image = change(data) if change else data
+                _add(archive, key + suffix_of(image, name), image)
+                _add(archive, f"{key}.cls", str(int(source.labels[index])).encode())
+
+    if problem := files.failure_of(lambda: files.write_atomically(shard_path(folder, number), write)):
+        raise UserError(problem)
+    return len(members)
+
+
+def key_of(index: int, name: str) -> str:
+    """Sorted, the keys are in the order of the source; what follows the number is for people, its last two names."""
+    words = [_NO_KEY.sub("-", part) for part in Path(name).with_suffix("").parts[-2:]]
+    return f"{index:08d}_{'_'.join(words)}"[:90]  # a USTAR name has 100 bytes
+
+
+def suffix_of(image: bytes, name: str) -> str:
+    """By the content, as ImageNet's files named .JPEG are not all JPEGs; else as it was named."""
+    for magic, suffix in ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp")):
+        if image.startswith(magic):
+            return suffix
+    suffix = Path(name).suffix.lower()
+    return suffix if suffix in IMAGE_SUFFIXES else ".jpg"
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)  # of no user, at no time: the same images give the same bytes
+    entry.size, entry.mode = len(data), 0o644
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def describe(plan: Plan, folder: Path) -> str:
+    sizes = [shard_path(folder, number).stat().st_size for number in range(plan.num_shards)]
+    return json.dumps({"shards": len(sizes), "bytes": sum(sizes)})

@@ -1,0 +1,38 @@
+"""The same images as a folder, as tar shards and as a table of parquet files."""
+
+from pathlib import Path
+
+from resnet_in1k.data.source import Source
+from resnet_in1k.data.sources import open_source
+from resnet_in1k.prepare.parallel import Progress
+from resnet_in1k.prepare.shard_writer import write_shards
+
+SILENT = Progress(lambda line: None)
+
+
+def as_shards(folder: Path, target: Path, shard_bytes: int = 20_000) -> str:
+    """What `--data` names it."""
+    for split in ("train", "val"):
+        write_shards(open_source(str(folder), split), target / split, shard_bytes, processes=1, progress=SILENT)
+    return f"shards:{target}"
+
+
+def as_parquet(folder: Path, target: Path) -> str:
+    """By `datasets` itself; two files for the training split."""
+    import datasets
+
+    for split, name in (("train", "train"), ("val", "validation")):
+        source: Source = open_source(str(folder), split)
+        features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(source.class_names))}
+        images = [
+            {"bytes": source.read(index).tobytes(), "path": Path(source.image_name(index)).name}
+            for index in range(len(source))
+        ]
+        columns = {"image": images, "label": source.labels.tolist()}
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        (target / "data").mkdir(parents=True, exist_ok=True)
+        num_files = 2 if split == "train" else 1
+        for number in range(num_files):
+            part = table.shard(num_files, number, contiguous=True)
+            part.to_parquet(str(target / f"data/{name}-{number:05d}-of-{num_files:05d}.parquet"))
+    return f"hf:{target}"
