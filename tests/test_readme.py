@@ -19,6 +19,7 @@ from resnet_in1k.commands.evaluate import EvalOptions
 from resnet_in1k.commands.export import ExportOptions
 from resnet_in1k.commands.gpu_check import GpuCheckOptions
 from resnet_in1k.commands.predict import PredictOptions
+from resnet_in1k.commands.prepare_data import PrepareOptions
 from resnet_in1k.commands.push_to_hub import PushOptions
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run.given_recipe import GivenRecipe, find_recipe
@@ -47,6 +48,7 @@ OPTIONS = {
     "scripts/export.py": ExportOptions,
     "scripts/gpu_check.py": GpuCheckOptions,
     "scripts/predict.py": PredictOptions,
+    "scripts/prepare_data.py": PrepareOptions,
     "scripts/push_to_hub.py": PushOptions,
 }
 COMMANDS = commands(README)
@@ -174,7 +176,7 @@ def test_table_of_flags_is_complete():
     table = README.read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(--[a-z-]+)`", table, re.M))
     assert documented == flags_of(TrainOptions) | {"--recipe", "--list-recipes"}
-    for script in ("evaluate", "predict", "compare", "push_to_hub", "export"):
+    for script in ("evaluate", "predict", "compare", "push_to_hub", "export", "prepare_data"):
         (sentence,) = re.findall(rf"^`scripts/{script}.py\b.*?\.\n\n", table, re.S | re.M)
         documented = {"--ckpt", *re.findall(r"`(--[a-z0-9-]+)`", sentence)}
         assert documented - flags_of(OPTIONS[f"scripts/{script}.py"]) <= {"--ckpt"}

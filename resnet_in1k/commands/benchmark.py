@@ -57,6 +57,8 @@ class BenchmarkOptions:
     """Print one JSON object instead of a table."""
     parts: bool = False
     """`step` and `input`: each part of a recipe on, beside off, instead of beside the tutorial's code."""
+    beside: tuple[str, ...] = ()
+    """`input`: other forms of the same images, such as resized copies or shards:DIR, each beside --data."""
     workers: tuple[int, ...] | None = field(default=None, metadata=at_least(1))
     """Loader workers; `input` measures each number given, by default powers of two up to the cores."""
     model: Architecture = "resnet50"
@@ -84,6 +86,8 @@ class BenchmarkOptions:
             raise UserError("--workers: no number given")
         if self.parts and (self.what == "train" or world_size() > 1):
             raise UserError("--parts: measures step or input, in one process")
+        if self.beside and (self.what != "input" or self.parts):
+            raise UserError("--beside: is for input, without --parts")
 
 
 def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
@@ -140,6 +144,8 @@ class Bench:
         source = self._source()
         if self.options.parts:
             return self._input_parts(source)
+        if self.options.beside:
+            return self._input_beside(source)
         workers = self.options.workers or tuple(n for n in (1, 2, 4, 8, 16, 32, 64) if n <= usable_cores())
         sweep = []
         for number in workers:
@@ -218,10 +224,25 @@ class Bench:
         }
         return {"workers": workers, **beside_off(summary(self._interleaved(ways)))}
 
-    def _source(self) -> Source:
-        source = open_source(self.options.data, "train")
+    def _input_beside(self, source: Source) -> dict[str, Any]:
+        """Of each form of the images, by one number of workers; and the tutorial's loader and decoding of the first."""
+        workers = self.options.workers[0] if self.options.workers else 1
+        forms = {source.name: source, **{data: self._source(data) for data in self.options.beside}}
+        ways = {
+            **{
+                name: lambda form=form: self._rate(self._our_batches(form, workers), workers)
+                for name, form in forms.items()
+            },
+            "tutorial": lambda: self._rate(self._tutorial_batches(source, workers), workers),
+            "decode only": lambda: self._rate(self._decode_only(source, workers), workers),
+        }
+        return {"workers": workers, **beside_off(summary(self._interleaved(ways)), source.name)}
+
+    def _source(self, data: str = "") -> Source:
+        data = data or self.options.data
+        source = open_source(data, "train")
         if len(source) < self.batch_size:
-            raise UserError(f"{self.options.data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
+            raise UserError(f"{data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
         return source
 
     def _prefetched(

@@ -105,7 +105,7 @@ def input_recipes(recipe: Recipe) -> dict[str, Recipe]:
     return {name: replace(recipe, **{**PLAIN, **fields}) for name, fields in INPUT_PARTS.items()}
 
 
-def beside_off(result: dict[str, Any]) -> dict[str, Any]:
-    """The ratio of each part to none, from medians by part."""
+def beside_off(result: dict[str, Any], base: str = OFF) -> dict[str, Any]:
+    """The ratio of each part to none, or of each way to another one, from their medians."""
     parts = [name for name in result if not name.endswith("_range")]
-    return {"parts": {name: result[name] / result[OFF] for name in parts}, **result}
+    return {"parts": {name: result[name] / result[base] for name in parts}, "base": base, **result}

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from resnet_in1k.commands.benchmark_parts import OFF
 from resnet_in1k.core.text import count
 
 
@@ -20,9 +19,9 @@ def table(result: dict[str, Any]) -> str:
         f"  {result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['precision']}",
     ]
     if "parts" in result:
-        width = max(map(len, result["parts"]))
+        width, base = max(map(len, result["parts"])), result["base"]
         lines += [
-            f"  {name:<{width}}  {rate(result, name)}" + (f"   {share:.2f} of off" if name != OFF else "")
+            f"  {name:<{width}}  {rate(result, name)}" + (f"   {share:.2f} of {base}" if name != base else "")
             for name, share in result["parts"].items()
         ]
         return "\n".join(lines)

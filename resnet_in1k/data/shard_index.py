@@ -161,10 +161,9 @@ def read_shard(shard: Path) -> list[Entry]:
     """
     entries: list[Entry] = []
     try:
-        _check_end(shard)
         with tarfile.open(shard, "r:") as archive:
             sample = _Sample(shard)
-            for member in archive:
+            for member in whole(archive):
                 if not member.isreg():
                     continue
                 folder, _, name = member.name.rpartition("/")
@@ -182,13 +181,18 @@ def read_shard(shard: Path) -> list[Entry]:
     return entries
 
 
-def _check_end(shard: Path) -> None:
-    """A tar file ends with blocks of zeros: one without may be cut off between two entries, which no reader sees."""
-    with shard.open("rb") as file:
-        file.seek(max(0, shard.stat().st_size - tarfile.BLOCKSIZE))
-        end = file.read()
-    if end != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("no end-of-archive marker")
+def whole(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Its entries.
+
+    Raises:
+        tarfile.ReadError: if it does not end with the format's block of zeros: Python takes a damaged header for the
+            end, and a file that is cut off between two entries for a whole one.
+    """
+    yield from archive
+    assert archive.fileobj is not None, "it is open"
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no entry and no end at byte {archive.offset:,}")
 
 
 class _Sample:

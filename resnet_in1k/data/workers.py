@@ -29,11 +29,16 @@ def worker_context() -> str | None:
 
 def init_worker(worker_id: int, parent: int) -> None:
     """What each worker does first; `parent` is the process id of the one that started it."""
-    threading.Thread(target=_exit_after_parent, args=(parent,), daemon=True).start()
+    end_with_parent(parent)
     torch.set_num_threads(1)  # the workers are the parallelism
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the main process decides when to stop, and ends its workers then
     gc.freeze()  # collecting inherited objects would write to, and so copy, the pages shared with the main process
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process soon after that one, however it ends."""
+    threading.Thread(target=_exit_after_parent, args=(parent,), daemon=True).start()
 
 
 def _exit_after_parent(parent: int) -> None:

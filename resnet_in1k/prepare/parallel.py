@@ -1,5 +1,6 @@
 """Work in several processes, with its progress."""
 
+import os
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import duration
-from resnet_in1k.data.workers import worker_context
+from resnet_in1k.data.workers import end_with_parent, worker_context
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +56,7 @@ def run_parallel(work: Callable[[T], R], jobs: Sequence[T], processes: int) -> I
         yield from map(work, jobs)
         return
     context = get_context(worker_context())
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_init, initargs=(work,)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_init, initargs=(work, os.getpid())) as pool:
         waiting, left = set[Future[R]](), iter(jobs)
         try:
             while True:
@@ -83,10 +84,11 @@ def _do(job: Any) -> Any:
     return _work(job)
 
 
-def _init(work: Callable[[Any], Any]) -> None:
+def _init(work: Callable[[Any], Any], parent: int) -> None:
     import torch
 
     global _work
     _work = work
+    end_with_parent(parent)
     torch.set_num_threads(1)  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.sources import as_shards
 
 from resnet_in1k.commands.benchmark import Bench, BenchmarkOptions, benchmark, ratio, summary
 from resnet_in1k.commands.benchmark_parts import INPUT_PARTS, STEP_PARTS
@@ -135,3 +136,14 @@ def test_each_part_is_measured_beside_none(what: str, parts: dict, image_folder:
     assert result["parts"]["off"] == 1
     text = table(result)
     assert all(re.search(rf"^  {re.escape(name)} +[\d,.]+ \(", text, re.M) for name in parts)
+
+
+def test_forms_of_the_same_images_are_measured_side_by_side(image_folder: Path, tmp_path: Path):
+    shards = as_shards(image_folder, tmp_path)
+    options = BenchmarkOptions(what="input", data=str(image_folder), beside=(shards,), **SMALL)
+    result = benchmark(options)
+    assert result["parts"].keys() == {str(image_folder), shards, "tutorial", "decode only"}
+    assert result["parts"][shards] == result[shards] / result[str(image_folder)]
+    assert re.search(rf"^  {re.escape(shards)} +[\d,.]+ \(.*\)   [\d.]+ of {image_folder}$", table(result), re.M)
+    with pytest.raises(UserError, match="--beside: is for input, without --parts"):
+        BenchmarkOptions(what="step", beside=(shards,))

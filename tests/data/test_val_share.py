@@ -67,7 +67,7 @@ def test_every_class_is_in_both_splits(classes: Path):
 def test_what_cannot_be_divided_is_named(classes: Path, image_folder: Path):
     with pytest.raises(UserError, match=r"--val-share 0\.2: .* has a val split; leave it out, or name .*train$"):
         open_source(str(image_folder), "val", 0.2)
-    with pytest.raises(UserError, match="--val-share is for a folder of images; digits must have a val split of its own"):
+    with pytest.raises(UserError, match="--val-share is for a folder of images; digits must have a val split"):
         open_source("digits", "val", 0.2)
     with pytest.raises(UserError, match="for images without a val split give --val-share"):
         open_source(str(classes), "val")

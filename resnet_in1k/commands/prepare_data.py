@@ -1,0 +1,227 @@
+"""scripts/prepare_data.py: from the form that images come in to one that trains, checked."""
+
+import csv
+import io
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnet_in1k.core import files
+from resnet_in1k.core.devices import usable_cores
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.ranges import at_least, at_least_and_below, check_options
+from resnet_in1k.core.text import count, file_size
+from resnet_in1k.data.crops import TrainCrop
+from resnet_in1k.data.decode import decode
+from resnet_in1k.data.order import Sample
+from resnet_in1k.data.source import Source, Split
+from resnet_in1k.data.sources import open_source, open_train_and_val
+from resnet_in1k.data.sources.shards import ShardSource
+from resnet_in1k.prepare.folder_writer import check_space, write_folder
+from resnet_in1k.prepare.imagenet_archives import Archives, open_archives
+from resnet_in1k.prepare.kaggle import open_kaggle
+from resnet_in1k.prepare.parallel import Progress
+from resnet_in1k.prepare.resize import JPEG_QUALITY, JPEG_SUBSAMPLING, Resizer
+from resnet_in1k.prepare.shard_writer import write_shards
+from resnet_in1k.prepare.verify import Problem, verify
+
+DONE_NAME = "prepared.json"
+"""In the finished folder: what it was made of."""
+SPLITS: tuple[Split, ...] = ("train", "val")
+GAIN_IMAGES, GAIN_REPETITIONS, GAIN_CROP = 100, 5, 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What to prepare, and where."""
+
+    train_tar: Path | None = None
+    """ILSVRC2012_img_train.tar; with the next two."""
+    val_tar: Path | None = None
+    """ILSVRC2012_img_val.tar."""
+    devkit_tar: Path | None = None
+    """ILSVRC2012_devkit_t12.tar.gz, which has the labels of the validation images."""
+    allow_partial: bool = False
+    """For archives that are not the originals: tell other counts and checksums, and do not refuse them."""
+    kaggle: Path | None = None
+    """In place of the archives: the folder that Kaggle's was unpacked to, with ILSVRC/ and LOC_val_solution.csv."""
+    data: str | None = None
+    """In place of the archives: images as for training."""
+    val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    """Of --data without a val split: the share that becomes one."""
+    output: Path | None = None
+    """The folder to write; the originals stay as they are."""
+    resize: int | None = field(default=None, metadata=at_least(32))
+    """Write copies with a shorter side of so many pixels; smaller images stay as they are."""
+    shards: int | None = field(default=None, metadata=at_least(1))
+    """Write tar shards of about so many megabytes, for --data shards:OUTPUT, in place of a folder by class."""
+    verify: str | None = None
+    """Decode all images of this folder or other --data, list what is wrong, and write nothing else."""
+    report: Path | None = None
+    """With --verify: write the list to this .csv file."""
+    processes: int | None = field(default=None, metadata=at_least(1))
+    """Processes that work side by side; by default one for each core."""
+
+    @property
+    def archives(self) -> list[Path]:
+        """Those that are given."""
+        return [path for path in (self.train_tar, self.val_tar, self.devkit_tar) if path is not None]
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if len(self.archives) not in (0, 3):
+            raise UserError("--train-tar, --val-tar and --devkit-tar belong together")
+        given = [bool(self.archives), self.kaggle is not None, self.data is not None, self.verify is not None]
+        if sum(given) != 1:
+            raise UserError("give either the three archives, or --kaggle, or --data, or --verify")
+        if self.verify is None and self.output is None:
+            raise UserError("--output: where to write is not given")
+        if self.report is not None and self.verify is None:
+            raise UserError("--report is for --verify")
+
+
+def prepare_data(options: PrepareOptions, say: Callable[[str], None] = print) -> bool:
+    """Write what is asked for, or verify; whether all is well.
+
+    Raises:
+        UserError: naming what is missing or wrong; what was written by then stays, and the same command goes on.
+    """
+    processes = options.processes or usable_cores()
+    if options.verify is not None:
+        return _verify(options.verify, options.report, processes, say)
+    output = options.output
+    assert output is not None, "checked with the other options"
+    inputs = _inputs(options)
+    done = files.read_json_object(output / DONE_NAME)
+    if done is not None and {name: done.get(name) for name in inputs} == inputs and inputs["archives"]:
+        say(f"nothing to do: {output} has {done['num_train_images']:,} + {done['num_val_images']:,} images of these")
+        return True
+    progress = Progress()
+    sources = _sources(options, processes, progress, say)
+    _check_space(sources, options)
+    change = Resizer(options.resize) if options.resize else None
+    for source in sources:
+        how = {"processes": processes, "progress": progress, "change": change, "resized_to": options.resize or 0}
+        if options.shards:
+            write_shards(source, output / source.split, options.shards * 10**6, **how)
+        else:
+            write_folder(source, output / source.split, **how)
+    written = _check_written(sources, options)
+    numbers = {f"num_{source.split}_images": len(source) for source in written}
+    files.write_json(output / DONE_NAME, {**inputs, **numbers, "num_classes": len(written[0].class_names)})
+    say(_summary(sources, written, options))
+    return True
+
+
+def _inputs(options: PrepareOptions) -> dict[str, Any]:
+    """What a finished folder is told by."""
+    archives = [path for path in options.archives if path.is_file()]
+    stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in archives}
+    return {"archives": stats, "resize": options.resize, "shard_megabytes": options.shards}
+
+
+def _sources(
+    options: PrepareOptions, processes: int, progress: Progress, say: Callable[[str], None]
+) -> tuple[Source, Source]:
+    if options.kaggle is not None:
+        return open_kaggle(options.kaggle)
+    if options.data is not None:
+        return open_train_and_val(options.data, options.val_share)
+    train, val, devkit = options.archives
+    return open_archives(Archives(train, val, devkit), options.allow_partial, processes, progress, say)
+
+
+def _check_space(sources: tuple[Source, Source], options: PrepareOptions) -> None:
+    """Of archives, whose sizes are known; copies that are smaller are not known before."""
+    output = options.output
+    if output is None or options.resize or (output / "train").exists():
+        return
+    known = [int(source.index.sizes.sum()) for source in sources if isinstance(source, ShardSource)]
+    check_space(output, sum(known))
+
+
+def _written(options: PrepareOptions) -> str:
+    return f"shards:{options.output}" if options.shards else str(options.output)
+
+
+def _check_written(sources: tuple[Source, Source], options: PrepareOptions) -> list[Source]:
+    """What was written, opened as training opens it; raises UserError if it has other classes or counts."""
+    written = [open_source(_written(options), split) for split in SPLITS]
+    for ours, theirs in zip(written, sources, strict=True):
+        if len(ours) != len(theirs):
+            raise UserError(
+                f"{options.output}/{ours.split} has {len(ours):,} images, and {theirs.name} {len(theirs):,}; was "
+                "something added or removed there? Remove the folder and start again"
+            )
+    return written
+
+
+def _summary(sources: tuple[Source, Source], written: list[Source], options: PrepareOptions) -> str:
+    train, val = written
+    lines = [
+        f"{options.output}: {len(train):,} training and {len(val):,} validation images, "
+        f"{count(len(train.class_names), 'class', 'es')}, {file_size(_bytes_of(Path(options.output or '.')))}"
+    ]
+    if options.resize:
+        before, after = crop_rates(sources[0], train)
+        lines.append(
+            f"shorter side {options.resize} px, JPEG of quality {JPEG_QUALITY}, {JPEG_SUBSAMPLING}; measured in one "
+            f"process: {after:,.0f} training crops of {GAIN_CROP} px a second, {before:,.0f} from the originals, "
+            f"{after / before:.2f} times as many"
+        )
+    lines.append(f"train on it:  accelerate launch scripts/train.py --data {_written(options)} --dry-run")
+    return "\n".join(lines)
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def crop_rates(original: Source, copy: Source) -> tuple[float, float]:
+    """Images read, decoded and cropped in a second, of each; medians of repetitions in turn."""
+    crop = TrainCrop(scale_min=0.08, seed=0)
+    number = min(GAIN_IMAGES, len(original))
+    places = [place * len(original) // number for place in range(number)]
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    torch.set_num_threads(1)  # as a loader worker has
+    for _ in range(GAIN_REPETITIONS):
+        for which, source in enumerate((original, copy)):
+            started = time.perf_counter()
+            for place in places:
+                crop(decode(source.read(place)), Sample(1, place), GAIN_CROP)
+            seconds[which].append(time.perf_counter() - started)
+    return number / statistics.median(seconds[0]), number / statistics.median(seconds[1])
+
+
+def _verify(data: str, report: Path | None, processes: int, say: Callable[[str], None]) -> bool:
+    sources, missing = [], []
+    for split in SPLITS:
+        try:
+            sources.append(open_source(data, split))
+        except UserError as error:
+            missing.append(str(error))
+    if not sources:
+        raise UserError(missing[0])
+    for problem in missing:
+        say(f"not verified: {problem}")
+    found: list[Problem] = []
+    for problem in verify(sources, processes, Progress()):
+        found.append(problem)
+        say(f"{problem.kind}: {problem.image} ({problem.detail})")
+    for source in sources:
+        if source.note:
+            say(source.note)
+    if report is not None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([Problem._fields, *found])
+        if problem := files.failure_of(lambda: files.write_text(report, text.getvalue())):
+            raise UserError(f"--report: {problem}")
+        say(f"written to {report}")
+    total = sum(map(len, sources))
+    say(f"{data}: {total:,} images, " + (f"{count(len(found), 'problem')}" if found else "all whole"))
+    return not found and not missing

@@ -1,0 +1,115 @@
+"""Any source of images to a folder by class, each class whole or not there at all."""
+
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from resnet_in1k.core import files
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.text import file_size
+from resnet_in1k.data.source import FileSource, Source
+from resnet_in1k.prepare.parallel import Progress, run_parallel
+from resnet_in1k.prepare.shard_writer import suffix_of
+
+PARTIAL = ".partial."
+"""Before the name of a class that is being written."""
+PLAN_NAME = ".plan.json"
+
+Change = Callable[[bytes], bytes]
+
+
+def write_folder(
+    source: Source, folder: Path, processes: int, progress: Progress, change: Change | None = None, resized_to: int = 0
+) -> None:
+    """Write `folder/<class>/<name>`. A class that is there is not written again.
+
+    Without a change, files are linked where they can be, and copied else: the originals stay as they are.
+
+    Raises:
+        UserError: if the folder has other images, an image cannot be read or decoded, or a file not be written.
+    """
+    plan = {"source_sha256": source.fingerprint(), "resized_to": resized_to}
+    kept = files.read_json_object(folder / PLAN_NAME)
+    if kept is not None and kept != plan:
+        raise UserError(f"{folder} is being made of other images or sizes; choose another folder, or remove it")
+    if kept is None and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty, and was not written by this script; choose another folder")
+
+    def begin() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / PLAN_NAME, plan)
+        for left in folder.glob(f"{PARTIAL}*"):  # of a killed run; one that still ends finds its folder gone
+            shutil.rmtree(left, ignore_errors=True)
+
+    if problem := files.failure_of(begin):
+        raise UserError(problem)
+    missing = [label for label, name in enumerate(source.class_names) if not (folder / name).exists()]
+    by_class = np.bincount(source.labels, minlength=len(source.class_names))
+    missing = [label for label in missing if by_class[label]]
+    progress.start(int(by_class[missing].sum()), f"{folder.name} images")
+    for count in run_parallel(functools.partial(_write_class, source, folder, change), missing, processes):
+        progress.add(count)
+    progress.finish()
+
+
+def _write_class(source: Source, folder: Path, change: Change | None, label: int) -> int:
+    """Returns how many images it has."""
+    name = source.class_names[label]
+    if name in (".", "..") or "/" in name or name.startswith("."):
+        raise UserError(f"{source.name}: class {name!r} cannot be a folder's name")
+    partial = folder / f"{PARTIAL}{os.getpid()}.{name}"
+    (members,) = np.nonzero(source.labels == label)
+
+    def write() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for index in members.tolist():
+            _write_image(source, index, name, partial, change)
+        os.rename(partial, folder / name)
+
+    if problem := files.failure_of(write):
+        raise UserError(problem)
+    return len(members)
+
+
+def _write_image(source: Source, index: int, class_name: str, folder: Path, change: Change | None) -> None:
+    target = folder / file_name(source, index, class_name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if change is None and isinstance(source, FileSource):
+        original = Path(source.image_name(index)).resolve()
+        try:
+            os.link(original, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(original, target)
+        return
+    data = source.read(index).tobytes()
+    try:
+        target.write_bytes(change(data) if change else data)
+    except ValueError as error:
+        raise UserError(
+            f"{source.image_name(index)} cannot be decoded ({error}); prepare_data.py --verify lists all such images"
+        ) from None
+
+
+def file_name(source: Source, index: int, class_name: str) -> PurePosixPath:
+    """Below the class's folder: as the image is named in the source, else by its number."""
+    path = PurePosixPath(source.image_name(index).rpartition(":")[2])
+    parts = path.parts
+    if class_name in parts[:-1]:
+        place = len(parts) - 2 - parts[:-1][::-1].index(class_name)
+        return PurePosixPath(*parts[place + 1 :])
+    if isinstance(source, FileSource):
+        return PurePosixPath(path.name)
+    return PurePosixPath(f"{index:08d}{suffix_of(source.read(index)[:16].tobytes(), path.name)}")
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raises UserError if the file system has less left."""
+    nearest = next(each for each in [folder, *folder.absolute().parents] if each.is_dir())
+    free = shutil.disk_usage(nearest).free
+    if free < needed_bytes:
+        raise UserError(f"{nearest} has {file_size(free)} left, and {file_size(needed_bytes)} are needed")

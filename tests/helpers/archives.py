@@ -1,0 +1,71 @@
+"""ImageNet's three archives, with the real nesting, of images that are at hand."""
+
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from resnet_in1k.prepare.imagenet_archives import Archives
+
+WNIDS = ("n02000000", "n01000000", "n03000000")
+"""By the devkit's class numbers 1, 2, 3: not in their own order."""
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes, **changes: object) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    for field, value in changes.items():
+        setattr(entry, field, value)
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def tar_of(entries: Iterable[tuple[str, bytes]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in entries:
+            add(archive, name, data)
+    return file.getvalue()
+
+
+def meta_mat() -> bytes:
+    """As the devkit has it: its leaves, and a class above them."""
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    rows = [(number, wnid, f"name of {wnid}", 0) for number, wnid in enumerate(WNIDS, start=1)]
+    synsets = np.array([*rows, (4, "n09000000", "above", 3)], dtype=fields)
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"synsets": synsets})
+    return file.getvalue()
+
+
+def write_devkit(path: Path, truth: Iterable[int], **more: bytes) -> Path:
+    entries = {"meta.mat": meta_mat(), "ILSVRC2012_validation_ground_truth.txt": "\n".join(map(str, truth)).encode()}
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in {**entries, **more}.items():
+            add(archive, f"ILSVRC2012_devkit_t12/data/{name}", data)
+    return path
+
+
+def write_archives(folder: Path, images: list[bytes], repeats: int = 1) -> tuple[Archives, dict[str, bytes]]:
+    """Three classes of four training images; six validation images. And what must come out, by path.
+
+    Args:
+        repeats: so many times as many, each image under so many names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    expected: dict[str, bytes] = {}
+    inner = []
+    for number, wnid in enumerate(WNIDS):
+        entries = [(f"{wnid}_{place}.JPEG", images[4 * number + place % 4]) for place in range(4 * repeats)]
+        expected |= {f"train/{wnid}/{name}": data for name, data in entries}
+        inner.append((f"{wnid}.tar", tar_of(entries)))
+    (folder / "train.tar").write_bytes(tar_of(inner))
+    truth = [3, 1, 2, 2, 1, 3] * repeats
+    val = [(f"ILSVRC2012_val_{place:08d}.JPEG", images[12 + (place - 1) % 6]) for place in range(1, 6 * repeats + 1)]
+    for (name, data), label in zip(val, truth, strict=True):
+        expected[f"val/{WNIDS[label - 1]}/{name}"] = data
+    (folder / "val.tar").write_bytes(tar_of(val[::-1]))
+    write_devkit(folder / "devkit.tar.gz", truth)
+    return Archives(folder / "train.tar", folder / "val.tar", folder / "devkit.tar.gz"), expected
