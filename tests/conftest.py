@@ -1,6 +1,7 @@
 """Fixtures that several tests share: real photographs, folders of images, trained runs, scripts run as a user would."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,16 @@ from resnet_in1k.core.devices import usable_cores
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run.folder import RunFolder
 
-# Of `datasets`, which makes copies of all tables that it reads.
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
+# Of listings, and of `datasets`, which makes copies of all tables that it reads.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
+os.environ["HF_DATASETS_CACHE"] = os.environ["XDG_CACHE_HOME"]
 
 LONGEST = ("test_torture", "test_loop", "test_signals", "test_upload", "test_launch", "test_faults", "test_recipes")
 """These files first, so that no worker is left with one of them when the others have finished."""
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

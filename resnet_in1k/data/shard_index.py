@@ -77,6 +77,12 @@ def index_shards(shards: Sequence[Path]) -> ShardIndex:
     return index
 
 
+def forget_index(shards: Sequence[Path]) -> None:
+    """The next one is made anew."""
+    for file in _index_files(shards) if shards else ():
+        files.failure_of(lambda file=file: file.unlink(missing_ok=True))
+
+
 def _stat(shard: Path) -> tuple[int, int]:
     try:
         status = shard.stat()

@@ -17,6 +17,8 @@ class TrainOptions:
     shards:DIR, tar files; `digits`; or `synthetic`."""
     val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
     """Of a folder without val/: evaluate on this share of its images, chosen by their names' hashes."""
+    rescan: bool = False
+    """List the images anew, also where what is kept of the last listing seems to hold."""
     init_from: str | None = None
     """Start from these weights, named as for evaluate.py; the head is kept if the class names agree."""
     output_dir: Path | None = None

@@ -62,7 +62,7 @@ class Run:
         check_same_program(launch, recipe, options, self.folder)
         launch.from_main_process(lambda: self.folder.check_free(options.resume), "looks at the run folder")
         self.train_source, self.val_source = launch.from_main_process(
-            lambda: open_train_and_val(options.data, options.val_share), "lists the images"
+            lambda: open_train_and_val(options.data, options.val_share, options.rescan), "lists the images"
         )
         check_same_data(launch, (self.train_source, self.val_source))
         accumulation = options.gradient_accumulation_steps

@@ -33,12 +33,17 @@ def source_facts(data: str) -> SourceFacts:
     return _source_type(data).facts(data)
 
 
-def open_train_and_val(data: str, val_share: float = 0.0) -> tuple[Source, Source]:
+def open_train_and_val(data: str, val_share: float = 0.0, rescan: bool = False) -> tuple[Source, Source]:
     """Both splits, with the same classes.
+
+    Args:
+        rescan: list folders and index shards anew, also where what is kept of them seems to hold.
 
     Raises:
         UserError: as `open_source`, and if the two splits do not have the same classes.
     """
+    if rescan and (forget := getattr(_source_type(data), "forget", None)):
+        forget(data)
     train, val = (open_source(data, split, val_share) for split in ("train", "val"))
     check_same_classes(train.class_names, "train", val.class_names, "val", where=data)
     return train, val

@@ -12,6 +12,7 @@ import numpy as np
 
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import shorten
+from resnet_in1k.data.listing import Listing, forget_listing, kept_listing
 from resnet_in1k.data.source import IMAGE_SUFFIXES, FileSource, PackedBytes, SourceFacts, Split
 
 LAYOUT = "images belong in DATA/train/<class>/ and DATA/val/<class>/"
@@ -67,31 +68,40 @@ def _root(data: str) -> Path:
 
 
 def _open(data: str, split: Split, folder: Path) -> FileSource:
-    counts: list[int] = []
-    ignored: list[str] = []
+    try:
+        listing = kept_listing(folder, lambda: _list(folder))
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; check its permissions") from None
+    ignored = listing.ignored
+    return FileSource(
+        name=data,
+        split=split,
+        class_names=tuple(listing.class_names),
+        labels=np.repeat(np.arange(len(listing.class_names)), listing.counts),
+        items=listing.items,
+        folder=folder,
+        note=f"ignored in {folder}, not images by name or content: {shorten(ignored)}" if ignored else "",
+    )
 
-    def paths(classes: list[str]) -> Iterator[bytes]:
+
+def forget(data: str) -> None:
+    """Nothing that was found before is used: for `--rescan`."""
+    for folder in (Path(data), Path(data, "train"), Path(data, "val")):
+        forget_listing(folder)
+
+
+def _list(folder: Path) -> Listing:
+    classes, counts, folders, ignored = _class_folders(folder), [], [""], []
+
+    def paths() -> Iterator[bytes]:
         for name in classes:
-            images = sorted(images_below(folder / name, name, ignored))
+            images = sorted(images_below(folder / name, name, ignored, folders))
             if not images:
                 raise UserError(f"{folder / name}: no images in this class; add some or remove the folder")
             counts.append(len(images))
             yield from map(os.fsencode, images)
 
-    try:
-        classes = _class_folders(folder)
-        items = PackedBytes(paths(classes))
-    except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; check its permissions") from None
-    return FileSource(
-        name=data,
-        split=split,
-        class_names=tuple(classes),
-        labels=np.repeat(np.arange(len(classes)), counts),
-        items=items,
-        folder=folder,
-        note=f"ignored in {folder}, not images by name or content: {shorten(ignored)}" if ignored else "",
-    )
+    return Listing(classes, counts, PackedBytes(paths()), folders, ignored)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -112,16 +122,18 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def images_below(folder: Path, prefix: str, ignored: list[str]) -> list[str]:
-    """Paths of image files at any depth, relative to the split's folder; other files are added to `ignored`."""
+def images_below(folder: Path, prefix: str, ignored: list[str], folders: list[str]) -> list[str]:
+    """Paths of image files at any depth, relative to the split's folder; other files are added to `ignored`, and the
+    folders that were read to `folders`."""
     images: list[str] = []
+    folders.append(prefix)
     for entry in _visible(folder):
         relative = f"{prefix}/{entry.name}"
         # A link with an image's suffix is one: to follow a million links over a network takes minutes.
         if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir(follow_symlinks=False):
             images.append(relative)
         elif entry.is_dir():
-            images += images_below(folder / entry.name, relative, ignored)
+            images += images_below(folder / entry.name, relative, ignored, folders)
         elif _is_image_by_content(folder / entry.name):
             images.append(relative)
         else:

@@ -18,7 +18,7 @@ import numpy as np
 
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.shard_index import ShardIndex, index_shards
+from resnet_in1k.data.shard_index import ShardIndex, forget_index, index_shards
 from resnet_in1k.data.source import SourceFacts, Split
 
 PREFIX = "shards:"
@@ -142,6 +142,12 @@ def open_split(data: str, split: Split) -> ShardSource:
     missing = np.setdiff1d(np.arange(len(class_names)), index.labels) if split == "train" else ()
     note = f"no training images of {len(missing)} classes, such as {class_names[missing[0]]}" if len(missing) else ""
     return ShardSource(name=data, split=split, class_names=tuple(class_names), index=index, note=note)
+
+
+def forget(data: str) -> None:
+    """Nothing that was found before is used: for `--rescan`."""
+    for split in SPLIT_NAMES:
+        forget_index(_find_shards(data, split))
 
 
 def _is_pattern(text: str) -> bool:
