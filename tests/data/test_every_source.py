@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.loading import train_batches
+from helpers.processes import TWO_PROCESSES, at, rank_of, start
 from helpers.sources import as_parquet, as_shards
 from helpers.training import losses, run
 from safetensors.torch import load_file
@@ -120,3 +121,23 @@ def test_a_bad_image_is_named(tiny: Recipe, image_folder: Path, tmp_path: Path, 
     with pytest.raises(BadImageError, match=r"cannot be read as an image") as caught:
         train_batches(source, replace(tiny, epochs=1), last_step=1)
     assert any(name in str(caught.value) for name in (source.image_name(index) for index in range(len(source))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["shards", "hf"])
+def test_two_processes_killed_and_resumed_have_the_bits_of_the_folder(
+    data: dict[str, str], trained_by_two: tuple[RunFolder, str], tmp_path: Path, kind: str
+):
+    """One of them is killed (-9) in the second epoch."""
+    folder = RunFolder(tmp_path / "run")
+    first = start(data[kind], folder.path, launcher=TWO_PROCESSES)
+    at(first, "step 6/8", lambda: rank_of(first, 1).kill())
+    assert first.returncode != 0
+    again = start(data[kind], folder.path, "--resume", launcher=TWO_PROCESSES)
+    printed, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert "resuming after step 4 from" in printed
+    expected, _ = trained_by_two
+    for name in ("model", "optimizer"):
+        last = f"step_00000008/{name}.safetensors"
+        assert (folder.checkpoints / last).read_bytes() == (expected.checkpoints / last).read_bytes()
