@@ -42,6 +42,22 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(num_images, generator=rng.generator(seed, Stream.ORDER, epoch))
 
 
+def windowed_order(shard_of: np.ndarray, window: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of an epoch, (N,) int64, in which the shards come shuffled, `window` of them at a time, and their images
+    shuffled among themselves. It depends on (seed, epoch) alone, and on which image is in which shard.
+
+    Args:
+        shard_of: (N,) int64.
+    """
+    generator = rng.generator(seed, Stream.ORDER, epoch)
+    shards = torch.randperm(int(shard_of.max()) + 1, generator=generator)
+    window_of_shard = torch.empty_like(shards)
+    window_of_shard[shards] = torch.arange(len(shards)) // window
+    images = torch.randperm(len(shard_of), generator=generator)
+    window_of_image = window_of_shard[torch.from_numpy(shard_of)[images]]
+    return images[torch.argsort(window_of_image, stable=True)]
+
+
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> torch.Tensor:
     """As many draws as there are images, (N,) int64, with replacement: all classes are equally probable, and all images
     of a class; as torch's WeightedRandomSampler draws."""
@@ -92,6 +108,8 @@ class TrainOrder:
     rank: int = 0
     labels: np.ndarray | None = None
     """Of the training images, (N,) int64; read by a recipe with balanced sampling."""
+    shard_of: np.ndarray | None = None
+    """In which shard each of them is, (N,) int64; read by a recipe with a shuffle_window."""
 
     def __iter__(self) -> Iterator[BatchSpec]:
         schedule, recipe = self.schedule, self.schedule.recipe
@@ -115,6 +133,9 @@ class TrainOrder:
             assert self.labels is not None, "balanced sampling needs the labels"
             order = balanced_order(self.labels, seed, epoch)
             return order, occurrences(order)
+        if window := self.schedule.recipe.shuffle_window:
+            assert self.shard_of is not None, "a window needs shards"
+            return windowed_order(self.shard_of, window, seed, epoch), None
         return epoch_order(self.schedule.num_train_images, seed, epoch), None
 
 

@@ -112,6 +112,9 @@ class Recipe:
     """Of training's resizing, antialiased; `random`: either, for each image."""
     sampling: Sampling = "uniform"
     """`uniform`: each image once an epoch; `balanced`: as many draws, of each class equally many on average."""
+    shuffle_window: int = field(default=0, metadata=at_least(0))
+    """With shards: they are shuffled, then the images within so many of them at a time, for disks that are slow at random
+    reads; 0: all images at once."""
     repeated_augmentation: int = field(default=1, metadata=at_least(1))
     """How often an image is in its global batch, each time with other crops; an epoch keeps its length and has as many
     times fewer different images (https://arxiv.org/abs/1901.09335)."""
@@ -205,6 +208,10 @@ class Recipe:
                 f"rand_augment_magnitude ({self.rand_augment_magnitude:g}) must be whole, and of timm's at most 10",
                 self.rand_augment_magnitude % 1 > 0
                 or (self.augment_policy == "timm_rand_augment" and self.rand_augment_magnitude > 10),
+            ),
+            (
+                "shuffle_window needs sampling uniform, as balanced draws are from all images",
+                self.shuffle_window > 0 and self.sampling != "uniform",
             ),
             ("publish ema needs an ema_decay", self.publish == "ema" and not self.ema_decay),
         ]

@@ -7,6 +7,7 @@ from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.core import devices
 from resnet_in1k.core.console import Console
 from resnet_in1k.core.distributed import make_accelerator
+from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import Launch
 from resnet_in1k.core.signals import StopSignals
 from resnet_in1k.data.crops import EvalPreprocessing, TrainCrop
@@ -65,6 +66,9 @@ class Run:
             lambda: open_train_and_val(options.data, options.val_share, options.rescan), "lists the images"
         )
         check_same_data(launch, (self.train_source, self.val_source))
+        self.shard_of = getattr(self.train_source, "shard_of", None)
+        if recipe.shuffle_window and self.shard_of is None:
+            raise UserError(f"--shuffle-window is for --data shards:…, not for {options.data}, whose images lie apart")
         accumulation = options.gradient_accumulation_steps
         self.schedule = Schedule(recipe, launch.world_size, accumulation, len(self.train_source))
         self.preprocessing = EvalPreprocessing.of(recipe)
@@ -122,7 +126,7 @@ class Run:
     def train_order(self, first_step: int, last_step: int) -> TrainOrder:
         """This process's batches from one step to another."""
         rank = self.accelerator.process_index
-        return TrainOrder(self.schedule, first_step, last_step, rank, self.train_source.labels)
+        return TrainOrder(self.schedule, first_step, last_step, rank, self.train_source.labels, self.shard_of)
 
     @property
     def groups(self) -> dict[str, TensorGroup]:

@@ -14,7 +14,7 @@ from helpers.sources import as_parquet, as_shards
 from helpers.training import losses, run
 from safetensors.torch import load_file
 
-from resnet_in1k.core.errors import BadImageError
+from resnet_in1k.core.errors import BadImageError, UserError
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_source, open_train_and_val, source_facts
 from resnet_in1k.recipes.recipe import Recipe
@@ -141,3 +141,15 @@ def test_two_processes_killed_and_resumed_have_the_bits_of_the_folder(
     for name in ("model", "optimizer"):
         last = f"step_00000008/{name}.safetensors"
         assert (folder.checkpoints / last).read_bytes() == (expected.checkpoints / last).read_bytes()
+
+
+def test_a_window_of_shards_is_resumed_to_the_same_bits(data: dict[str, str], tiny: Recipe, tmp_path: Path):
+    recipe, how = replace(tiny, shuffle_window=2), {"checkpoint_every": 3, "keep_checkpoints": 9}
+    whole = run(recipe, data["shards"], tmp_path / "whole", **how)
+    last = (whole.checkpoints / "step_00000008/model.safetensors").read_bytes()
+    for step in (6, 8):
+        (whole.checkpoints / f"step_{step:08d}").rename(tmp_path / f"lost{step}")
+    run(recipe, data["shards"], whole.path, resume=True, **how)
+    assert (whole.checkpoints / "step_00000008/model.safetensors").read_bytes() == last
+    with pytest.raises(UserError, match="--shuffle-window is for --data shards:…, not for"):
+        run(recipe, data["folder"], tmp_path / "folder")

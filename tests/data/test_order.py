@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import WeightedRandomSampler
 
 from resnet_in1k.core import rng
-from resnet_in1k.data.order import EvalOrder, TrainOrder, balanced_order, epoch_order, occurrences
+from resnet_in1k.data.order import EvalOrder, TrainOrder, balanced_order, epoch_order, occurrences, windowed_order
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.schedule import Schedule
 
@@ -115,3 +115,33 @@ def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
     assert samples[0] == samples[1]
     assert len(set(samples[0])) == len(samples[0]) == 48
     assert len({sample.index for sample in samples[0]}) < 40
+
+
+def test_a_window_of_shards_is_shuffled_at_a_time():
+    """Five shards of unequal size, two at a time: each image once, and no window begins before the last has ended."""
+    shard_of = np.repeat(np.arange(5), [3, 5, 2, 7, 4])[torch.randperm(21, generator=torch.Generator().manual_seed(0))]
+    seen = set()
+    for epoch in (1, 2, 3, 4):
+        order = windowed_order(shard_of, 2, seed=0, epoch=epoch)
+        assert sorted(order.tolist()) == list(range(21))
+        assert torch.equal(order, windowed_order(shard_of, 2, seed=0, epoch=epoch))
+        shards = shard_of[order.numpy()].tolist()
+        windows = []
+        while shards:
+            window = list(dict.fromkeys(shards))[:2]  # the first two that come
+            rest = [shard for shard in shards if shard not in window]
+            assert shards[len(shards) - len(rest) :] == rest
+            windows.append(window)
+            shards = rest
+        assert [len(window) for window in windows] == [2, 2, 1]
+        seen.add(tuple(order.tolist()))
+    assert len(seen) == 4
+
+
+def test_a_window_of_all_shards_leaves_images_anywhere():
+    """The mean place of each shard's images is then near the middle."""
+    shard_of = np.repeat(np.arange(4), 1000)
+    places = np.empty(4000)
+    places[windowed_order(shard_of, 4, seed=1, epoch=1).numpy()] = np.arange(4000)
+    for shard in range(4):
+        assert abs(places[shard_of == shard].mean() - 2000) < 4 * 4000 / np.sqrt(12 * 1000)

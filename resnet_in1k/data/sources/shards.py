@@ -43,6 +43,11 @@ class ShardSource:
     def labels(self) -> np.ndarray:
         return self.index.labels
 
+    @property
+    def shard_of(self) -> np.ndarray:
+        """Which images lie together, (N,) int64: for the recipe's shuffle_window."""
+        return self.index.shard_of
+
     def __len__(self) -> int:
         return len(self.index)
 
