@@ -113,8 +113,8 @@ class Recipe:
     sampling: Sampling = "uniform"
     """`uniform`: each image once an epoch; `balanced`: as many draws, of each class equally many on average."""
     shuffle_window: int = field(default=0, metadata=at_least(0))
-    """With shards: they are shuffled, then the images within so many of them at a time, for disks that are slow at random
-    reads; 0: all images at once."""
+    """With shards: they are shuffled, then the images within so many of them at a time, for disks that are slow at
+    random reads; 0: all images at once."""
     repeated_augmentation: int = field(default=1, metadata=at_least(1))
     """How often an image is in its global batch, each time with other crops; an epoch keeps its length and has as many
     times fewer different images (https://arxiv.org/abs/1901.09335)."""
