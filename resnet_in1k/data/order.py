@@ -43,7 +43,7 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def windowed_order(shard_of: np.ndarray, window: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of an epoch, (N,) int64: the shards come shuffled, `window` of them at a time, and their images shuffled
+    """The order of an epoch, (N,) int64: shards come shuffled, `window` of them at a time, and their images shuffled
     among themselves. It depends on (seed, epoch) alone, and on which image is in which shard.
 
     Args:
