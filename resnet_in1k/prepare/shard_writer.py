@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 import re
 import tarfile
 from collections.abc import Callable
@@ -137,8 +136,3 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     entry = tarfile.TarInfo(name)  # of no user, at no time: the same images give the same bytes
     entry.size, entry.mode = len(data), 0o644
     archive.addfile(entry, io.BytesIO(data))
-
-
-def describe(plan: Plan, folder: Path) -> str:
-    sizes = [shard_path(folder, number).stat().st_size for number in range(plan.num_shards)]
-    return json.dumps({"shards": len(sizes), "bytes": sum(sizes)})
