@@ -11,6 +11,7 @@ from helpers.sources import as_parquet
 from PIL import Image
 
 from resnet_in1k.core.errors import ProcessError, UserError
+from resnet_in1k.core.imagenet import names_by_wnid
 from resnet_in1k.data.bad_images import read_image
 from resnet_in1k.data.sources import open_source, open_train_and_val, source_facts
 
@@ -44,6 +45,17 @@ def test_columns_are_found_by_their_types_and_splits_by_their_names(tmp_path: Pa
     assert open_source(reversed_splits, "val").labels.tolist() == [0, 1, 1]
     assert source_facts(data).name == tmp_path.name
     assert source_facts("hf:ILSVRC/imagenet-1k").data_flag == "hf:ILSVRC/imagenet-1k"
+
+
+def test_imagenets_classes_are_named_as_its_folders(tmp_path: Path):
+    """Its set on the Hub names them by their synonyms: the data are then the same as from folders."""
+    known = names_by_wnid()
+    feature = datasets.ClassLabel(names=[f"{name}, {number}" for number, name in enumerate(known.values())])
+    picture = encoded(Image.new("RGB", (9, 9)), format="PNG").tobytes()
+    columns = {"image": [{"bytes": picture, "path": None}], "label": [7]}
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "train.parquet"))
+    assert open_source(f"hf:{tmp_path}", "train").class_names == tuple(known)
 
 
 def test_what_will_not_do_is_one_line(tmp_path: Path):

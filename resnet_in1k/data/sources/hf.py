@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.core.imagenet import wnids_of
 from resnet_in1k.core.text import first_line, shorten
 from resnet_in1k.data.source import SourceFacts, Split
 
@@ -92,7 +93,8 @@ def open_split(data: str, split: Split) -> TableSource:
     table = sets[found]
     image_column = _column(data, table, datasets.Image, "images")
     label_column = _column(data, table, datasets.ClassLabel, "labels (ClassLabel)")
-    class_names = tuple(table.features[label_column].names)
+    names = list(table.features[label_column].names)
+    class_names = tuple(wnids_of(names) or names)  # ImageNet-1k's, as its folders are named
     table = table.cast_column(image_column, datasets.Image(decode=False))
     labels = np.asarray(table.data.column(label_column).to_numpy(), dtype=np.int64)
     if len(labels) == 0 or labels.min() < 0:  # -1 is what a test split without labels has
