@@ -1,6 +1,7 @@
 """The parts of a training run, and how they are put together."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from resnet_in1k.augment.pipeline import Augmentation
@@ -15,6 +16,7 @@ from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.order import TrainOrder
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_train_and_val
+from resnet_in1k.data.sources.shards import ShardSource
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
 from resnet_in1k.model.ema import MovingAverage
 from resnet_in1k.model.resnet import ResNet
@@ -66,9 +68,14 @@ class Run:
             lambda: open_train_and_val(options.data, options.val_share, options.rescan), "lists the images"
         )
         check_same_data(launch, (self.train_source, self.val_source))
-        self.shard_of = getattr(self.train_source, "shard_of", None)
-        if recipe.shuffle_window and self.shard_of is None:
-            raise UserError(f"--shuffle-window is for --data shards:…, not for {options.data}, whose images lie apart")
+        self.shard_of = None
+        if recipe.shuffle_window:
+            if not isinstance(self.train_source, ShardSource):
+                raise UserError(
+                    f"--shuffle-window is for --data shards:…, not for {options.data}, whose images lie apart"
+                )
+            self.train_source = replace(self.train_source, read_ahead=True)
+            self.shard_of = self.train_source.index.shard_of
         accumulation = options.gradient_accumulation_steps
         self.schedule = Schedule(recipe, launch.world_size, accumulation, len(self.train_source))
         self.preprocessing = EvalPreprocessing.of(recipe)

@@ -25,6 +25,8 @@ PREFIX = "shards:"
 CLASSES_NAME = "classes.json"
 """Beside the shards or above them: the class names, in the order of the labels."""
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid")}
+READ_AHEAD_BYTES = 128 << 10
+"""Linux's default read-ahead."""
 MAX_OPEN_SHARDS = 64
 """In each thread that reads; the usual limit of open files is 1,024."""
 
@@ -38,15 +40,12 @@ class ShardSource:
     class_names: tuple[str, ...]
     index: ShardIndex
     note: str = ""
+    read_ahead: bool = False
+    """Ask for a whole shard when its first image is read: for orders that go through a few shards at a time."""
 
     @property
     def labels(self) -> np.ndarray:
         return self.index.labels
-
-    @property
-    def shard_of(self) -> np.ndarray:
-        """Which images lie together, (N,) int64: for the recipe's shuffle_window."""
-        return self.index.shard_of
 
     def __len__(self) -> int:
         return len(self.index)
@@ -55,7 +54,7 @@ class ShardSource:
         shard = int(self.index.shard_of[index])
         path, data = self.index.shards[shard], np.empty(self.index.sizes[index], dtype=np.uint8)
         try:
-            descriptor = _open_shards.get(path)
+            descriptor = _open_shards.get(path, self.read_ahead)
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != tuple(self.index.stats[shard].tolist()):
                 raise OSError(errno.ENODATA, f"{path} has changed since it was indexed; start again to index it anew")
@@ -86,6 +85,13 @@ def _read_fully(descriptor: int, data: np.ndarray, offset: int, path: str) -> No
         done += count
 
 
+def _ask_for_all(descriptor: int) -> None:
+    """Have the kernel read the whole file, without waiting for it; of one call it reads no more than its read-ahead."""
+    if hasattr(os, "posix_fadvise"):
+        for offset in range(0, os.fstat(descriptor).st_size, READ_AHEAD_BYTES):
+            os.posix_fadvise(descriptor, offset, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+
+
 class _OpenShard:
     """Closed when nothing refers to it any more."""
 
@@ -105,11 +111,13 @@ class _OpenShards(threading.local):
     def __init__(self) -> None:
         self._files: OrderedDict[str, _OpenShard] = OrderedDict()
 
-    def get(self, path: str) -> int:
+    def get(self, path: str, read_ahead: bool) -> int:
         if path not in self._files:
             while len(self._files) >= MAX_OPEN_SHARDS:
                 self._files.popitem(last=False)
             self._files[path] = _OpenShard(path)
+            if read_ahead:
+                _ask_for_all(self._files[path].descriptor)
         self._files.move_to_end(path)
         return self._files[path].descriptor
 
