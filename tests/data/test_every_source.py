@@ -145,19 +145,21 @@ def test_two_processes_killed_and_resumed_have_the_bits_of_the_folder(
 
 
 def test_a_window_of_shards_is_read_ahead_and_resumed_to_the_same_bits(
-    data: dict[str, str], tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: dict[str, str], image_folder: Path, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     recipe, how = replace(tiny, shuffle_window=2), {"checkpoint_every": 3, "keep_checkpoints": 9}
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda file, offset, size, advice: asked.append((file, offset)))
-    run(tiny, data["shards"], tmp_path / "all", **how)
+    shards = as_shards(image_folder, tmp_path / "one")
+    run(tiny, shards, tmp_path / "all", **how)
     assert asked == []
-    whole = run(recipe, data["shards"], tmp_path / "whole", **how)
-    assert len(asked) == len(open_source(data["shards"], "train").index.shards)  # each is small: one call for all of it
+    shards = as_shards(image_folder, tmp_path / "other")
+    whole = run(recipe, shards, tmp_path / "whole", **how)
+    assert len(asked) == len(open_source(shards, "train").index.shards)  # each is small: one call for all of it
     last = (whole.checkpoints / "step_00000008/model.safetensors").read_bytes()
     for step in (6, 8):
         (whole.checkpoints / f"step_{step:08d}").rename(tmp_path / f"lost{step}")
-    run(recipe, data["shards"], whole.path, resume=True, **how)
+    run(recipe, shards, whole.path, resume=True, **how)
     assert (whole.checkpoints / "step_00000008/model.safetensors").read_bytes() == last
     with pytest.raises(UserError, match="--shuffle-window is for --data shards:…, not for"):
         run(recipe, data["folder"], tmp_path / "folder")

@@ -27,6 +27,9 @@ CLASSES_NAME = "classes.json"
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid")}
 READ_AHEAD_BYTES = 128 << 10
 """Linux's default read-ahead."""
+LEFT_AFTER_READS = 1000
+"""A shard that a thread has not read for so many reads is out of the window; when it is read again, another epoch has
+begun, and it may be out of memory."""
 MAX_OPEN_SHARDS = 64
 """In each thread that reads; the usual limit of open files is 1,024."""
 
@@ -96,7 +99,7 @@ class _OpenShard:
     """Closed when nothing refers to it any more."""
 
     def __init__(self, path: str):
-        self.descriptor = -1
+        self.descriptor, self.last_read = -1, -LEFT_AFTER_READS
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -110,16 +113,19 @@ class _OpenShards(threading.local):
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._num_reads = 0
 
     def get(self, path: str, read_ahead: bool) -> int:
         if path not in self._files:
             while len(self._files) >= MAX_OPEN_SHARDS:
                 self._files.popitem(last=False)
             self._files[path] = _OpenShard(path)
-            if read_ahead:
-                _ask_for_all(self._files[path].descriptor)
         self._files.move_to_end(path)
-        return self._files[path].descriptor
+        shard, self._num_reads = self._files[path], self._num_reads + 1
+        if read_ahead and self._num_reads - shard.last_read > LEFT_AFTER_READS:
+            _ask_for_all(shard.descriptor)
+        shard.last_read = self._num_reads
+        return shard.descriptor
 
     def close(self, path: str) -> None:
         self._files.pop(path, None)
