@@ -54,11 +54,11 @@ class GivenRecipe:
     def differences(self, recipe: Recipe, facts: dict[str, Any]) -> list[str]:
         """What a run with that recipe and recipe.json has not in common with the one that it reproduces, in words."""
         lines = self.named.recipe.differences(recipe)
-        for name, of in (
-            ("training images", lambda facts: facts["data"]["fingerprint"]["train"]),
-            ("initial weights", lambda facts: (facts.get("init_from") or {}).get("sha256")),
+        for name, *path in (
+            ("training images", "data", "fingerprint", "train"),
+            ("initial weights", "init_from", "sha256"),
         ):
-            if of(self.facts) != of(facts):
+            if _at(self.facts, path) != _at(facts, path):
                 lines.append(f"other {name}")
         for name in ("mixed_precision", "world_size", "gradient_accumulation_steps"):
             if self.facts.get(name) != facts.get(name):
@@ -111,6 +111,13 @@ def _of_run(given: str, file: Path) -> GivenRecipe:
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"--recipe {given}: {file} is incomplete ({type(error).__name__}: {error})") from None
     return found
+
+
+def _at(facts: Any, path: list[str]) -> Any:
+    """None where there is nothing."""
+    for name in path:
+        facts = facts.get(name) if isinstance(facts, dict) else None
+    return facts
 
 
 def _folder_name(origin: str) -> str:
