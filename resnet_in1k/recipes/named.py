@@ -141,11 +141,13 @@ RECIPES: dict[str, NamedRecipe] = {
     "finetune": NamedRecipe(
         FINETUNE,
         source="this project: all of a trained network on other images, its last layer faster",
+        measured="at 128 px, see docs/recipes.md",
         needs_weights=True,
     ),
     "linear-probe": NamedRecipe(
         LINEAR_PROBE,
         source="this project: only the last layer of a trained network, on other images",
+        measured="at 128 px, see docs/recipes.md",
         needs_weights=True,
     ),
 }
