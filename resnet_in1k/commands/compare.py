@@ -53,6 +53,8 @@ class Compared:
     recipe: Recipe | None
     records: list[dict[str, Any]]
     """log.jsonl; none of weights without a run."""
+    started_from: str = "random weights"
+    """Of a run."""
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -103,8 +105,11 @@ def _read(item: str) -> Compared:
             "NAME.json, and compare NAME.json"
         )
     run = RunFolder(path)
-    recipe = read_recipe(run)[0] if run.recipe.exists() else None
-    return Compared(path.name or item, weights.recorded_evaluation, recipe, run.records())
+    if not run.recipe.exists():
+        return Compared(path.name or item, weights.recorded_evaluation, None, run.records())
+    recipe, facts = read_recipe(run)
+    initial = facts.get("init_from", {}).get("checkpoint", Compared.started_from)
+    return Compared(path.name or item, weights.recorded_evaluation, recipe, run.records(), initial)
 
 
 def _table(rows: Sequence[Compared]) -> str:
@@ -131,6 +136,8 @@ def _recipes(rows: Sequence[Compared]) -> str:
     lines = [f"recipes, beside that of {first.name}:"]
     for row in others:
         changes = first.recipe.differences(row.recipe)
+        if row.started_from != first.started_from:
+            changes.append(f"started from {first.started_from} → {row.started_from}")
         lines.append(f"  {row.name}: {'; '.join(changes) or 'the same'}")
     return "\n".join(lines)
 

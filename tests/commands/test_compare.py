@@ -40,6 +40,14 @@ def test_two_runs_on_the_same_images(finished: RunFolder, other: RunFolder, tmp_
     assert text.endswith(f"figure written to {picture}")
 
 
+def test_what_a_run_started_from_is_a_difference(finished: RunFolder, tmp_path: Path):
+    copied = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "tuned")))
+    facts = json.loads(copied.recipe.read_text()) | {"init_from": {"checkpoint": "timm/resnet18.a1_in1k"}}
+    copied.recipe.write_text(json.dumps(facts))
+    text = compare(CompareOptions(items=(str(finished.path), str(copied.path))))
+    assert "\n  tuned: started from random weights → timm/resnet18.a1_in1k\n" in text
+
+
 def test_evaluations_of_files_and_of_other_images(finished: RunFolder, image_folder: Path, tmp_path: Path):
     weights = shutil.copy(finished.weights, tmp_path / "mine.safetensors")
     for split in ("val", "train"):
