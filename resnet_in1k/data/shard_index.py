@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_in1k.core import files
-from resnet_in1k.core.devices import usable_cores
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.source import IMAGE_SUFFIXES, PackedBytes
 from resnet_in1k.data.workers import worker_context
@@ -139,6 +138,8 @@ def _read_index(file: Path, shards: Sequence[Path], names: list[str], stats: np.
 
 
 def _build(shards: Sequence[Path], stats: np.ndarray) -> ShardIndex:
+    from resnet_in1k.core.devices import usable_cores  # psutil, which prediction does not need
+
     processes = min(usable_cores(), len(shards))
     entries: list[tuple[bytes, int, int, int, int]] = []
     with contextlib.ExitStack() as stack:

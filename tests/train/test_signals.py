@@ -137,9 +137,9 @@ def test_signal_while_the_data_is_being_opened_is_not_lost(
 ):
     """On network storage that may take minutes, and a job that goes back into the queue must end with status 75."""
 
-    def signalled(data: str, val_share: float) -> tuple[Source, Source]:
+    def signalled(*how: object) -> tuple[Source, Source]:
         os.kill(os.getpid(), signal.SIGUSR1)
-        return open_train_and_val(data, val_share)
+        return open_train_and_val(*how)
 
     monkeypatch.setattr(setup, "open_train_and_val", signalled)
     with pytest.raises(Preempted, match="stopped by SIGUSR1 before the first step; start with the same command and"):
