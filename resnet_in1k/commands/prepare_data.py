@@ -112,6 +112,7 @@ def prepare_data(options: PrepareOptions, say: Callable[[str], None] = print) ->
         else:
             write_folder(source, output / source.split, **how)
     written = _check_written(sources, options)
+    files.remove_temporaries(output)
     numbers = {f"num_{source.split}_images": len(source) for source in written}
     files.write_json(output / DONE_NAME, {**inputs, **numbers, "num_classes": len(written[0].class_names)})
     say(_summary(sources, written, options))

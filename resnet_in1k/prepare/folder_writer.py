@@ -36,11 +36,13 @@ def write_folder(
     kept = files.read_json_object(folder / PLAN_NAME)
     if kept is not None and kept != plan:
         raise UserError(f"{folder} is being made of other images or sizes; choose another folder, or remove it")
-    if kept is None and folder.is_dir() and any(folder.iterdir()):
+    # A hidden file is what a killed run leaves that was just writing its plan.
+    if kept is None and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty, and was not written by this script; choose another folder")
 
     def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        files.remove_temporaries(folder)
         files.write_json(folder / PLAN_NAME, plan)
         for left in folder.glob(f"{PARTIAL}*"):  # of a killed run; one that still ends finds its folder gone
             shutil.rmtree(left, ignore_errors=True)

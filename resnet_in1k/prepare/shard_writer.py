@@ -83,6 +83,7 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def _begin(source: Source, folder: Path, plan: Plan) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    files.remove_temporaries(folder)
     files.write_json(folder.parent / CLASSES_NAME, list(source.class_names))
     files.write_json(folder / PLAN_NAME, asdict(plan))
 

@@ -116,6 +116,16 @@ def test_killed_at_any_moment_and_run_again_the_result_is_the_same(images: list[
     assert contents(tmp_path / "out").keys() == expected.keys()
 
 
+def test_killed_while_it_writes_its_plan(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
+    """What is left then are hidden files: they are removed, and the folder is not taken for somebody else's."""
+    files, expected = archives
+    for name in ("out/train/..plan.json.123.tmp", "out/val/..plan.json.123.tmp", "out/.prepared.json.123.tmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{")
+    prepare(options(files, tmp_path / "out"))
+    assert contents(tmp_path / "out") == expected
+
+
 def replaced(data: bytes, old: bytes, new: bytes) -> bytes:
     assert data.count(old) >= 1
     return data.replace(old, new)
