@@ -60,6 +60,7 @@ class ColorJitter:
 
     def _adjust_groups(self, images: Tensor, draws: Arranged) -> Tensor:
         """Each image goes through its own adjustment only, together with all that have the same at this turn."""
+        images = images.contiguous()  # the adjustments work channel by channel
         for rows, factors, sizes in zip(draws["rows"], draws["factors"], draws["sizes"], strict=True):
             images = images[rows]
             groups = zip(ADJUSTMENTS.items(), images.split(sizes), factors.split(sizes), strict=True)

@@ -62,7 +62,7 @@ class Augmentation:
         """Augment and normalise.
 
         Args:
-            images: (B, 3, S, S) uint8.
+            images: (B, 3, S, S) uint8, in channels_last if from the loader.
             targets: (B,) int64 class indices.
             draws: for these B images, as `draw` gives them.
 

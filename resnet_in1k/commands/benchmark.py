@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.commands.benchmark_parts import beside_off, input_recipes, step_ways
+from resnet_in1k.commands.benchmark_parts import beside_off, input_recipes, random_images, step_ways
 from resnet_in1k.commands.communication import collectives_per_step, costs, ways_of_several
 from resnet_in1k.commands.reference import DecodeOnly, TutorialDataset, TutorialStep, bare_step, reference_loader
 from resnet_in1k.core.devices import capabilities, choose_cpu_threads, choose_workers, hardware_name, usable_cores
@@ -282,7 +282,7 @@ class Bench:
     def _augment_rate(self) -> float:
         """Images/s of the device's part of the input path, alone."""
         size, augmentation, steps = self.recipe.image_size, self._augmentation(1000), itertools.count(1)
-        images = torch.randint(256, (self.batch_size, 3, size, size), dtype=torch.uint8, device=self.device)
+        images = random_images(self.batch_size, size, self.device)
         labels = torch.randint(1000, (self.batch_size,), device=self.device)
 
         def augment() -> Tensors:

@@ -67,13 +67,19 @@ PLAIN = {
 """What switches the tutorial's augmentation off."""
 
 
+def random_images(batch_size: int, image_size: int, device: torch.device) -> torch.Tensor:
+    """(B, 3, S, S) uint8 in channels_last, as the loader gives them."""
+    pixels = torch.randint(256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, device=device)
+    return pixels.permute(0, 3, 1, 2)
+
+
 def step_ways(
     recipe: Recipe, accelerator: Accelerator, compile: bool, rate: Callable[[Callable[[], object]], float]
 ) -> dict[str, Callable[[], float]]:
     """By part, images/s of augmentation, training step and moving average on a batch that is on the device."""
     ways = {}
     size, batch_size, device = recipe.image_size, recipe.global_batch_size, accelerator.device
-    images = torch.randint(256, (batch_size, 3, size, size), dtype=torch.uint8, device=device)
+    images = random_images(batch_size, size, device)
     labels = torch.randint(NUM_CLASSES, (batch_size,), device=device)
     for name, fields in STEP_PARTS.items():
         take_step = _step_of(replace(recipe, **{**PLAIN, **fields}), accelerator, compile, images, labels)

@@ -35,7 +35,7 @@ Crop = Callable[[torch.Tensor, Sample, int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` (B, 3, S, S) uint8, `labels` (B,) int64, `indices` (B,) int64: the images' positions in the source."""
+    """`images` (B, 3, S, S) uint8 in channels_last; `labels` and `indices` (positions in the source), (B,) int64."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -127,13 +127,12 @@ class Loader:
 
     def _copied(self, filled: Filled, pin: bool) -> Batch:
         slot, spec, labels, indices, bad_images = filled
-        shape = (len(labels), 3, spec.image_size, spec.image_size)
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        images = torch.empty((len(labels), spec.image_size, spec.image_size, 3), dtype=torch.uint8, pin_memory=pin)
         # NumPy copies in this thread alone: the others are computing.
-        np.copyto(images.numpy(), _slot_view(self._slots, slot, shape).numpy())
+        np.copyto(images.numpy(), _slot_view(self._slots, slot, len(labels), spec.image_size).numpy())
         small = [torch.from_numpy(array) for array in (labels, indices)]
         small = [tensor.pin_memory() if pin else tensor for tensor in small]
-        return Batch(images, *small, spec.step, bad_images)
+        return Batch(images.permute(0, 3, 1, 2), *small, spec.step, bad_images)
 
 
 class SlotWriter(Dataset):
@@ -144,7 +143,7 @@ class SlotWriter(Dataset):
 
     def __getitems__(self, job: Job) -> Filled | ProcessError:
         slot, spec = job
-        images = _slot_view(self._slots, slot, (len(spec.samples), 3, spec.image_size, spec.image_size))
+        images = _slot_view(self._slots, slot, len(spec.samples), spec.image_size).permute(0, 3, 1, 2)
         indices = np.empty(len(spec.samples), dtype=np.int64)
         bad_images: dict[int, str] = {}
         for row, sample in enumerate(spec.samples):
@@ -176,9 +175,9 @@ def _identity(result: Any) -> Any:
     return result
 
 
-def _slot_view(slots: torch.Tensor, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
-    num_images, channels, height, width = shape
-    return slots[slot, : num_images * channels * height * width].view(shape)
+def _slot_view(slots: torch.Tensor, slot: int, num_images: int, image_size: int) -> torch.Tensor:
+    """(B, S, S, 3): pixel by pixel, as images are decoded and as the network takes them."""
+    return slots[slot, : num_images * image_size**2 * 3].view(num_images, image_size, image_size, 3)
 
 
 def _num_slots(num_workers: int) -> int:

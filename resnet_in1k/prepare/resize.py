@@ -32,5 +32,5 @@ class Resizer:
         resized = F.resize(image, [self.shorter_side], InterpolationMode.BICUBIC, antialias=True)
         file = io.BytesIO()
         picture = Image.fromarray(resized.permute(1, 2, 0).numpy())
-        picture.save(file, format="JPEG", quality=JPEG_QUALITY, subsampling=JPEG_SUBSAMPLING)
+        picture.save(file, format="JPEG", quality=JPEG_QUALITY, subsampling=JPEG_SUBSAMPLING, optimize=True)
         return file.getvalue()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as v1
+import torchvision.transforms.v2 as v2
 from helpers.images import assert_close_levels, encoded
 from PIL import Image
 
@@ -29,6 +30,21 @@ def test_train_crop_is_torchvisions_on_pillow_images(photographs: list[np.ndarra
         theirs = v1.RandomResizedCrop(image_size)(Image.fromarray(photograph))
         assert ours.shape == (3, image_size, image_size)
         assert_close_levels(ours, theirs, at_most=1)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("image_size", [32, 224, 500])
+def test_train_crop_has_the_bits_of_torchvisions_on_tensors(
+    photographs: list[np.ndarray], image_size: int, interpolation: str
+):
+    """However the image lies in memory."""
+    crop = TrainCrop(scale_min=0.08, seed=5, interpolation=interpolation)
+    theirs = v2.RandomResizedCrop(image_size, interpolation=v2.InterpolationMode(interpolation), antialias=True)
+    for index, photograph in enumerate(photographs):
+        for image in (as_tensor(photograph), as_tensor(photograph).contiguous()):
+            ours = crop(image, Sample(3, index), image_size)
+            torch.manual_seed(key(5, Stream.CROP, 3, index))
+            assert torch.equal(ours, theirs(image))
 
 
 def test_train_crop_depends_on_seed_epoch_and_index_alone(photographs: list[np.ndarray]):

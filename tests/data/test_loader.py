@@ -43,6 +43,7 @@ def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: S
     crop = TrainCrop.of(tiny)
     for batch, spec in zip(batches, order, strict=True):
         assert (batch.images.dtype, batch.images.shape, batch.bad_images) == (torch.uint8, (8, 3, 32, 32), {})
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert batch.indices.tolist() == [sample.index for sample in spec.samples]
         assert np.array_equal(batch.labels.numpy(), source.labels[batch.indices.numpy()])
         for image, sample in zip(batch.images, spec.samples, strict=True):
