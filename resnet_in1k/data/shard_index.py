@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,11 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "ShardIndex":
+        """Of these images alone."""
+        arrays = {name: getattr(self, name)[indices] for name in ("shard_of", "offsets", "sizes", "labels")}
+        return replace(self, keys=PackedBytes(self.keys[index] for index in indices), **arrays)
 
 
 def index_shards(shards: Sequence[Path]) -> ShardIndex:

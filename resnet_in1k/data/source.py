@@ -4,7 +4,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -45,6 +45,18 @@ class Source(Protocol):
         ...
 
 
+class Divisible(Source, Protocol):
+    """A source that can be divided in two, for `--val-share`."""
+
+    def key(self, index: int) -> bytes:
+        """What tells an image from the others of the source, wherever the source lies."""
+        ...
+
+    def take(self, indices: np.ndarray, split: Split) -> Source:
+        """These images alone, as a split."""
+        ...
+
+
 @dataclass(frozen=True)
 class SourceFacts:
     """What a model card says of a source, told by what `--data` named, without opening it."""
@@ -58,7 +70,11 @@ class SourceFacts:
 
 
 class SourceType(Protocol):
-    """How to open the sources of one prefix of `--data`; a module with these two functions is one."""
+    """How to open the sources of one prefix of `--data`; a module with these two functions is one.
+
+    It may have `open_whole(data) -> Divisible`, for images without a val split, which raises UserError if there is one;
+    and `forget(data)`, after which nothing that was kept of the data is used.
+    """
 
     def open_split(self, data: str, split: Split) -> Source:
         """Raises UserError if there is no such data."""
@@ -145,6 +161,13 @@ class FileSource(PackedSource):
     """A source whose `items` are paths of image files, relative to `folder`."""
 
     folder: Path
+
+    def key(self, index: int) -> bytes:
+        return self.items[index]
+
+    def take(self, indices: np.ndarray, split: Split) -> "FileSource":
+        items = PackedBytes(self.items[index] for index in indices)
+        return replace(self, split=split, labels=self.labels[indices], items=items)
 
     def read(self, index: int) -> np.ndarray:
         # Not np.fromfile, which takes a read error for the end of the file.

@@ -16,7 +16,7 @@ class TrainOptions:
     """A folder with train/<class>/* and val/<class>/*; hf:NAME[:CONFIG], a set of the Hub or a folder of parquet files;
     shards:DIR, tar files; `digits`; or `synthetic`."""
     val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
-    """Of a folder without val/: evaluate on this share of its images, chosen by their names' hashes."""
+    """Of images without a val split: evaluate on this share of them, chosen by their names' hashes."""
     rescan: bool = False
     """List the images anew, also where what is kept of the last listing seems to hold."""
     init_from: str | None = None

@@ -1,13 +1,11 @@
-"""Loader workers as processes: signals, death, memory, and the end of their parent."""
+"""Loader workers as processes: signals, death, and the end of their parent."""
 
 import multiprocessing
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from itertools import pairwise
 
 import pytest
 import torch
@@ -80,32 +78,3 @@ with eval_loader(open_source("digits", "val"), EvalPreprocessing(8, 8), 1, 1):
     assert process.stdout.readline() == "started\n"
     process.kill()
     process.communicate(timeout=20)  # to the end of what the worker, too, holds open
-
-
-@pytest.mark.slow
-def test_workers_do_not_grow_from_epoch_to_epoch():
-    """A worker's own memory after each of six passes over 1,000 images.
-
-    In a quiet process: where the main process copies a shared page, the worker is left as the old one's only owner.
-    """
-    code = """
-import gc, multiprocessing
-import psutil
-from resnet_in1k.data.order import EvalOrder
-from resnet_in1k.data.sources import open_source
-from resnet_in1k.evaluate.evaluation import EvalPreprocessing, eval_loader
-source = open_source("digits", "train")
-gc.freeze()
-with eval_loader(source, EvalPreprocessing(8, 8), 100, 1) as loader:
-    for _ in range(6):
-        for _ in loader.batches(EvalOrder(1000, 100, 8)):
-            pass
-        worker, = multiprocessing.active_children()
-        print(psutil.Process(worker.pid).memory_full_info().uss)
-gc.unfreeze()
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    own_bytes = [int(line) for line in result.stdout.split()]
-    assert len(own_bytes) == 6, result.stderr
-    growth = [after - before for before, after in pairwise(own_bytes)]
-    assert statistics.median(growth) < 0.1e6  # a buffer may grow once; what grows with epochs grows in each

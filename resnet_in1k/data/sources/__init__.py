@@ -6,6 +6,7 @@ from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import shorten
 from resnet_in1k.data.source import Source, SourceFacts, SourceType, Split
 from resnet_in1k.data.sources import digits, folder, hf, shards, synthetic
+from resnet_in1k.data.val_share import take_share
 
 SOURCES: dict[str, SourceType] = {"digits": digits, "hf": hf, "shards": shards, "synthetic": synthetic}
 """By the part of `--data` before a colon; anything else is a folder."""
@@ -15,7 +16,7 @@ def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
     """One split of what `--data` names.
 
     Args:
-        val_share: of a folder without a val split, the share of images that are one; see folder.open_share.
+        val_share: of images without a val split, the share that is one; see `take_share`.
 
     Raises:
         UserError: if there is no such data, or it is not laid out as images by class.
@@ -23,9 +24,10 @@ def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
     source_type = _source_type(data)
     if not val_share:
         return source_type.open_split(data, split)
-    if source_type is not folder:
-        raise UserError(f"--val-share is for a folder of images; {data} must have a val split of its own")
-    return folder.open_share(data, split, val_share)
+    open_whole = getattr(source_type, "open_whole", None)
+    if open_whole is None:
+        raise UserError(f"--val-share is for images without a val split; {data} has one")
+    return take_share(open_whole(data), split, val_share)
 
 
 def source_facts(data: str) -> SourceFacts:

@@ -1,11 +1,9 @@
 """A folder with `train/<class>/*` and `val/<class>/*`."""
 
-import hashlib
 import os
 import shlex
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,33 +30,12 @@ def open_split(data: str, split: Split) -> FileSource:
     return _open(data, split, folder)
 
 
-def open_share(data: str, split: Split, val_share: float) -> FileSource:
-    """Of a folder with `train/<class>/*` or `<class>/*` alone: the images whose names' hashes are in the val share, or
-    the others. The same on any machine, and an image that is added moves no other; only that each class has at least
-    one image in either split.
-    """
+def open_whole(data: str) -> FileSource:
+    """Of `train/<class>/*` or `<class>/*` alone."""
     root = _root(data)
     if (root / "val").is_dir():
-        raise UserError(f"--val-share {val_share:g}: {data} has a val split; leave it out, or name {root / 'train'}")
-    folder = root / "train" if (root / "train").is_dir() else root
-    whole = _open(data, split, folder)
-    places = np.array([_place_of(whole.items[index]) for index in range(len(whole))])
-    is_val = places < val_share
-    for label, name in enumerate(whole.class_names):
-        (members,) = np.nonzero(whole.labels == label)
-        if len(members) == 1:
-            raise UserError(f"{folder / name}: one image, which cannot be in both splits; add some, or remove it")
-        if not is_val[members].any():
-            is_val[members[places[members].argmin()]] = True
-        elif is_val[members].all():
-            is_val[members[places[members].argmax()]] = False
-    (chosen,) = np.nonzero(is_val if split == "val" else ~is_val)
-    return replace(whole, labels=whole.labels[chosen], items=PackedBytes(whole.items[index] for index in chosen))
-
-
-def _place_of(name: bytes) -> float:
-    """From 0 to 1, by the hash of an image's path below its split's folder."""
-    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
+        raise UserError(f"--val-share: {data} has a val split; leave it out, or name {root / 'train'}")
+    return _open(data, "train", root / "train" if (root / "train").is_dir() else root)
 
 
 def _root(data: str) -> Path:

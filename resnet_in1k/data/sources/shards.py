@@ -11,7 +11,7 @@ import os
 import shlex
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,12 @@ class ShardSource:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def key(self, index: int) -> bytes:
+        return self.index.keys[index]
+
+    def take(self, indices: np.ndarray, split: Split) -> "ShardSource":
+        return replace(self, split=split, index=self.index.take(indices))
 
     def read(self, index: int) -> np.ndarray:
         shard = int(self.index.shard_of[index])
@@ -144,15 +150,31 @@ def facts(data: str) -> SourceFacts:
 def open_split(data: str, split: Split) -> ShardSource:
     shards = _find_shards(data, split)
     if not shards:
+        without = "; for images without a val split give --val-share" if split == "val" else ""
         raise UserError(
             f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar or DIR/*{split}*.tar, or "
-            "are named by a pattern with {split} in it"
+            f"are named by a pattern with {{split}} in it{without}"
         )
+    return _open(data, split, shards, _find_shards(data, "train") if split == "val" else shards)
+
+
+def open_whole(data: str) -> ShardSource:
+    """Of `DIR/train/*.tar` or `DIR/*.tar` alone, or of all that a pattern names."""
+    if _has_splits(data) and _find_shards(data, "val"):
+        raise UserError(f"--val-share: {data} has a val split; leave it out, or name the shards to divide by a pattern")
+    shards = _find_whole(data)
+    if not shards:
+        raise UserError(f"--data {data}: no shards there; they belong in DIR/train/*.tar or DIR/*.tar")
+    return _open(data, "train", shards, shards)
+
+
+def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> ShardSource:
+    """`training`: the shards of the training split, if they are known."""
     index = index_shards(shards)
     class_names = _class_names(shards)
     if class_names is None:  # named by number, as many as the training split has
-        training = index if split == "train" else index_shards(_find_shards(data, "train") or shards)
-        class_names = [str(label) for label in range(int(training.labels.max()) + 1)]
+        labels = index.labels if training in ([], shards) else index_shards(training).labels
+        class_names = [str(label) for label in range(int(labels.max()) + 1)]
     largest = int(index.labels.max())
     if largest >= len(class_names):
         raise UserError(
@@ -165,12 +187,26 @@ def open_split(data: str, split: Split) -> ShardSource:
 
 def forget(data: str) -> None:
     """Nothing that was found before is used: for `--rescan`."""
-    for split in SPLIT_NAMES:
-        forget_index(_find_shards(data, split))
+    for shards in (_find_whole(data), *(_find_shards(data, split) for split in SPLIT_NAMES if _has_splits(data))):
+        forget_index(shards)
 
 
 def _is_pattern(text: str) -> bool:
     return glob.has_magic(text) or "{split}" in text
+
+
+def _has_splits(data: str) -> bool:
+    """Whether it can name a training and a val split."""
+    place = data.removeprefix(PREFIX)
+    return not _is_pattern(place) or "{split}" in place
+
+
+def _find_whole(data: str) -> list[Path]:
+    """What `--val-share` divides."""
+    place = data.removeprefix(PREFIX)
+    if training := _has_splits(data) and _find_shards(data, "train"):
+        return training
+    return _sorted_paths(place if _is_pattern(place) else f"{glob.escape(place)}/*.tar")
 
 
 def _find_shards(data: str, split: Split) -> list[Path]:
@@ -184,9 +220,13 @@ def _find_shards(data: str, split: Split) -> list[Path]:
             folder = glob.escape(place)
             patterns = [f"{folder}/{name}/*.tar", f"{folder}/*{name}*.tar"]
         for pattern in patterns:
-            if found := sorted(glob.glob(pattern)):
-                return [Path(path) for path in found]
+            if found := _sorted_paths(pattern):
+                return found
     return []
+
+
+def _sorted_paths(pattern: str) -> list[Path]:
+    return [Path(path) for path in sorted(glob.glob(pattern))]
 
 
 def _class_names(shards: list[Path]) -> list[str] | None:
