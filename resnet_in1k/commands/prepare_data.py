@@ -1,7 +1,9 @@
 """scripts/prepare_data.py: from the form that images come in to one that trains, checked."""
 
+import contextlib
 import csv
 import io
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from resnet_in1k.data.crops import TrainCrop
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.order import Sample
 from resnet_in1k.data.source import Source, Split
-from resnet_in1k.data.sources import open_source, open_train_and_val
+from resnet_in1k.data.sources import check_same_classes, open_source, open_train_and_val, open_whole
 from resnet_in1k.data.sources.shards import ShardSource
 from resnet_in1k.prepare.folder_writer import check_space, write_folder
 from resnet_in1k.prepare.imagenet_archives import Archives, open_archives
@@ -200,18 +202,9 @@ def crop_rates(original: Source, copy: Source) -> tuple[float, float]:
 
 
 def _verify(data: str, report: Path | None, processes: int, say: Callable[[str], None]) -> bool:
-    sources, missing = [], []
-    for split in SPLITS:
-        try:
-            sources.append(open_source(data, split))
-        except UserError as error:
-            missing.append(str(error))
-    if not sources:
-        raise UserError(missing[0])
-    for problem in missing:
-        say(f"not verified: {problem}")
+    sources, problems = _what_opens(data)
     found: list[Problem] = []
-    for problem in verify(sources, processes, Progress()):
+    for problem in itertools.chain(problems, verify(sources, processes, Progress())):
         found.append(problem)
         say(f"{problem.kind}: {problem.image} ({problem.detail})")
     for source in sources:
@@ -225,4 +218,29 @@ def _verify(data: str, report: Path | None, processes: int, say: Callable[[str],
         say(f"written to {report}")
     total = sum(map(len, sources))
     say(f"{data}: {total:,} images, " + (f"{count(len(found), 'problem')}" if found else "all whole"))
-    return not found and not missing
+    return not found
+
+
+def _what_opens(data: str) -> tuple[list[Source], list[Problem]]:
+    """Both splits, or all images where there is no val split; and what training would say of them.
+
+    Raises UserError if nothing can be opened.
+    """
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    for split in SPLITS:
+        try:
+            sources.append(open_source(data, split))
+        except UserError as error:
+            problems.append(Problem(f"{data} {split}", "not verified", str(error)))
+    if problems:
+        with contextlib.suppress(UserError):
+            return [open_whole(data)], []
+    if not sources:
+        raise UserError(problems[0].detail)
+    if not problems:
+        try:
+            check_same_classes(sources[0].class_names, "train", sources[1].class_names, "val", where=data)
+        except UserError as error:
+            problems.append(Problem(data, "classes", str(error)))
+    return sources, problems

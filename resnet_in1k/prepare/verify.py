@@ -20,7 +20,7 @@ _WNID = re.compile(r"(n\d{8})_\d+\b")
 class Problem(NamedTuple):
     image: str
     kind: str
-    """broken, empty, unreadable, duplicate or misfiled."""
+    """broken, empty, unreadable, duplicate or misfiled; of a split as a whole, not verified or classes."""
     detail: str
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 def main(data: Path, output: Path) -> None:
     from torch.distributed import PrefixStore
 
-    from helpers.training import reset_accelerate_state, run, small_version
+    from helpers.training import reset_accelerate_state, run, shallow_resnet18, small_version
     from resnet_in1k.core import launch
     from resnet_in1k.recipes.named import RECIPES
 
@@ -20,7 +20,8 @@ def main(data: Path, output: Path) -> None:
         reset_accelerate_state()
         # A training is made to be the only one of its launch: what one has left in the store is not for the next.
         launch._connect_store = lambda name=name: PrefixStore(name, connect())
-        run(recipe, data, output / name, resume=True, **how)
+        with shallow_resnet18():
+            run(recipe, data, output / name, resume=True, **how)
 
 
 if __name__ == "__main__":

@@ -379,6 +379,29 @@ def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
         prepare_data(PrepareOptions(verify=str(tmp_path / "nowhere"), processes=1))
 
 
+def test_images_without_a_val_split_are_verified_all(image_folder: Path):
+    said: list[str] = []
+    assert prepare_data(PrepareOptions(verify=str(image_folder / "train"), processes=1), said.append)
+    assert said[-1] == f"{image_folder / 'train'}: 37 images, all whole"
+
+
+def test_splits_that_training_would_refuse_are_listed(image_folder: Path, tmp_path: Path):
+    """And the images of the other split verified all the same."""
+    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    how = PrepareOptions(verify=str(folder), report=tmp_path / "report.csv", processes=1)
+    shutil.rmtree(folder / "val/cat")
+    assert not prepare_data(how, lambda line: None)
+    (row,) = csv.DictReader(how.report.open())
+    assert row["kind"] == "classes"
+    assert "only in train: cat" in row["detail"]
+    (folder / "val/cat").mkdir()
+    (folder / "train/ant/0.jpg").write_bytes(b"")
+    assert not prepare_data(how, lambda line: None)
+    rows = list(csv.DictReader(how.report.open()))
+    assert [row["kind"] for row in rows] == ["not verified", "empty"]
+    assert "cat: no images in this class" in rows[0]["detail"]
+
+
 def test_contradicting_options_are_refused(tmp_path: Path):
     for given, message in (
         ({"train_tar": tmp_path / "a"}, "--train-tar, --val-tar and --devkit-tar belong together"),

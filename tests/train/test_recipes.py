@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import ROOT, assert_same_end, log_without_times
-from helpers.training import losses, run, small_version
+from helpers.training import losses, run, shallow_resnet18, small_version
 from safetensors.torch import load_file
 
 from resnet_in1k.commands.evaluate import EvalOptions, evaluate
@@ -21,6 +22,12 @@ from resnet_in1k.run.folder import RunFolder
 from resnet_in1k.run.recipe_file import read_recipe
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def shallow() -> Iterator[None]:
+    with shallow_resnet18():
+        yield
 
 
 def copy_without_end(folder: RunFolder, copy: Path) -> RunFolder:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import shorten
-from resnet_in1k.data.source import Source, SourceFacts, SourceType, Split
+from resnet_in1k.data.source import Divisible, Source, SourceFacts, SourceType, Split
 from resnet_in1k.data.sources import digits, folder, hf, shards, synthetic
 from resnet_in1k.data.val_share import take_share
 
@@ -21,13 +21,17 @@ def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
     Raises:
         UserError: if there is no such data, or it is not laid out as images by class.
     """
-    source_type = _source_type(data)
     if not val_share:
-        return source_type.open_split(data, split)
-    open_whole = getattr(source_type, "open_whole", None)
-    if open_whole is None:
-        raise UserError(f"--val-share is for images without a val split; {data} has one")
+        return _source_type(data).open_split(data, split)
     return take_share(open_whole(data), split, val_share)
+
+
+def open_whole(data: str) -> Divisible:
+    """All images of data without a val split; raises UserError if they have one."""
+    source_type = _source_type(data)
+    if not hasattr(source_type, "open_whole"):
+        raise UserError(f"--val-share is for images without a val split; {data} has one")
+    return source_type.open_whole(data)
 
 
 def source_facts(data: str) -> SourceFacts:
