@@ -58,6 +58,35 @@ def test_imagenets_classes_are_named_as_its_folders(tmp_path: Path):
     assert open_source(f"hf:{tmp_path}", "train").class_names == tuple(known)
 
 
+def test_a_column_of_labels_can_be_named(tmp_path: Path):
+    """One of two of ClassLabel, as CIFAR-100 has; or numbers or names, whose classes are those of all splits."""
+    second = (datasets.ClassLabel(names=["x", "y", "z"]), [2, 0, 2])
+    data = write_table(tmp_path / "two", second=second)
+    source = open_source(f"{data}:::second", "train")
+    assert (source.class_names, source.labels.tolist()) == (("x", "y", "z"), [2, 0, 2])
+    for name, kind, of_train, of_test, class_names in (
+        ("names", "string", ["dog", "cat", "dog"], ["ox", "dog", "cat"], ("cat", "dog", "ox")),
+        ("numbers", "int64", [10, 9, 10], [11, 10, 9], ("9", "10", "11")),
+    ):
+        write_table(tmp_path / name, "train", other=(datasets.Value(kind), of_train))
+        write_table(tmp_path / name, "test", other=(datasets.Value(kind), of_test))
+        train, val = open_train_and_val(f"hf:{tmp_path / name}:::other")
+        assert train.class_names == val.class_names == class_names
+        assert (train.labels.tolist(), val.labels.tolist()) == ([1, 0, 1], [2, 1, 0])
+    with pytest.raises(
+        UserError, match=r"picture is no column of labels; the columns: picture \(Image\), kind \(ClassL"
+    ):
+        open_source(f"{data}:::picture", "train")
+    with pytest.raises(UserError, match=r"nothing is no column of labels; the columns: "):
+        open_source(f"{data}:::nothing", "train")
+    assert source_facts(f"{data}::a,b:second").data_flag == "hf:path/to/two::a,b:second"
+
+
+def test_a_missing_label_is_counted(tmp_path: Path):
+    with pytest.raises(UserError, match="1 of 3 images in train have no label"):
+        open_source(write_table(tmp_path, labels=(0, None, 1)), "train")
+
+
 def test_what_will_not_do_is_one_line(tmp_path: Path):
     cases = {
         "images": (
@@ -66,7 +95,7 @@ def test_what_will_not_do_is_one_line(tmp_path: Path):
         ),
         "labels": (
             write_table(tmp_path / "b", second=(datasets.ClassLabel(names=["x"]), [0] * 3)),
-            r"2 columns of labels \(ClassLabel\), where one is needed: picture \(Image\), kind \(ClassLabel\)",
+            r"2 columns of labels .*: picture \(Image\), kind \(ClassLabel\), .*; name it: hf:/.*/b:::COLUMN$",
         ),
         "unlabelled": (write_table(tmp_path / "c", labels=(0, -1, -1)), "2 of 3 images in train have no label"),
         "split": (write_table(tmp_path / "d", "dev"), r"no split named train, but|no split named train"),
@@ -96,7 +125,7 @@ def test_sets_that_may_not_be_read_say_what_to_do(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("Couldn't reach 'a/b' on the Hub (offline)")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UserError, match=r"hf:a/b cannot be loaded \(ConnectionError: Couldn't reach"):
+    with pytest.raises(UserError, match=r"hf:a/b cannot be loaded \(Couldn't reach .*\); without a network only what"):
         open_source("hf:a/b", "train")
 
 

@@ -1,4 +1,4 @@
-"""`hf:NAME[:CONFIG[:TRAIN,VAL]]`: an image set of the Hub, or a local folder of parquet files, by `datasets`.
+"""`hf:NAME[:CONFIG[:TRAIN,VAL[:LABEL]]]`: an image set of the Hub, or a local folder of parquet files, by `datasets`.
 
 The table is mapped from the disk, and images stay encoded: the same decoder and augmentation run as for files.
 """
@@ -7,7 +7,7 @@ import errno
 import hashlib
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,47 +94,59 @@ class TableSource:
         return digest.hexdigest()
 
 
+class Address(NamedTuple):
+    """The parts of `hf:NAME:CONFIG:TRAIN,VAL:LABEL`, "" where they are not given."""
+
+    name: str
+    config: str = ""
+    splits: str = ""
+    label: str = ""
+
+    @classmethod
+    def of(cls, data: str) -> "Address":
+        return cls(*data.removeprefix(PREFIX).split(":", 3))
+
+    def __str__(self) -> str:
+        return PREFIX + ":".join(self).rstrip(":")
+
+
 def facts(data: str) -> SourceFacts:
-    name = data.removeprefix(PREFIX).split(":")[0]
-    is_local = Path(name).exists()
-    flag = f"{PREFIX}path/to/{Path(name).name}" if is_local else data
+    address = Address.of(data)
+    if Path(address.name).exists():
+        address = address._replace(name=f"path/to/{Path(address.name).name}")
     limits = ("Who took the training images, where and of what, is for the data set's own page to say.",)
-    return SourceFacts(name=Path(name).name if is_local else name, data_flag=shlex.quote(flag), limits=limits)
+    name = address.name.removeprefix("path/to/")
+    return SourceFacts(name=name, data_flag=shlex.quote(str(address)), limits=limits)
 
 
 def open_split(data: str, split: Split) -> TableSource:
     """Raises UserError if there is no such set, it may not be read, or it has no images with labels."""
-    name, config, given = _parts(data)
-    if split == "train" and given and "," not in given:
+    address = Address.of(data)
+    if split == "train" and address.splits and "," not in address.splits:
+        both = address._replace(splits=f"{address.splits},VAL")
         raise UserError(
-            f"--data {data}: one split, which cannot be trained and validated on; name both, as in "
-            f"{PREFIX}{name}:{config}:{given},VAL, or give --val-share"
+            f"--data {data}: one split, which cannot be trained and validated on; name both, as in {both}, or give "
+            "--val-share"
         )
-    sets = _load(data, name, config)
-    wanted = tuple(given.split(",")[0 if split == "train" else -1 :][:1]) if given else SPLIT_NAMES[split]
-    source = _open(data, split, sets, wanted)
-    if not given and source.split_name == "test":
+    wanted = SPLIT_NAMES[split]
+    if address.splits:
+        wanted = (address.splits.split(",")[0 if split == "train" else -1],)
+    source = _open(data, split, _load(data), wanted)
+    if not address.splits and source.split_name == "test":
         source.note = "validation is on the split test"
     return source
 
 
 def open_whole(data: str) -> TableSource:
     """Of the training split, or of the one that is named."""
-    name, config, given = _parts(data)
-    sets = _load(data, name, config)
-    val = [given.partition(",")[2]] if given else [each for each in SPLIT_NAMES["val"] if each in sets]
-    if val and val[0]:
-        named = f"{PREFIX}{name}:{config}:{given.partition(',')[0] or 'train'}"
-        raise UserError(
-            f"--val-share: {data} has a val split, {val[0]}; leave it out, or name the one to divide: {named}"
-        )
-    return _open(data, "train", sets, (given,) if given else SPLIT_NAMES["train"])
-
-
-def _parts(data: str) -> tuple[str, str, str]:
-    """The name, the configuration and the splits, "" where they are not given."""
-    name, config, given = (*data.removeprefix(PREFIX).split(":", 2), "", "")[:3]
-    return name, config, given
+    address, sets = Address.of(data), _load(data)
+    train, _, val = address.splits.partition(",")
+    if not train:
+        val = next((name for name in SPLIT_NAMES["val"] if name in sets), "")
+    if val:
+        named = address._replace(splits=train or "train")
+        raise UserError(f"--val-share: {data} has a val split, {val}; leave it out, or name the one to divide: {named}")
+    return _open(data, "train", sets, (train,) if train else SPLIT_NAMES["train"])
 
 
 def _open(data: str, split: Split, sets: Any, wanted: tuple[str, ...]) -> TableSource:
@@ -143,45 +155,96 @@ def _open(data: str, split: Split, sets: Any, wanted: tuple[str, ...]) -> TableS
 
     found = next((each for each in wanted if each in sets), None)
     if found is None:
-        name, config, _ = _parts(data)
+        named = Address.of(data)._replace(splits="TRAIN,VAL")
         without = ", or give --val-share" if split == "val" else ""
         raise UserError(
-            f"--data {data}: no split named {' or '.join(wanted)}, but {', '.join(sets)}; name them: "
-            f"{PREFIX}{name}:{config}:TRAIN,VAL{without}"
+            f"--data {data}: no split named {' or '.join(wanted)}, but {', '.join(sets)}; name them: {named}{without}"
         )
     table = sets[found]
-    image_column = _column(data, table, datasets.Image, "images")
-    label_column = _column(data, table, datasets.ClassLabel, "labels (ClassLabel)")
-    names = list(table.features[label_column].names)
-    class_names = tuple(wnids_of(names) or names)  # ImageNet-1k's, as its folders are named
+    image_column = _image_column(data, table)
+    label_column = _label_column(data, table)
+    class_names, labels = _labels(label_column, table, sets)
     table = table.cast_column(image_column, datasets.Image(decode=False))
-    labels = np.asarray(table.data.column(label_column).to_numpy(), dtype=np.int64)
     if len(labels) == 0 or labels.min() < 0:  # -1 is what a test split without labels has
         unlabelled = int((labels < 0).sum())
         raise UserError(f"--data {data}: {unlabelled:,} of {len(labels):,} images in {found} have no label")
     return TableSource(data, split, table, image_column, labels, class_names)
 
 
-def _load(data: str, name: str, config: str) -> Any:
+def _load(data: str) -> Any:
     """A `datasets.DatasetDict`."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
+    address = Address.of(data)
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(name, config or None)
+        return datasets.load_dataset(address.name, address.config or None)
     except DatasetNotFoundError as error:
         advice = "is the name right? A private or gated one needs `hf auth login`"
         if "gated" in str(error):
-            advice = f"accept its terms at https://huggingface.co/datasets/{name}, then `hf auth login`"
+            advice = f"accept its terms at https://huggingface.co/datasets/{address.name}, then `hf auth login`"
         raise UserError(f"--data {data}: {first_line(error)}; {advice}") from None
+    except ConnectionError as error:
+        raise UserError(
+            f"--data {data} cannot be loaded ({first_line(error)}); without a network only what was downloaded before, "
+            "to this machine's HF_HOME, can be read"
+        ) from None
     except Exception as error:  # of the client, the file formats, the disk: they share no base class
         raise UserError(f"--data {data} cannot be loaded ({type(error).__name__}: {first_line(error)})") from None
 
 
-def _column(data: str, table: Any, kind: type, what: str) -> str:
-    names = [name for name, feature in table.features.items() if isinstance(feature, kind)]
+def _image_column(data: str, table: Any) -> str:
+    import datasets
+
+    names = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     if len(names) != 1:
-        columns = shorten([f"{name} ({type(feature).__name__})" for name, feature in table.features.items()], 9)
-        raise UserError(f"--data {data}: {len(names) or 'no'} columns of {what}, where one is needed: {columns}")
+        raise UserError(
+            f"--data {data}: {len(names) or 'no'} columns of images, where one is needed: {_columns(table)}"
+        )
     return names[0]
+
+
+def _label_column(data: str, table: Any) -> str:
+    """The one that is named, or the only one of ClassLabel."""
+    import datasets
+
+    address = Address.of(data)
+    names = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if address.label:
+        kind = getattr(table.features.get(address.label), "dtype", "")
+        if kind != "string" and "int" not in kind:
+            raise UserError(f"--data {data}: {address.label} is no column of labels; the columns: {_columns(table)}")
+        return address.label
+    if len(names) != 1:
+        named = address._replace(label="COLUMN")
+        raise UserError(
+            f"--data {data}: {len(names) or 'no'} columns of labels (ClassLabel), where one is needed: "
+            f"{_columns(table)}; name it: {named}"
+        )
+    return names[0]
+
+
+def _columns(table: Any) -> str:
+    kinds = {
+        name: feature.dtype if type(feature).__name__ == "Value" else type(feature).__name__
+        for name, feature in table.features.items()
+    }
+    return shorten([f"{name} ({kind})" for name, kind in kinds.items()], 9)
+
+
+def _labels(column: str, table: Any, sets: Any) -> tuple[tuple[str, ...], np.ndarray]:
+    """The class names, and the labels of the table, (N,) int64, -1 for none."""
+    import datasets
+    import pyarrow.compute
+
+    cells = table.data.column(column)
+    feature = table.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        names = tuple(wnids_of(feature.names) or feature.names)  # ImageNet-1k's, as its folders are named
+        return names, cells.fill_null(-1).to_numpy().astype(np.int64)
+    # Numbers or names: the classes are those of all splits, so that one that has not all of them has the same labels.
+    values = sorted({value for each in sets.values() for value in each.unique(column) if value is not None})
+    values = [value for value in values if value != -1]
+    places = pyarrow.compute.index_in(cells, value_set=pyarrow.array(values, type=cells.type))
+    return tuple(map(str, values)), places.fill_null(-1).to_numpy().astype(np.int64)
