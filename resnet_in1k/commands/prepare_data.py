@@ -240,7 +240,7 @@ def _what_opens(data: str) -> tuple[list[Source], list[Problem]]:
         raise UserError(problems[0].detail)
     if not problems:
         try:
-            check_same_classes(sources[0].class_names, "train", sources[1].class_names, "val", where=data)
+            check_same_classes(sources[0].class_names, "train", sources[1].class_names, "val", where="the splits")
         except UserError as error:
             problems.append(Problem(data, "classes", str(error)))
     return sources, problems
