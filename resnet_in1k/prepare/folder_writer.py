@@ -11,7 +11,7 @@ import numpy as np
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import file_size
-from resnet_in1k.data.source import FileSource, Source
+from resnet_in1k.data.source import IMAGE_SUFFIXES, FileSource, Source
 from resnet_in1k.prepare.parallel import Progress, run_parallel
 from resnet_in1k.prepare.shard_writer import suffix_of
 
@@ -99,14 +99,19 @@ def _write_image(source: Source, index: int, class_name: str, folder: Path, chan
 
 def file_name(source: Source, index: int, class_name: str) -> PurePosixPath:
     """Below the class's folder: as the image is named in the source, else by its number."""
-    path = PurePosixPath(source.image_name(index).rpartition(":")[2])
+    path = PurePosixPath(os.fsdecode(source.key(index)) if hasattr(source, "key") else "")
     parts = path.parts
-    if class_name in parts[:-1]:
-        place = len(parts) - 2 - parts[:-1][::-1].index(class_name)
-        return PurePosixPath(*parts[place + 1 :])
-    if isinstance(source, FileSource):
-        return PurePosixPath(path.name)
-    return PurePosixPath(f"{index:08d}{suffix_of(source.read(index)[:16].tobytes(), path.name)}")
+    if class_name in parts[:-1] and ".." not in parts:
+        path = PurePosixPath(*parts[parts.index(class_name) + 1 :])
+    elif isinstance(source, FileSource):
+        path = PurePosixPath(path.name)
+    else:
+        path = PurePosixPath(f"{index:08d}")
+    if isinstance(source, FileSource) or path.suffix.lower() in IMAGE_SUFFIXES:
+        return path
+    return path.parent / (
+        path.name + suffix_of(source.read(index)[:16].tobytes(), source.image_name(index).rstrip(")"))
+    )
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

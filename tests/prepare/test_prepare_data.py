@@ -335,6 +335,38 @@ def test_a_folder_of_classes_is_divided_without_copies(image_folder: Path, tmp_p
         prepare(PrepareOptions(data=str(folder), val_share=0.2, output=tmp_path / "out", processes=1))
 
 
+def test_images_keep_their_names_below_their_classes(image_folder: Path, photographs: list[np.ndarray], tmp_path: Path):
+    """Also with colons, and in folders named as their class."""
+    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    names = ["ant/0.jpg", "ant/a:0.jpg", "ant/ant/0.jpg", "ant/ant/ant/b:0.jpg"]
+    for number, name in enumerate(names):
+        (folder / "train" / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photographs[number % 2]).save(folder / "train" / name, quality=50 + number)
+    prepare(PrepareOptions(data=str(folder), output=tmp_path / "out", processes=1))
+    written = contents(tmp_path / "out")
+    assert {f"train/{name}" for name in names} < written.keys()
+    assert written == contents(folder)
+
+
+def test_images_of_shards_keep_their_keys_where_they_name_the_class(image_folder: Path, tmp_path: Path):
+    """With a suffix, as a key has none; never outside the class's folder."""
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/classes.json").write_text('["ant", "bee"]')
+    image = (image_folder / "val/ant/0.jpg").read_bytes()
+    for split in ("train", "val"):
+        keys = ["ant/one", "bee/two", "three", "ant/../../../outside"]
+        entries = [
+            (f"{key}.{kind}", data) for key in keys for kind, data in (("jpg", image), ("cls", b"%d" % ("bee" in key)))
+        ]
+        (tmp_path / f"shards/{split}.tar").write_bytes(tar_of(entries))
+    prepare(PrepareOptions(data=f"shards:{tmp_path / 'shards'}", output=tmp_path / "a/b/c/out", processes=1))
+    files = {"ant/00000000.jpg", "ant/one.jpg", "bee/two.jpg", "ant/00000003.jpg"}
+    assert contents(tmp_path / "a/b/c/out").keys() == {
+        f"{split}/{name}" for split in ("train", "val") for name in files
+    }
+    assert len(list((tmp_path / "a").rglob("*.jpg"))) == 8
+
+
 def test_what_others_wrote_is_left_alone(image_folder: Path, tmp_path: Path):
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/precious.txt").write_text("mine")
