@@ -24,17 +24,20 @@ from resnet_in1k.data.order import Sample
 from resnet_in1k.data.source import Source, Split
 from resnet_in1k.data.sources import check_same_classes, open_source, open_train_and_val, open_whole
 from resnet_in1k.data.sources.shards import ShardSource
-from resnet_in1k.prepare.folder_writer import check_space, write_folder
+from resnet_in1k.prepare.folder_writer import can_link, check_space, write_folder
 from resnet_in1k.prepare.imagenet_archives import Archives, open_archives
 from resnet_in1k.prepare.kaggle import open_kaggle
 from resnet_in1k.prepare.parallel import Progress
 from resnet_in1k.prepare.resize import JPEG_QUALITY, JPEG_SUBSAMPLING, Resizer
 from resnet_in1k.prepare.shard_writer import write_shards
 from resnet_in1k.prepare.verify import Problem, verify
+from resnet_in1k.prepare.written import Change, mean_written_bytes
 
 DONE_NAME = "prepared.json"
 """In the finished folder: what it was made of."""
 SPLITS: tuple[Split, ...] = ("train", "val")
+SIZED_IMAGES = 100
+"""Of which the mean size is taken, to tell how much space is needed."""
 GAIN_IMAGES, GAIN_REPETITIONS, GAIN_CROP = 100, 5, 224
 
 
@@ -105,8 +108,8 @@ def prepare_data(options: PrepareOptions, say: Callable[[str], None] = print) ->
         return True
     progress = Progress()
     sources = _sources(options, processes, progress, say)
-    _check_space(sources, options)
     change = Resizer(options.resize) if options.resize else None
+    _check_space(sources, output, change, links=change is None and not options.shards)
     for source in sources:
         how = {"processes": processes, "progress": progress, "change": change, "resized_to": options.resize or 0}
         if options.shards:
@@ -139,13 +142,17 @@ def _sources(
     return open_archives(Archives(train, val, devkit), options.allow_partial, processes, progress, say)
 
 
-def _check_space(sources: tuple[Source, Source], options: PrepareOptions) -> None:
-    """Of archives, whose sizes are known; copies that are smaller are not known before."""
-    output = options.output
-    if output is None or options.resize or (output / "train").exists():
-        return
-    known = [int(source.index.sizes.sum()) for source in sources if isinstance(source, ShardSource)]
-    check_space(output, sum(known))
+def _check_space(sources: tuple[Source, Source], output: Path, change: Change | None, links: bool) -> None:
+    """Of what is not begun yet, by the sizes that are known, else by those of some images."""
+    needed = 0.0
+    for source in sources:
+        if (output / source.split).exists() or (links and can_link(source, output)):
+            continue
+        if isinstance(source, ShardSource) and change is None:
+            needed += int(source.index.sizes.sum())
+        else:
+            needed += len(source) * mean_written_bytes(source, change, SIZED_IMAGES)
+    check_space(output, round(needed))
 
 
 def _written(options: PrepareOptions) -> str:

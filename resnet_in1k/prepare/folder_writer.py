@@ -3,7 +3,6 @@
 import functools
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,12 +13,11 @@ from resnet_in1k.core.text import file_size
 from resnet_in1k.data.source import IMAGE_SUFFIXES, FileSource, Source
 from resnet_in1k.prepare.parallel import Progress, run_parallel
 from resnet_in1k.prepare.shard_writer import suffix_of
+from resnet_in1k.prepare.written import Change, written_bytes
 
 PARTIAL = ".partial."
 """Before the name of a class that is being written."""
 PLAN_NAME = ".plan.json"
-
-Change = Callable[[bytes], bytes]
 
 
 def write_folder(
@@ -88,13 +86,7 @@ def _write_image(source: Source, index: int, class_name: str, folder: Path, chan
         except OSError:  # another file system, or one without links
             shutil.copyfile(original, target)
         return
-    data = source.read(index).tobytes()
-    try:
-        target.write_bytes(change(data) if change else data)
-    except ValueError as error:
-        raise UserError(
-            f"{source.image_name(index)} cannot be decoded ({error}); prepare_data.py --verify lists all such images"
-        ) from None
+    target.write_bytes(written_bytes(source, index, change))
 
 
 def file_name(source: Source, index: int, class_name: str) -> PurePosixPath:
@@ -114,9 +106,21 @@ def file_name(source: Source, index: int, class_name: str) -> PurePosixPath:
     )
 
 
+def can_link(source: Source, folder: Path) -> bool:
+    """Whether the images are files on the file system of `folder`, which need no space there."""
+    try:
+        return isinstance(source, FileSource) and os.stat(source.image_name(0)).st_dev == _nearest(folder).stat().st_dev
+    except OSError:  # told when it is read
+        return False
+
+
 def check_space(folder: Path, needed_bytes: int) -> None:
     """Raises UserError if the file system has less left."""
-    nearest = next(each for each in [folder, *folder.absolute().parents] if each.is_dir())
-    free = shutil.disk_usage(nearest).free
+    free = shutil.disk_usage(_nearest(folder)).free
     if free < needed_bytes:
-        raise UserError(f"{nearest} has {file_size(free)} left, and {file_size(needed_bytes)} are needed")
+        raise UserError(f"{_nearest(folder)} has {file_size(free)} left, and {file_size(needed_bytes)} are needed")
+
+
+def _nearest(folder: Path) -> Path:
+    """Itself or, where it is not there yet, the folder that it will be in."""
+    return next(each for each in [folder, *folder.absolute().parents] if each.is_dir())

@@ -4,7 +4,6 @@ import functools
 import io
 import re
 import tarfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.source import IMAGE_SUFFIXES, Source
 from resnet_in1k.data.sources.shards import CLASSES_NAME
 from resnet_in1k.prepare.parallel import Progress, run_parallel
+from resnet_in1k.prepare.written import Change, mean_written_bytes, written_bytes
 
 PLAN_NAME = "plan.json"
 """Of a folder of shards: what they are made of, so that an interrupted writing goes on only with the same."""
@@ -49,7 +49,7 @@ def write_shards(
     shard_bytes: int,
     processes: int,
     progress: Progress,
-    change: Callable[[bytes], bytes] | None = None,
+    change: Change | None = None,
     resized_to: int = 0,
 ) -> Plan:
     """Write `folder/shard-000000.tar` and so on, and the class names above it. Shards that are there are not written
@@ -88,28 +88,21 @@ def _begin(source: Source, folder: Path, plan: Plan) -> None:
     files.write_json(folder / PLAN_NAME, asdict(plan))
 
 
-def _images_per_shard(source: Source, shard_bytes: int, change: Callable[[bytes], bytes] | None) -> int:
-    places = np.unique(np.linspace(0, len(source) - 1, num=min(MEASURED_IMAGES, len(source)), dtype=np.int64))
-    sizes = []
-    for index in places.tolist():
-        data = source.read(index).tobytes()
-        sizes.append(len(change(data) if change else data))
+def _images_per_shard(source: Source, shard_bytes: int, change: Change | None) -> int:
     # Each of the two entries has a header and is filled up to whole blocks.
-    mean = float(np.mean(sizes)) + 3.5 * BLOCK_BYTES
+    mean = mean_written_bytes(source, change, MEASURED_IMAGES) + 3.5 * BLOCK_BYTES
     return max(1, round(shard_bytes / mean))
 
 
-def _write_shard(source: Source, folder: Path, plan: Plan, change: Callable[[bytes], bytes] | None, number: int) -> int:
+def _write_shard(source: Source, folder: Path, plan: Plan, change: Change | None, number: int) -> int:
     """Returns how many images are in it."""
     members = plan.members(number).tolist()
 
     def write(path: Path) -> None:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
             for index in members:
-                data = source.read(index).tobytes()
-                name = source.image_name(index)
+                image, name = written_bytes(source, index, change), source.image_name(index)
                 key = key_of(index, name)
-                image = change(data) if change else data
                 _add(archive, key + suffix_of(image, name), image)
                 _add(archive, f"{key}.cls", str(int(source.labels[index])).encode())
 

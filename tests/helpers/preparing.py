@@ -1,0 +1,25 @@
+"""scripts/prepare_data.py in this process, and what it wrote."""
+
+from pathlib import Path
+
+from resnet_in1k.commands.prepare_data import PrepareOptions, prepare_data
+from resnet_in1k.prepare.imagenet_archives import Archives
+
+
+def options(archives: Archives, output: Path, **changes: object) -> PrepareOptions:
+    given = {"train_tar": archives.train, "val_tar": archives.val, "devkit_tar": archives.devkit}
+    return PrepareOptions(**{**given, "output": output, "allow_partial": True, "processes": 1, **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all images; there must be nothing else but what the script keeps for itself."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    own = {"prepared.json", "train/.plan.json", "val/.plan.json"}
+    assert not [name for name in found.keys() - own if "/." in name or not name.startswith(("train/", "val/"))]
+    return {name: path.read_bytes() for name, path in found.items() if name not in own}
+
+
+def prepare(how: PrepareOptions) -> list[str]:
+    said: list[str] = []
+    assert prepare_data(how, said.append)
+    return said

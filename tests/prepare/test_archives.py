@@ -1,0 +1,207 @@
+"""ImageNet's three archives: what comes out of them, after kills, and what hostile ones do."""
+
+import gzip
+import io
+import multiprocessing
+import random
+import shutil
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.archives import WNIDS, add, meta_mat, tar_of, write_archives, write_devkit
+from helpers.preparing import contents, options, prepare
+
+from resnet_in1k.commands.prepare_data import prepare_data
+from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.sources import open_train_and_val
+from resnet_in1k.prepare import imagenet_archives
+from resnet_in1k.prepare.imagenet_archives import Archives
+
+
+def test_archives_come_out_by_class(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
+    """The labels of the validation images are the devkit's, whose numbers are not in the order of the WordNet ids."""
+    files, expected = archives
+    before = {path: path.read_bytes() for path in files.by_name.values()}
+    said = prepare(options(files, tmp_path / "out", processes=2))
+    assert contents(tmp_path / "out") == expected
+    assert "12 images in" in " ".join(said)
+    assert "where ImageNet has 1,281,167" in " ".join(said)
+    assert "3 classes in" in " ".join(said)
+    assert {path: path.read_bytes() for path in before} == before
+    train, val = open_train_and_val(str(tmp_path / "out"))
+    assert train.class_names == tuple(sorted(WNIDS))
+    assert val.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    said = prepare(options(files, tmp_path / "out"))
+    assert said == [f"nothing to do: {tmp_path / 'out'} has 12 + 6 images of these"]
+
+
+def test_archives_that_are_not_the_originals_are_refused(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
+    with pytest.raises(UserError, match=r"train\.tar is not ImageNet's ILSVRC2012_img_train\.tar: its md5 is \w{32}"):
+        prepare(options(archives[0], tmp_path / "out", allow_partial=False))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again_the_result_is_the_same(images: list[bytes], tmp_path: Path):
+    """Twenty kills (-9) of two processes that resize 450 images; the moments are drawn from the whole time."""
+    files, expected = write_archives(tmp_path / "archives", images, repeats=25)
+    generator, context = random.Random(0), multiprocessing.get_context("fork")
+
+    def start(output: Path) -> multiprocessing.Process:
+        how = options(files, output, processes=2, resize=100)
+        process = context.Process(target=prepare_data, args=(how, lambda line: None))
+        process.start()
+        return process
+
+    started = time.monotonic()
+    start(tmp_path / "whole").join()
+    took = time.monotonic() - started
+    num_finished = 0
+    for _ in range(20):
+        process = start(tmp_path / "out")
+        process.join(timeout=generator.uniform(0, took))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        elif (tmp_path / "out/prepared.json").exists():
+            num_finished += 1
+            shutil.rmtree(tmp_path / "out")
+    assert num_finished < 20
+    process = start(tmp_path / "out")
+    process.join()
+    assert process.exitcode == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out").keys() == expected.keys()
+
+
+def test_killed_while_it_writes_its_plan(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
+    """What is left then are hidden files: they are removed, and the folder is not taken for somebody else's."""
+    files, expected = archives
+    for name in ("out/train/..plan.json.123.tmp", "out/val/..plan.json.123.tmp", "out/.prepared.json.123.tmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{")
+    prepare(options(files, tmp_path / "out"))
+    assert contents(tmp_path / "out") == expected
+
+
+def replaced(data: bytes, old: bytes, new: bytes) -> bytes:
+    assert data.count(old) >= 1
+    return data.replace(old, new)
+
+
+def inner_with(name: str, data: bytes = b"x", **changes: object) -> bytes:
+    """An archive of one class with this entry."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        add(archive, f"{WNIDS[0]}_1.JPEG", b"image")
+        add(archive, name, data, **changes)
+    return tar_of([(f"{WNIDS[0]}.tar", file.getvalue())])
+
+
+def devkit_bomb(path: Path) -> None:
+    """Zeros to 1 GB."""
+    with gzip.open(path, "wb", compresslevel=1) as file, tarfile.open(fileobj=file, mode="w") as archive:
+        entry = tarfile.TarInfo("ILSVRC2012_devkit_t12/data/zeros")
+        entry.size = 10**9
+        archive.addfile(entry, Zeros())
+
+
+class Zeros(io.RawIOBase):
+    def read(self, size: int = -1) -> bytes:
+        return bytes(size)
+
+
+LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}
+HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "a path above": (
+        "train",
+        lambda _: inner_with("../../escaped.JPEG"),
+        r"entry '\.\./\.\./escaped\.JPEG' has no name",
+    ),
+    "an absolute path": ("train", lambda _: inner_with("/tmp/escaped.JPEG"), r"escaped\.JPEG' has no name"),
+    "a folder": ("train", lambda _: inner_with("sub/a.JPEG"), r"entry 'sub/a\.JPEG' has no name"),
+    "a hidden file": ("train", lambda _: inner_with(".partial.JPEG"), "has no name of an image"),
+    "a link": ("train", lambda _: inner_with("n_2.JPEG", b"", **LINK), r"entry 'n_2\.JPEG' is no plain file"),
+    "a hard link": (
+        "train",
+        lambda _: inner_with("n_2.JPEG", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd", size=0),
+        "is no plain file",
+    ),
+    "a device": ("train", lambda _: inner_with("n_2.JPEG", b"", type=tarfile.CHRTYPE, size=0), "is no plain file"),
+    "a size of nothing": ("train", lambda _: inner_with("n_2.JPEG", b""), r"entry 'n_2\.JPEG' has 0 B"),
+    "the same name twice": ("train", lambda _: inner_with(f"{WNIDS[0]}_1.JPEG"), "two entries named"),
+    "no class": (
+        "train",
+        lambda _: tar_of([("../n01000000.tar", tar_of([("a.JPEG", b"x")]))]),
+        "is not named as a class",
+    ),
+    "an empty class": ("train", lambda _: tar_of([("n01000000.tar", tar_of([]))]), r"n01000000\.tar: no images in it"),
+    "cut off": ("train", lambda data: data[:9000], "is cut off or no tar file"),
+    "cut off in a class": (
+        "train",
+        lambda data: replaced(data, b"n02000000_3.JPEG", b"\xff" * 16),
+        "no entry and no end at byte",
+    ),
+    "no tar": ("train", lambda _: b"something else" * 99, "is cut off or no tar file"),
+    "empty": ("train", lambda _: b"", "is cut off or no tar file"),
+    "validation outside": (
+        "val",
+        lambda _: tar_of([("../ILSVRC2012_val_00000001.JPEG", b"x")]),
+        "has no name of an image",
+    ),
+    "validation without a label": (
+        "val",
+        lambda _: tar_of([("ILSVRC2012_val_00000099.JPEG", b"x")]),
+        "labels of 6 images",
+    ),
+    "validation of other names": ("val", lambda _: tar_of([("a.JPEG", b"x")]), "has no name of an image"),
+    "validation cut off": ("val", lambda data: data[:-11_000], "cut off"),
+    "no devkit": ("devkit", lambda _: b"something else", "is cut off or no ImageNet devkit"),
+    "devkit cut off": ("devkit", lambda data: data[: len(data) // 2], "is cut off or no ImageNet devkit"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_archives_write_nothing_and_name_the_entry(images: list[bytes], tmp_path: Path, name: str):
+    which, damage, message = HOSTILE[name]
+    files, _ = write_archives(tmp_path / "archives", images)
+    path = files.by_name[which]
+    path.write_bytes(damage(path.read_bytes()))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(options(files, tmp_path / "out"))
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("/tmp/escaped.JPEG").exists()
+
+
+def test_a_devkit_that_unpacks_to_too_much_is_refused(images: list[bytes], tmp_path: Path):
+    files, _ = write_archives(tmp_path / "archives", images)
+    devkit_bomb(files.devkit)
+    assert files.devkit.stat().st_size < 10**7
+    with pytest.raises(UserError, match=r"unpacks to over 210 MB; this is not ImageNet's devkit"):
+        prepare(options(files, tmp_path / "out"))
+
+
+def test_a_devkit_without_its_files_is_named(images: list[bytes], tmp_path: Path):
+    files, _ = write_archives(tmp_path / "archives", images)
+    files.devkit.write_bytes(gzip.compress(tar_of([("devkit/data/meta.mat", meta_mat())])))
+    with pytest.raises(UserError, match=r"no 'data/ILSVRC2012_validation_ground_truth\.txt' in it"):
+        prepare(options(files, tmp_path / "out"))
+    write_devkit(files.devkit, [4, 1, 2, 2, 1, 3])  # a class above the others
+    with pytest.raises(UserError, match="is of class unknown, which has no training images"):
+        prepare(options(files, tmp_path / "out"))
+
+
+def test_known_checksums_are_torchvisions(monkeypatch: pytest.MonkeyPatch, archives, tmp_path: Path):
+    """Of the files that torchvision's own dataset knows; here those of the archives at hand are put in their place."""
+    import hashlib
+
+    files, _ = archives
+    sums = {name: ("x", hashlib.md5(path.read_bytes()).hexdigest()) for name, path in files.by_name.items()}
+    monkeypatch.setattr(imagenet_archives, "ARCHIVE_META", sums)
+    with pytest.raises(UserError, match=r"12 images in .*train\.tar, where ImageNet has 1,281,167; download it again"):
+        prepare(options(files, tmp_path / "out", allow_partial=False))

@@ -1,0 +1,70 @@
+"""What --verify finds."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.preparing import options, prepare
+
+from resnet_in1k.commands.prepare_data import PrepareOptions, prepare_data
+from resnet_in1k.core.errors import UserError
+
+
+def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images: list[bytes], tmp_path: Path):
+    files, _ = archives
+    prepare(options(files, tmp_path / "out"))
+    said: list[str] = []
+    report = tmp_path / "report.csv"
+    how = PrepareOptions(verify=str(tmp_path / "out"), report=report, processes=2)
+    assert prepare_data(how, said.append)
+    assert said[-1].endswith("18 images, all whole")
+    assert report.read_text() == "image,kind,detail\n"
+
+    train = tmp_path / "out/train"
+    broken, empty = train / "n01000000/n01000000_0.JPEG", train / "n02000000/n02000000_1.JPEG"
+    broken.write_bytes(images[0][:200])
+    empty.write_bytes(b"")
+    misfiled = shutil.move(train / "n03000000/n03000000_2.JPEG", train / "n02000000")
+    twin = tmp_path / "out/val/n03000000/again.JPEG"
+    shutil.copy(train / "n03000000/n03000000_3.JPEG", twin)
+    said.clear()
+    assert not prepare_data(how, said.append)
+    found = {(Path(row["image"]).name, row["kind"]) for row in csv.DictReader(report.open())}
+    assert found == {
+        (broken.name, "broken"),
+        (empty.name, "empty"),
+        (Path(misfiled).name, "misfiled"),
+        (twin.name, "duplicate"),
+    }
+    assert said[-1].endswith("19 images, 4 problems")
+
+
+def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
+    prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", shards=1, processes=1))
+    assert prepare_data(PrepareOptions(verify=f"shards:{tmp_path / 'out'}", processes=1), lambda line: None)
+    with pytest.raises(UserError, match="no such folder"):
+        prepare_data(PrepareOptions(verify=str(tmp_path / "nowhere"), processes=1))
+
+
+def test_images_without_a_val_split_are_verified_all(image_folder: Path):
+    said: list[str] = []
+    assert prepare_data(PrepareOptions(verify=str(image_folder / "train"), processes=1), said.append)
+    assert said[-1] == f"{image_folder / 'train'}: 37 images, all whole"
+
+
+def test_splits_that_training_would_refuse_are_listed(image_folder: Path, tmp_path: Path):
+    """And the images of the other split verified all the same."""
+    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    how = PrepareOptions(verify=str(folder), report=tmp_path / "report.csv", processes=1)
+    shutil.rmtree(folder / "val/cat")
+    assert not prepare_data(how, lambda line: None)
+    (row,) = csv.DictReader(how.report.open())
+    assert row["kind"] == "classes"
+    assert "only in train: cat" in row["detail"]
+    (folder / "val/cat").mkdir()
+    (folder / "train/ant/0.jpg").write_bytes(b"")
+    assert not prepare_data(how, lambda line: None)
+    rows = list(csv.DictReader(how.report.open()))
+    assert [row["kind"] for row in rows] == ["not verified", "empty"]
+    assert "cat: no images in this class" in rows[0]["detail"]
