@@ -67,10 +67,12 @@ PLAIN = {
 """What switches the tutorial's augmentation off."""
 
 
-def random_images(batch_size: int, image_size: int, device: torch.device) -> torch.Tensor:
+def random_images(
+    batch_size: int, image_size: int, device: torch.device, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """(B, 3, S, S) uint8 in channels_last, as the loader gives them."""
-    pixels = torch.randint(256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, device=device)
-    return pixels.permute(0, 3, 1, 2)
+    shape = (batch_size, image_size, image_size, 3)
+    return torch.randint(256, shape, dtype=torch.uint8, device=device, generator=generator).permute(0, 3, 1, 2)
 
 
 def step_ways(

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from resnet_in1k.commands.benchmark_parts import random_images
 from resnet_in1k.core.launch import Launch
 from resnet_in1k.recipes.named import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
@@ -44,10 +45,9 @@ class Setting:
         return replace(recipe, model="resnet18", image_size=32, global_batch_size=8) if self.toy else recipe
 
     def images(self, number: int = 0) -> torch.Tensor:
-        """A batch of generated images, (B, 3, S, S) uint8, on the CPU; another for each number."""
+        """A batch of generated images, (B, 3, S, S) uint8 in channels_last, on the CPU; another for each number."""
         recipe, generator = self.recipe, torch.Generator().manual_seed(number)
-        shape = (recipe.global_batch_size, 3, recipe.image_size, recipe.image_size)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return random_images(recipe.global_batch_size, recipe.image_size, torch.device("cpu"), generator)
 
     def labels(self) -> torch.Tensor:
         """(B,) int64, on the CPU."""
