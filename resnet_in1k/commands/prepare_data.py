@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from resnet_in1k.core import files
 from resnet_in1k.core.devices import usable_cores
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.ranges import at_least, at_least_and_below, check_options
-from resnet_in1k.core.text import count, file_size
+from resnet_in1k.core.text import count, file_size, shorten
 from resnet_in1k.data.crops import TrainCrop
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.order import Sample
@@ -103,11 +104,13 @@ def prepare_data(options: PrepareOptions, say: Callable[[str], None] = print) ->
     assert output is not None, "checked with the other options"
     inputs = _inputs(options)
     done = files.read_json_object(output / DONE_NAME)
-    if done is not None and {name: done.get(name) for name in inputs} == inputs and inputs["archives"]:
+    if done is not None and inputs["archives"] and _is_whole(done, inputs, options):
         say(f"nothing to do: {output} has {done['num_train_images']:,} + {done['num_val_images']:,} images of these")
         return True
     progress = Progress()
     sources = _sources(options, processes, progress, say)
+    if not options.shards:
+        _check_splits(sources)
     change = Resizer(options.resize) if options.resize else None
     _check_space(sources, output, change, links=change is None and not options.shards)
     for source in sources:
@@ -131,6 +134,15 @@ def _inputs(options: PrepareOptions) -> dict[str, Any]:
     return {"archives": stats, "resize": options.resize, "shard_megabytes": options.shards}
 
 
+def _is_whole(done: dict[str, Any], inputs: dict[str, Any], options: PrepareOptions) -> bool:
+    """Whether the folder was made of these, and has as many images still."""
+    try:
+        numbers = {f"num_{split}_images": len(open_source(_written(options), split)) for split in SPLITS}
+    except UserError:  # such as for a class that was removed: it is written again
+        return False
+    return {**inputs, **numbers}.items() <= done.items()
+
+
 def _sources(
     options: PrepareOptions, processes: int, progress: Progress, say: Callable[[str], None]
 ) -> tuple[Source, Source]:
@@ -140,6 +152,16 @@ def _sources(
         return open_train_and_val(options.data, options.val_share)
     train, val, devkit = options.archives
     return open_archives(Archives(train, val, devkit), options.allow_partial, processes, progress, say)
+
+
+def _check_splits(sources: tuple[Source, Source]) -> None:
+    """A folder cannot name a class without images: better told before hours of writing than after."""
+    train, val = ({source.class_names[label] for label in np.unique(source.labels)} for source in sources)
+    if in_one := sorted(train ^ val):
+        raise UserError(
+            f"{sources[0].name}: images in one split only of {shorten(in_one)}; folders need the same classes in both: "
+            "add images, or write --shards, which name classes without images, too"
+        )
 
 
 def _check_space(sources: tuple[Source, Source], output: Path, change: Change | None, links: bool) -> None:

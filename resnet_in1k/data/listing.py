@@ -1,6 +1,5 @@
 """The files of a folder by class, kept between runs: listing a million of them takes minutes on network storage."""
 
-import hashlib
 import json
 import time
 import zipfile
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_in1k.core import files
-from resnet_in1k.data.shard_index import cache_folder
+from resnet_in1k.core.cache import cache_file
 from resnet_in1k.data.source import PackedBytes
 
 FORMAT_VERSION = 1
@@ -57,8 +56,7 @@ def forget_listing(folder: Path) -> None:
 
 
 def _file_of(folder: Path) -> Path:
-    digest = hashlib.sha256(str(folder.absolute()).encode("utf-8", "surrogateescape")).hexdigest()
-    return cache_folder() / f"folder-{digest[:16]}.npz"
+    return cache_file("folder", [folder], ".npz")
 
 
 def _stamps(folder: Path, folders: list[str]) -> np.ndarray | None:

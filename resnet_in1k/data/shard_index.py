@@ -5,9 +5,7 @@ in `.json`, under `label` (https://github.com/webdataset/webdataset#the-webdatas
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_in1k.core import files
+from resnet_in1k.core.cache import cache_file, digest_of
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.source import IMAGE_SUFFIXES, PackedBytes
 from resnet_in1k.data.workers import worker_context
@@ -97,14 +96,8 @@ def _stat(shard: Path) -> tuple[int, int]:
 
 def _index_files(shards: Sequence[Path]) -> Iterator[Path]:
     """Where the index may be kept: beside the shards, else in the user's cache."""
-    digest = hashlib.sha256("\0".join(str(shard.absolute()) for shard in shards).encode("utf-8", "surrogateescape"))
-    by_name = hashlib.sha256("\0".join(shard.name for shard in shards).encode("utf-8", "surrogateescape"))
-    yield shards[0].parent / f".index-{by_name.hexdigest()[:16]}.npz"
-    yield cache_folder() / f"shards-{digest.hexdigest()[:16]}.npz"
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
+    yield shards[0].parent / f".index-{digest_of(shard.name for shard in shards)}.npz"
+    yield cache_file("shards", shards, ".npz")
 
 
 def _write_index(index: ShardIndex, names: Sequence[str], file: Path) -> None:

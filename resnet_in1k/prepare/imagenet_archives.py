@@ -3,7 +3,6 @@
 Every entry is checked before anything is written anywhere.
 """
 
-import hashlib
 import io
 import os
 import re
@@ -23,6 +22,7 @@ from resnet_in1k.core.text import file_size
 from resnet_in1k.data.shard_index import ShardIndex, whole
 from resnet_in1k.data.source import PackedBytes
 from resnet_in1k.data.sources.shards import ShardSource
+from resnet_in1k.prepare.checksums import md5_of
 from resnet_in1k.prepare.parallel import Progress, run_parallel
 
 MAX_IMAGE_BYTES = 100 << 20
@@ -83,17 +83,6 @@ def open_archives(
 
 def _refuse(problem: str) -> None:
     raise UserError(f"{problem}; download it again, or give --allow-partial if that is meant")
-
-
-def md5_of(path: Path, progress: Progress) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    progress.start(path.stat().st_size >> 20, f"md5 of {path.name}", "MB")
-    with path.open("rb") as file:
-        while block := file.read(16 << 20):
-            digest.update(block)
-            progress.add(len(block) >> 20)
-    progress.finish()
-    return digest.hexdigest()
 
 
 class _Part(io.RawIOBase):

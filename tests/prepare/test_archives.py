@@ -1,8 +1,10 @@
 """ImageNet's three archives: what comes out of them, after kills, and what hostile ones do."""
 
 import gzip
+import hashlib
 import io
 import multiprocessing
+import os
 import random
 import shutil
 import tarfile
@@ -18,7 +20,9 @@ from resnet_in1k.commands.prepare_data import prepare_data
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.sources import open_train_and_val
 from resnet_in1k.prepare import imagenet_archives
+from resnet_in1k.prepare.checksums import md5_of
 from resnet_in1k.prepare.imagenet_archives import Archives
+from resnet_in1k.prepare.parallel import Progress
 
 
 def test_archives_come_out_by_class(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
@@ -36,6 +40,33 @@ def test_archives_come_out_by_class(archives: tuple[Archives, dict[str, bytes]],
     assert val.labels.tolist() == [0, 0, 1, 1, 2, 2]
     said = prepare(options(files, tmp_path / "out"))
     assert said == [f"nothing to do: {tmp_path / 'out'} has 12 + 6 images of these"]
+
+
+def test_what_was_removed_from_a_finished_folder(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
+    """A class is written again; a missing image is told, as its class may be somebody's own work by now."""
+    files, expected = archives
+    prepare(options(files, tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out/train/n02000000")
+    prepare(options(files, tmp_path / "out"))
+    assert contents(tmp_path / "out") == expected
+    next((tmp_path / "out/val/n01000000").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"out/val has 5 images, and .*val\.tar 6; was something added or removed"):
+        prepare(options(files, tmp_path / "out"))
+
+
+def test_a_checksum_is_computed_once(archives: tuple[Archives, dict[str, bytes]], capsys: pytest.CaptureFixture[str]):
+    """And again for a file that has changed, also to one of the same size and time."""
+    path = archives[0].train
+    path.write_bytes(bytes(3 << 20))
+    expected = hashlib.md5(bytes(3 << 20)).hexdigest()
+    assert md5_of(path, Progress()) == expected
+    assert "md5 of train.tar: 3 MB" in capsys.readouterr().err
+    assert md5_of(path, Progress()) == expected
+    assert capsys.readouterr().err == ""
+    times = path.stat()
+    path.write_bytes(b"x" * (3 << 20))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert md5_of(path, Progress()) == hashlib.md5(b"x" * (3 << 20)).hexdigest()
 
 
 def test_archives_that_are_not_the_originals_are_refused(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
@@ -198,8 +229,6 @@ def test_a_devkit_without_its_files_is_named(images: list[bytes], tmp_path: Path
 
 def test_known_checksums_are_torchvisions(monkeypatch: pytest.MonkeyPatch, archives, tmp_path: Path):
     """Of the files that torchvision's own dataset knows; here those of the archives at hand are put in their place."""
-    import hashlib
-
     files, _ = archives
     sums = {name: ("x", hashlib.md5(path.read_bytes()).hexdigest()) for name, path in files.by_name.items()}
     monkeypatch.setattr(imagenet_archives, "ARCHIVE_META", sums)

@@ -146,6 +146,22 @@ def test_what_others_wrote_is_left_alone(image_folder: Path, tmp_path: Path):
     assert [path.name for path in (tmp_path / "out/train").iterdir()] == ["precious.txt"]
 
 
+def test_a_class_of_one_split_only_is_refused_for_folders_alone(image_folder: Path, tmp_path: Path):
+    """Shards name classes without images, too."""
+    data = tmp_path / "data"
+    prepare(PrepareOptions(data=str(image_folder), output=data, shards=1, processes=1))
+    (data / "classes.json").write_text('["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]')
+    for split, label in (("train", b"6"), ("val", b"3")):
+        image = (image_folder / "val/ant/0.jpg").read_bytes()
+        (data / split / "more.tar").write_bytes(tar_of([("zz.jpg", image), ("zz.cls", label)]))
+    with pytest.raises(UserError, match=r"images in one split only of gnu; .* or write --shards"):
+        prepare(PrepareOptions(data=f"shards:{data}", output=tmp_path / "folder", processes=1))
+    assert not (tmp_path / "folder").exists()
+    prepare(PrepareOptions(data=f"shards:{data}", output=tmp_path / "again", shards=1, processes=1))
+    train, val = open_train_and_val(f"shards:{tmp_path / 'again'}")
+    assert train.class_names == val.class_names == ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
+
+
 @pytest.mark.parametrize("how", [{"resize": 64}, {"resize": 64, "shards": 1}])
 def test_a_broken_image_stops_the_resizing_and_is_named(image_folder: Path, tmp_path: Path, how: dict[str, int]):
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
