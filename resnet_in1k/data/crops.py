@@ -1,8 +1,7 @@
-"""A decoded image to the uint8 square that the network sees: training's random crop, evaluation's centre crop.
+"""A decoded image to the uint8 square that the network sees: training's random crop, evaluation's centre crop."""
 
-Both are called with (image, sample, size) and return (3, size, size) uint8.
-"""
-
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +25,19 @@ MAX_ASPECT_RATIO = 16
 """Of a longer or taller image, evaluation resizes only the middle: it crops the centre all the same."""
 
 
-class TrainCrop:
+class Crop(ABC):
+    """What makes squares of images."""
+
+    @abstractmethod
+    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
+        """Of each (3, H, W) uint8 one of (3, size, size)."""
+
+    def __call__(self, image: Tensor, sample: Sample, size: int) -> Tensor:
+        """Of one image."""
+        return next(self.many([image], [sample], size))
+
+
+class TrainCrop(Crop):
     """Random resized crop (https://arxiv.org/abs/1409.4842), then the recipe's policy and alternating flip, all drawn
     for (seed, sample)."""
 
@@ -54,17 +65,24 @@ class TrainCrop:
             alternating_flip=recipe.alternating_flip,
         )
 
-    def __call__(self, image: Tensor, sample: Sample, size: int) -> Tensor:
+    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
+        # All are drawn before the first is resized, for the sake of the CPU's caches: see the loader.
+        drawn = [self._drawn(image, sample) for image, sample in zip(images, samples, strict=True)]
+        for (cut, mode), sample in zip(drawn, samples, strict=True):
+            square = _resized(cut, size, mode)
+            if self._policy is not None:
+                rng.key_global_generators(self._seed, Stream.POLICY, *sample.key)
+                square = _through_pillow(self._policy, square)
+            yield square.flip(-1) if self._alternating_flip and self._is_mirrored(sample) else square
+
+    def _drawn(self, image: Tensor, sample: Sample) -> tuple[Tensor, str]:
+        """What is cut out of the image, and how it is resized."""
         rng.key_global_generator(self._seed, Stream.CROP, *sample.key)
         box = self._crop.make_params([image])
         mode = self._interpolation
         if mode == "random":
             mode = "bicubic" if torch.rand(()) < 0.5 else "bilinear"
-        square = _resized(image[:, box["top"] :, box["left"] :][:, : box["height"], : box["width"]], size, mode)
-        if self._policy is not None:
-            rng.key_global_generators(self._seed, Stream.POLICY, *sample.key)
-            square = _through_pillow(self._policy, square)
-        return square.flip(-1) if self._alternating_flip and self._is_mirrored(sample) else square
+        return image[:, box["top"] :, box["left"] :][:, : box["height"], : box["width"]], mode
 
     def _is_mirrored(self, sample: Sample) -> bool:
         """By a random bit of the image, in the even or in the odd epochs; copies within an epoch in turn."""
@@ -85,13 +103,16 @@ def _through_pillow(policy: Policy, image: Tensor) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-class EvalCrop:
+class EvalCrop(Crop):
     """Short side to `resize_size`, antialiased, then the centre square."""
 
     def __init__(self, *, resize_size: int, interpolation: Interpolation = "bilinear"):
         self._resize_size, self._interpolation = resize_size, InterpolationMode(interpolation)
 
-    def __call__(self, image: Tensor, sample: Sample, size: int) -> Tensor:
+    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
+        return (self._square(image, size) for image in images)
+
+    def _square(self, image: Tensor, size: int) -> Tensor:
         height, width = image.shape[-2:]
         longest = MAX_ASPECT_RATIO * min(height, width)
         if max(height, width) > longest:  # a line of a million pixels, enlarged, would fill the memory

@@ -6,7 +6,7 @@ device, by `augment`. No float tensor crosses a process border.
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from resnet_in1k.core.devices import capabilities, device_type
 from resnet_in1k.core.errors import ProcessError
 from resnet_in1k.data.bad_images import IfBad, read_image
+from resnet_in1k.data.crops import Crop
 from resnet_in1k.data.order import BatchSpec, Sample
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.workers import (
@@ -29,8 +30,9 @@ from resnet_in1k.data.workers import (
 
 PREFETCH_FACTOR = 4
 """Batches under way per worker."""
-Crop = Callable[[torch.Tensor, Sample, int], torch.Tensor]
-"""(image, sample, size) to (3, size, size) uint8."""
+GROUP_IMAGES, GROUP_BYTES = 16, 16 << 20
+"""A worker decodes so many images, or so many bytes of pixels, before it crops them: one after the other, decoder and
+resizing evict each other's code and tables from the CPU's caches, which takes a tenth to a fifth of the time."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +148,33 @@ class SlotWriter(Dataset):
         images = _slot_view(self._slots, slot, len(spec.samples), spec.image_size).permute(0, 3, 1, 2)
         indices = np.empty(len(spec.samples), dtype=np.int64)
         bad_images: dict[int, str] = {}
-        for row, sample in enumerate(spec.samples):
-            try:
-                indices[row], image = read_image(self._source, sample.index, self._if_bad, bad_images)
-            except ProcessError as error:
-                return error
+        try:
+            for group in self._decoded(spec.samples, images, indices, bad_images):
+                # Drawn for the samples, not for images that replace theirs, which may be in this batch themselves.
+                samples = [spec.samples[row] for row in group]
+                squares = self._crop.many(list(group.values()), samples, spec.image_size)
+                for row, square in zip(group, squares, strict=True):
+                    images[row].copy_(square)
+        except ProcessError as error:
+            return error
+        return slot, spec, self._source.labels[indices], indices, bad_images
+
+    def _decoded(
+        self, samples: list[Sample], images: torch.Tensor, indices: np.ndarray, bad_images: dict[int, str]
+    ) -> Iterator[dict[int, torch.Tensor]]:
+        """The images of some samples at a time, by row of the batch; those that stay blank are written at once."""
+        group: dict[int, torch.Tensor] = {}
+        for row, sample in enumerate(samples):
+            indices[row], image = read_image(self._source, sample.index, self._if_bad, bad_images)
             if image is None:
                 images[row].zero_()
             else:
-                # Drawn for the sample, not for the image that replaces it, which may be in this batch itself.
-                images[row].copy_(self._crop(image, sample, spec.image_size))
-        return slot, spec, self._source.labels[indices], indices, bad_images
+                group[row] = image
+            if len(group) == GROUP_IMAGES or sum(each.nbytes for each in group.values()) >= GROUP_BYTES:
+                yield group
+                group = {}
+        if group:
+            yield group
 
 
 class _Jobs:

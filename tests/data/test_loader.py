@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -20,6 +21,7 @@ from helpers.loading import (
 )
 
 from resnet_in1k.core.errors import ProcessError
+from resnet_in1k.data import loader
 from resnet_in1k.data.crops import TrainCrop
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import Batch, Loader
@@ -48,6 +50,26 @@ def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: S
         assert np.array_equal(batch.labels.numpy(), source.labels[batch.indices.numpy()])
         for image, sample in zip(batch.images, spec.samples, strict=True):
             assert torch.equal(image, crop(decode(source.read(sample.index)), sample, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "sizes"), [("GROUP_IMAGES", 3, [3, 3, 2]), ("GROUP_BYTES", 1, [1] * 8), ("GROUP_IMAGES", 8, [8])]
+)
+def test_a_few_images_are_decoded_before_they_are_cropped(
+    source: Source, tiny: Recipe, monkeypatch: pytest.MonkeyPatch, name: str, limit: int, sizes: list[int]
+):
+    """So many, or of so many bytes: large photographs would fill the memory. The batches are the same."""
+    expected, counted = train_batches(source, tiny, 1), []
+    many = TrainCrop.many
+
+    def counting(crop: TrainCrop, images: list[torch.Tensor], *others: Any) -> Iterator[torch.Tensor]:
+        counted.append(len(images))
+        return many(crop, images, *others)
+
+    monkeypatch.setattr(TrainCrop, "many", counting)
+    monkeypatch.setattr(loader, name, limit)
+    assert_same_batches(train_batches(source, tiny, 1), expected)
+    assert counted == sizes
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -13,21 +14,24 @@ from helpers.processes import ROOT
 
 from resnet_in1k.core.errors import ProcessError
 from resnet_in1k.data import workers
+from resnet_in1k.data.crops import Crop
 from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.order import BatchSpec, Sample
 from resnet_in1k.data.source import Source
 
 
-def killed(image: torch.Tensor, sample: Sample, size: int) -> torch.Tensor:
-    """A crop that ends its worker as the kernel does when memory runs out."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    return image
+class Killed(Crop):
+    """Ends its worker as the kernel does when memory runs out."""
+
+    def many(self, images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -> Iterator[torch.Tensor]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield from images
 
 
 def test_the_death_of_a_worker_is_explained_with_what_to_do(source: Source):
     message = r"a loader worker died .*/dev/shm.*fewer --workers"
     with (
-        Loader(source, killed, batch_size=1, largest_image_size=8, num_workers=1) as loader,
+        Loader(source, Killed(), batch_size=1, largest_image_size=8, num_workers=1) as loader,
         pytest.raises(ProcessError, match=message),
     ):
         list(loader.batches([BatchSpec(1, 8, [Sample(1, 0)])]))
@@ -39,12 +43,13 @@ def test_other_errors_are_not_taken_for_the_death_of_a_worker():
     assert error.type is RuntimeError
 
 
-def num_threads_as_image(image: torch.Tensor, sample: Sample, size: int) -> torch.Tensor:
-    return torch.full((3, size, size), torch.get_num_threads(), dtype=torch.uint8)
+class NumThreadsAsImage(Crop):
+    def many(self, images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -> Iterator[torch.Tensor]:
+        return (torch.full((3, size, size), torch.get_num_threads(), dtype=torch.uint8) for _ in images)
 
 
 def test_workers_compute_with_one_thread_and_leave_signals_to_the_main_process(source: Source):
-    with Loader(source, num_threads_as_image, batch_size=4, largest_image_size=8, num_workers=1) as loader:
+    with Loader(source, NumThreadsAsImage(), batch_size=4, largest_image_size=8, num_workers=1) as loader:
         (worker,) = multiprocessing.active_children()
         for number, batch in enumerate(loader.batches([BatchSpec(step, 8, [Sample(1, 0)] * 4) for step in range(30)])):
             if number == 1:  # the first has shown that the worker has started
