@@ -151,6 +151,9 @@ def _sources(
     if options.data is not None:
         return open_train_and_val(options.data, options.val_share)
     train, val, devkit = options.archives
+    if options.output and not options.resize and not any((options.output / split).exists() for split in SPLITS):
+        # Told again later, more exactly; but before minutes of checksums.
+        check_space(options.output, sum(path.stat().st_size for path in options.archives if path.is_file()))
     return open_archives(Archives(train, val, devkit), options.allow_partial, processes, progress, say)
 
 

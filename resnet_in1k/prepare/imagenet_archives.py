@@ -7,7 +7,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,14 +158,15 @@ def index_train(path: Path, processes: int, progress: Progress) -> tuple[tuple[s
         raise UserError(f"{path}: nothing in it")
     inner.sort()
     progress.start(len(inner), f"entries of {path.name}", "classes")
-    found: dict[str, list[tuple[bytes, int, int]]] = {}
-    for wnid, images in run_parallel(partial(_index_class, path), inner, processes):
-        found[wnid] = images
+    found: dict[str, tuple[list[bytes], np.ndarray]] = {}
+    for wnid, keys, places in run_parallel(partial(_index_class, path), inner, processes):
+        found[wnid] = keys, places
         progress.add(1)
     progress.finish()
     class_names = tuple(wnid for wnid, *_ in inner)
-    rows = [(*image, label) for label, wnid in enumerate(class_names) for image in found[wnid]]
-    return class_names, _index(path, rows)
+    labels = np.repeat(np.arange(len(inner)), [len(found[wnid][0]) for wnid in class_names])
+    all_keys = (key for wnid in class_names for key in found[wnid][0])
+    return class_names, _index(path, all_keys, np.concatenate([found[wnid][1] for wnid in class_names]), labels)
 
 
 def _open(path: Path) -> Iterator[tarfile.TarInfo]:
@@ -176,8 +177,8 @@ def _open(path: Path) -> Iterator[tarfile.TarInfo]:
         raise UserError(f"{path} is cut off or no tar file ({error}); download it again") from None
 
 
-def _index_class(path: Path, inner: tuple[str, int, int]) -> tuple[str, list[tuple[bytes, int, int]]]:
-    """(key, offset in the outer archive, size) of each image, sorted by its name."""
+def _index_class(path: Path, inner: tuple[str, int, int]) -> tuple[str, list[bytes], np.ndarray]:
+    """The key of each image, sorted, and its offset in the outer archive and size, (n, 2) int64."""
     wnid, offset, size = inner
     where = f"{path}: {wnid}.tar"
     images = []
@@ -193,7 +194,8 @@ def _index_class(path: Path, inner: tuple[str, int, int]) -> tuple[str, list[tup
         raise UserError(f"{where} is cut off or no tar file ({error}); download it again") from None
     if not images:
         raise UserError(f"{where}: no images in it")
-    return wnid, sorted(images)
+    images.sort()
+    return wnid, [key for key, *_ in images], np.array([place for _, *place in images], dtype=np.int64)
 
 
 def index_val(path: Path, class_names: tuple[str, ...], wnids: list[str]) -> ShardIndex:
@@ -215,16 +217,17 @@ def index_val(path: Path, class_names: tuple[str, ...], wnids: list[str]) -> Sha
         rows.append((key, member.offset_data, member.size, labels[wnid]))
     if not rows:
         raise UserError(f"{path}: nothing in it")
-    return _index(path, sorted(rows))
+    rows.sort()
+    numbers = np.array([numbers for _, *numbers in rows], dtype=np.int64)
+    return _index(path, (key for key, *_ in rows), numbers[:, :2], numbers[:, 2].copy())
 
 
-def _index(path: Path, rows: list[tuple[bytes, int, int, int]]) -> ShardIndex:
+def _index(path: Path, keys: Iterable[bytes], places: np.ndarray, labels: np.ndarray) -> ShardIndex:
+    """`places`: of each image the offset and the size, (N, 2) int64."""
     status = path.stat()
-    numbers = np.array([row[1:] for row in rows], dtype=np.int64)
-    offsets, sizes, labels = (numbers[:, column].copy() for column in range(3))
     stats = np.array([[status.st_size, status.st_mtime_ns]], dtype=np.int64)
-    keys = PackedBytes(row[0] for row in rows)
-    return ShardIndex((str(path),), stats, keys, np.zeros_like(offsets), offsets, sizes, labels)
+    offsets, sizes = places[:, 0].copy(), places[:, 1].copy()
+    return ShardIndex((str(path),), stats, PackedBytes(keys), np.zeros_like(offsets), offsets, sizes, labels)
 
 
 class _Limited(io.RawIOBase):

@@ -11,6 +11,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.archives import WNIDS, add, meta_mat, tar_of, write_archives, write_devkit
@@ -52,6 +53,19 @@ def test_what_was_removed_from_a_finished_folder(archives: tuple[Archives, dict[
     next((tmp_path / "out/val/n01000000").iterdir()).unlink()
     with pytest.raises(UserError, match=r"out/val has 5 images, and .*val\.tar 6; was something added or removed"):
         prepare(options(files, tmp_path / "out"))
+
+
+def test_space_for_archives_is_checked_before_their_checksums(
+    archives: tuple[Archives, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of 138 GB take minutes. Copies need less than the archives, and are told later."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    for how, num_sums in (({}, 0), ({"shards": 1}, 0), ({"resize": 100}, 3)):
+        computed: list[Path] = []
+        monkeypatch.setattr(imagenet_archives, "md5_of", lambda path, progress, to=computed: to.append(path))
+        with pytest.raises(UserError, match=r"has 1 kB left, and .* are needed"):
+            prepare(options(archives[0], tmp_path / "out", **how))
+        assert len(computed) == num_sums
 
 
 def test_a_checksum_is_computed_once(archives: tuple[Archives, dict[str, bytes]], capsys: pytest.CaptureFixture[str]):
