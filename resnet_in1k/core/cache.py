@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
+    """Where there is no home, as for a container's user without a name, one that cannot be made: nothing is kept."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
+    except RuntimeError:
+        return Path(os.devnull, "resnet_in1k")
 
 
 def cache_file(kind: str, paths: Sequence[Path], suffix: str) -> Path:

@@ -118,9 +118,11 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Delete what writers that were killed have left, at any depth. No writer may be running."""
-    for left in [*folder.rglob(".*.tmp"), *folder.glob(f"{TEMPORARY_FOLDER}*")]:
+def remove_temporaries(folder: Path, below: bool = True) -> None:
+    """Delete what writers that were killed have left, at any depth or, without `below`, in the folder itself. No writer
+    may be running."""
+    found = folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")
+    for left in [*found, *folder.glob(f"{TEMPORARY_FOLDER}*")]:
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 

@@ -1,9 +1,10 @@
 """The files of a folder by class, kept between runs: listing a million of them takes minutes on network storage."""
 
 import json
+import os
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +27,8 @@ class Listing(NamedTuple):
     """Images of each class."""
     items: PackedBytes
     """Their paths, relative to the folder."""
-    folders: list[str]
-    """All folders that were read, relative to it; "" for itself."""
+    folders: dict[str, os.stat_result]
+    """All folders that were read, relative to it, "" for itself, as they were just before; none if it was kept."""
     ignored: list[str]
     """Files that are no images, relative to it."""
 
@@ -44,27 +45,24 @@ def kept_listing(folder: Path, find: Callable[[], Listing]) -> Listing:
         return listing
     started = time.time()
     listing = find()
-    stamps = _stamps(folder, listing.folders)
-    if stamps is not None and stamps[:, 0].max() < (started - SETTLED_AFTER_SECONDS) * 1e9:
+    stamps = _stamps(listing.folders.values())
+    # The file system's clock need not be ours: what changed while it was listed is told by the stamps.
+    if _is_as_stamped(folder, listing.folders, stamps) and stamps[:, 0].max() < (started - SETTLED_AFTER_SECONDS) * 1e9:
         files.failure_of(lambda: _write(file, listing, stamps))  # without it the next run lists again
     return listing
 
 
 def forget_listing(folder: Path) -> None:
     """The next one is made anew."""
-    _file_of(folder).unlink(missing_ok=True)
+    files.failure_of(lambda: _file_of(folder).unlink(missing_ok=True))  # where nothing can be kept, nothing is
 
 
 def _file_of(folder: Path) -> Path:
     return cache_file("folder", [folder], ".npz")
 
 
-def _stamps(folder: Path, folders: list[str]) -> np.ndarray | None:
+def _stamps(statuses: Iterable[os.stat_result]) -> np.ndarray:
     """(F, 4) int64: of each folder the time of its last change in nanoseconds, its inode, size and number of links."""
-    try:
-        statuses = [(folder / name).stat() for name in folders]
-    except OSError:
-        return None
     rows = [
         (max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino, status.st_size, status.st_nlink)
         for status in statuses
@@ -72,9 +70,17 @@ def _stamps(folder: Path, folders: list[str]) -> np.ndarray | None:
     return np.array(rows, dtype=np.uint64).astype(np.int64)
 
 
+def _is_as_stamped(folder: Path, names: Iterable[str], stamps: np.ndarray) -> bool:
+    """Whether no folder has changed since."""
+    try:
+        return np.array_equal(_stamps((folder / name).stat() for name in names), stamps)
+    except OSError:
+        return False
+
+
 def _write(file: Path, listing: Listing, stamps: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    texts = {"classes": listing.class_names, "folders": listing.folders, "ignored": listing.ignored}
+    texts = {"classes": listing.class_names, "folders": list(listing.folders), "ignored": listing.ignored}
     blob, ends = listing.items.arrays
 
     def write(path: Path) -> None:
@@ -100,10 +106,9 @@ def _read(file: Path, folder: Path) -> Listing | None:
         if int(arrays["version"]) != FORMAT_VERSION:
             return None
         texts = json.loads(arrays["texts"].tobytes())
-        stamps = _stamps(folder, texts["folders"])
-        if stamps is None or not np.array_equal(stamps, arrays["stamps"]):
+        if not _is_as_stamped(folder, texts["folders"], arrays["stamps"]):
             return None
         items = PackedBytes.from_arrays(arrays["paths"], arrays["path_ends"])
-        return Listing(texts["classes"], arrays["counts"].tolist(), items, texts["folders"], texts["ignored"])
+        return Listing(texts["classes"], arrays["counts"].tolist(), items, {}, texts["ignored"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

@@ -4,37 +4,37 @@ A sample is a run of entries with one key, the name up to its first dot: an imag
 in `.json`, under `label` (https://github.com/webdataset/webdataset#the-webdataset-format).
 """
 
-import contextlib
+import itertools
 import json
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from resnet_in1k.core import files
 from resnet_in1k.core.cache import cache_file, digest_of
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.parallel import Progress, run_parallel
 from resnet_in1k.data.source import IMAGE_SUFFIXES, PackedBytes
-from resnet_in1k.data.workers import worker_context
 
 FORMAT_VERSION = 1
 MAX_LABEL_BYTES = 1 << 20
 """Of a `.cls` or `.json` entry; a larger one is none."""
+MAX_CLASSES = 1_000_000
+"""A larger label is something else, such as a hash."""
 
 
-class Entry(NamedTuple):
-    """An image in a shard."""
+class Entries(NamedTuple):
+    """The images in a shard, as they stand in it."""
 
-    key: bytes
-    offset: int
-    """Of its first byte in the shard."""
-    size: int
-    label: int
+    keys: list[bytes]
+    numbers: np.ndarray
+    """(n, 3) int64: of each the offset of its first byte in the shard, its size and its label."""
 
 
 @dataclass(frozen=True)
@@ -138,52 +138,52 @@ def _read_index(file: Path, shards: Sequence[Path], names: list[str], stats: np.
 def _build(shards: Sequence[Path], stats: np.ndarray) -> ShardIndex:
     from resnet_in1k.core.devices import usable_cores  # psutil, which prediction does not need
 
-    processes = min(usable_cores(), len(shards))
-    entries: list[tuple[bytes, int, int, int, int]] = []
-    with contextlib.ExitStack() as stack:
-        results: Any = map(read_shard, shards)
-        if processes > 1:
-            import multiprocessing
-
-            context = multiprocessing.get_context(worker_context())
-            pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context))
-            results = pool.map(read_shard, shards)
-        for number, found in enumerate(results):
-            entries += [(key, number, offset, size, label) for key, offset, size, label in found]
-    if not entries:
+    progress = Progress(only_if_long=True)
+    progress.start(len(shards), f"index of {shards[0].parent}", "shards")
+    found: dict[int, Entries] = {}
+    for number, entries in run_parallel(partial(_read_numbered, shards), range(len(shards)), usable_cores()):
+        found[number] = entries
+        progress.add(1)
+    progress.finish()
+    in_order = [found.pop(number) for number in range(len(shards))]
+    keys = list(itertools.chain.from_iterable(entries.keys for entries in in_order))
+    if not keys:
         raise UserError(f"{shards[0].parent}: no images with labels in the {len(shards)} shards")
-    entries.sort()
-    numbers = np.array([entry[1:] for entry in entries], dtype=np.int64)
-    keys = PackedBytes(entry[0] for entry in entries)
-    return ShardIndex(tuple(map(str, shards)), stats, keys, *(numbers[:, column].copy() for column in range(4)))
+    shard_of = np.repeat(np.arange(len(shards)), [len(entries.keys) for entries in in_order])
+    numbers = np.concatenate([entries.numbers for entries in in_order])
+    order = sorted(range(len(keys)), key=keys.__getitem__)  # stable: of one key, as they stand in the shards
+    columns = [column[order] for column in (shard_of, *numbers.T)]
+    return ShardIndex(tuple(map(str, shards)), stats, PackedBytes(map(keys.__getitem__, order)), *columns)
 
 
-def read_shard(shard: Path) -> list[Entry]:
-    """Its images, as they stand in it.
+def _read_numbered(shards: Sequence[Path], number: int) -> tuple[int, Entries]:
+    return number, read_shard(shards[number])
+
+
+def read_shard(shard: Path) -> Entries:
+    """Its images.
 
     Raises:
-        UserError: if it is no tar file, is cut off, or has an image without a label.
+        UserError: if it is no tar file, is cut off, or has an image without a label or the other way round.
     """
-    entries: list[Entry] = []
+    found: list[Entry] = []
     try:
         with tarfile.open(shard, "r:") as archive:
             sample = _Sample(shard)
             for member in whole(archive):
-                if not member.isreg():
-                    continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 if key != sample.key:
-                    entries += sample.finished()
+                    found += sample.finished()
                     sample = _Sample(shard, key)
                 sample.add(archive, member, extension.lower())
-            entries += sample.finished()
+            found += sample.finished()
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{shard} is cut off or no tar file ({error}); write or download it again") from None
     except OSError as error:
         raise UserError(f"{shard} cannot be read: {error.strerror or error}") from None
-    return entries
+    return Entries([entry.key for entry in found], np.array([entry[1:] for entry in found], np.int64).reshape(-1, 3))
 
 
 def whole(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -200,6 +200,13 @@ def whole(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError(f"no entry and no end at byte {archive.offset:,}")
 
 
+class Entry(NamedTuple):
+    key: bytes
+    offset: int
+    size: int
+    label: int
+
+
 class _Sample:
     """The entries of one key."""
 
@@ -208,28 +215,48 @@ class _Sample:
         self._shard = shard
         self._image: tuple[int, int] | None = None
         self._label: int | None = None
+        self._wrong_label = ""
+        """What was found in place of a number."""
 
     def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
-        if f".{extension}" in IMAGE_SUFFIXES:
+        is_image = f".{extension}" in IMAGE_SUFFIXES
+        if not member.isreg():
+            if is_image and not member.isdir():
+                raise UserError(
+                    f"{self._shard}: {member.name} is a link or a device; write the shard again, with files (tar "
+                    "--dereference --hard-dereference)"
+                )
+        elif is_image:
             if self._image is not None:
                 raise UserError(f"{self._shard}: {self.key} has two images; a sample is one image with its label")
             self._image = member.offset_data, member.size
         elif extension in ("cls", "json") and self._label is None and member.size <= MAX_LABEL_BYTES:
             file = archive.extractfile(member)
             assert file is not None, "a regular entry"
-            try:
-                value = json.loads(file.read())
-                value = value["label"] if extension == "json" else value
-                self._label = value if type(value) is int and value >= 0 else None
-            except (ValueError, KeyError, TypeError, RecursionError):
-                self._label = None
+            self._read_label(file.read(), extension)
+
+    def _read_label(self, text: bytes, extension: str) -> None:
+        try:
+            value = json.loads(text)
+            value = value["label"] if extension == "json" else value
+        except (ValueError, KeyError, TypeError, RecursionError):
+            value = None if extension == "json" else text[:20].decode(errors="replace")
+        if type(value) is int and 0 <= value < MAX_CLASSES:
+            self._label = value
+        elif value is not None:
+            self._wrong_label = f", but {str(value)[:20]!r}"
 
     def finished(self) -> list[Entry]:
-        if self._image is None:
-            return []
-        if self._label is None:
+        if self._image is not None and self._label is not None:
+            return [Entry(self.key.encode("utf-8", "surrogateescape"), *self._image, self._label)]
+        if self._image is not None:
             raise UserError(
-                f"{self._shard}: {self.key} has no label; each image needs a .cls with a number beside it, or a .json "
-                'with a "label"'
+                f"{self._shard}: {self.key} has no label{self._wrong_label}; each image needs a .cls with a number "
+                'from 0 on beside it, or a .json with such a "label"'
             )
-        return [Entry(self.key.encode("utf-8", "surrogateescape"), *self._image, self._label)]
+        if self._label is not None:
+            raise UserError(
+                f"{self._shard}: {self.key} has a label, but no image; its name has to be {Path(self.key).name}.jpg, "
+                ".png, … without another dot"
+            )
+        return []

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 Split = Literal["train", "val"]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 """Of a file's name; files of others are looked into."""
 
 

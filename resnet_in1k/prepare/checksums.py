@@ -5,7 +5,7 @@ from pathlib import Path
 
 from resnet_in1k.core import files
 from resnet_in1k.core.cache import cache_file
-from resnet_in1k.prepare.parallel import Progress
+from resnet_in1k.data.parallel import Progress
 
 BLOCK_BYTES = 16 << 20
 

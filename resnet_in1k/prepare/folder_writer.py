@@ -1,109 +1,184 @@
 """Any source of images to a folder by class, each class whole or not there at all."""
 
 import functools
+import itertools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import file_size
+from resnet_in1k.data.parallel import Progress, run_parallel
 from resnet_in1k.data.source import IMAGE_SUFFIXES, FileSource, Source
-from resnet_in1k.prepare.parallel import Progress, run_parallel
 from resnet_in1k.prepare.shard_writer import suffix_of
-from resnet_in1k.prepare.written import Change, written_bytes
+from resnet_in1k.prepare.written import Change, check_is_ours, content_sha256, written_bytes
 
 PARTIAL = ".partial."
 """Before the name of a class that is being written."""
+DONE = ".done."
+"""In such a class, before the number of a part whose images are all there."""
 PLAN_NAME = ".plan.json"
+IMAGES_PER_PART = 256
+
+
+class Part(NamedTuple):
+    """Some images of one class, which one process writes: a folder of few classes keeps all processes busy, too."""
+
+    label: int
+    number: int
+    """Of the class's parts, from 0 on."""
+    size: int
+
+    def members(self, labels: np.ndarray) -> list[int]:
+        """Their positions in the source."""
+        return np.flatnonzero(labels == self.label)[self.number * IMAGES_PER_PART :][: self.size].tolist()
 
 
 def write_folder(
     source: Source, folder: Path, processes: int, progress: Progress, change: Change | None = None, resized_to: int = 0
 ) -> None:
-    """Write `folder/<class>/<name>`. A class that is there is not written again.
+    """Write `folder/<class>/<name>`. A class that is there is not written again, nor are whole parts of one.
 
     Without a change, files are linked where they can be, and copied else: the originals stay as they are.
 
     Raises:
-        UserError: if the folder has other images, an image cannot be read or decoded, or a file not be written.
+        UserError: if the folder has other images, two images have the same name, an image cannot be read or decoded,
+            or a file not be written.
     """
-    plan = {"source_sha256": source.fingerprint(), "resized_to": resized_to}
-    kept = files.read_json_object(folder / PLAN_NAME)
-    if kept is not None and kept != plan:
-        raise UserError(f"{folder} is being made of other images or sizes; choose another folder, or remove it")
-    # A hidden file is what a killed run leaves that was just writing its plan.
-    if kept is None and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty, and was not written by this script; choose another folder")
+    _check_names(source)
+    _or_refuse(lambda: _begin(source, folder, resized_to))
+    missing = _missing_parts(source, folder)
+    num_left = {label: len(parts) for label, parts in missing.items()}
+    for label in missing:
+        _or_refuse(lambda label=label: (folder / f"{PARTIAL}{source.class_names[label]}").mkdir(exist_ok=True))
 
-    def begin() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.remove_temporaries(folder)
-        files.write_json(folder / PLAN_NAME, plan)
-        for left in folder.glob(f"{PARTIAL}*"):  # of a killed run; one that still ends finds its folder gone
-            shutil.rmtree(left, ignore_errors=True)
+    def finish(label: int) -> None:
+        _or_refuse(lambda: _finish_class(folder, source.class_names[label]))
 
-    if problem := files.failure_of(begin):
-        raise UserError(problem)
-    missing = [label for label, name in enumerate(source.class_names) if not (folder / name).exists()]
-    by_class = np.bincount(source.labels, minlength=len(source.class_names))
-    missing = [label for label in missing if by_class[label]]
-    progress.start(int(by_class[missing].sum()), f"{folder.name} images")
-    for count in run_parallel(functools.partial(_write_class, source, folder, change), missing, processes):
-        progress.add(count)
+    for label, number in num_left.items():
+        if not number:  # a run was killed just before it did this
+            finish(label)
+    all_missing = list(itertools.chain(*missing.values()))
+    progress.start(sum(part.size for part in all_missing), f"{folder.name} images")
+    for part in run_parallel(functools.partial(_write_part, source, folder, change), all_missing, processes):
+        progress.add(part.size)
+        num_left[part.label] -= 1
+        if not num_left[part.label]:
+            finish(part.label)
     progress.finish()
 
 
-def _write_class(source: Source, folder: Path, change: Change | None, label: int) -> int:
-    """Returns how many images it has."""
-    name = source.class_names[label]
-    if name in (".", "..") or "/" in name or name.startswith("."):
-        raise UserError(f"{source.name}: class {name!r} cannot be a folder's name")
-    partial = folder / f"{PARTIAL}{os.getpid()}.{name}"
-    (members,) = np.nonzero(source.labels == label)
-
-    def write() -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for index in members.tolist():
-            _write_image(source, index, name, partial, change)
-        os.rename(partial, folder / name)
-
+def _or_refuse(write: Callable[[], None]) -> None:
+    """Raises UserError if it fails to write."""
     if problem := files.failure_of(write):
         raise UserError(problem)
-    return len(members)
+
+
+def _check_names(source: Source) -> None:
+    """Before anything is written: a second image would replace the first."""
+    if len(set(source.class_names)) < len(source.class_names):
+        twice = next(name for place, name in enumerate(source.class_names) if name in source.class_names[:place])
+        raise UserError(f"{source.name}: two classes are named {twice!r}; write --shards, where names may repeat")
+    by_class = np.split(np.argsort(source.labels, kind="stable"), np.cumsum(np.bincount(source.labels))[:-1])
+    for class_name, members in zip(source.class_names, by_class, strict=False):
+        if class_name == ".." or "/" in class_name or class_name.startswith("."):
+            raise UserError(f"{source.name}: class {class_name!r} cannot be a folder's name")
+        seen: dict[str, int] = {}
+        for index in members.tolist():
+            other = seen.setdefault(_name(source, index, class_name), index)
+            if other != index:
+                raise UserError(
+                    f"{source.image_name(index)} and {source.image_name(other)} would be the same file in class "
+                    f"{class_name}; write --shards, where names may repeat"
+                )
+
+
+def _begin(source: Source, folder: Path, resized_to: int) -> None:
+    plan = {"source_sha256": content_sha256(source), "resized_to": resized_to}
+    check_is_ours(folder, PLAN_NAME, plan, "is being made of other images or sizes")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.remove_temporaries(folder, below=False)
+    files.write_json(folder / PLAN_NAME, plan)
+
+
+def _missing_parts(source: Source, folder: Path) -> dict[int, list[Part]]:
+    """By label, of the classes that are not whole; none of a class that has only to be renamed."""
+    missing = {}
+    for label, num_images in enumerate(np.bincount(source.labels).tolist()):
+        name = source.class_names[label]
+        if not num_images or (folder / name).exists():
+            continue
+        done = {path.name for path in (folder / f"{PARTIAL}{name}").glob(f"{DONE}*")}
+        parts = [
+            Part(label, number, min(IMAGES_PER_PART, num_images - start))
+            for number, start in enumerate(range(0, num_images, IMAGES_PER_PART))
+        ]
+        missing[label] = [part for part in parts if f"{DONE}{part.number}" not in done]
+    return missing
+
+
+def _write_part(source: Source, folder: Path, change: Change | None, part: Part) -> Part:
+    class_name = source.class_names[part.label]
+    partial = folder / f"{PARTIAL}{class_name}"
+
+    def write() -> None:
+        for index in part.members(source.labels):
+            _write_image(source, index, class_name, partial, change)
+        (partial / f"{DONE}{part.number}").touch()
+
+    _or_refuse(write)
+    return part
 
 
 def _write_image(source: Source, index: int, class_name: str, folder: Path, change: Change | None) -> None:
-    target = folder / file_name(source, index, class_name)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    name = file_name(source, index, class_name)
+    target = folder / name
+    for parent in reversed(name.parents[:-1]):  # `folder` itself is gone once the class is whole, and stays so
+        (folder / parent).mkdir(exist_ok=True)
     if change is None and isinstance(source, FileSource):
-        original = Path(source.image_name(index)).resolve()
         try:
-            os.link(original, target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(original, target)
-        return
-    target.write_bytes(written_bytes(source, index, change))
+            os.link(Path(source.image_name(index)).resolve(), target)
+            return
+        except FileExistsError:  # written before the run was killed
+            return
+        except OSError:  # another file system, or one without links: copied
+            pass
+    # Under another name first: a process of a killed run may be writing the same image for a moment yet.
+    temporary = target.with_name(f".{index}.{os.getpid()}.tmp")
+    temporary.write_bytes(written_bytes(source, index, change))
+    os.replace(temporary, target)
+
+
+def _finish_class(folder: Path, class_name: str) -> None:
+    partial = folder / f"{PARTIAL}{class_name}"
+    files.remove_temporaries(partial)
+    for done in partial.glob(f"{DONE}*"):
+        done.unlink()
+    os.rename(partial, folder / class_name)
 
 
 def file_name(source: Source, index: int, class_name: str) -> PurePosixPath:
     """Below the class's folder: as the image is named in the source, else by its number."""
-    path = PurePosixPath(os.fsdecode(source.key(index)) if hasattr(source, "key") else "")
-    parts = path.parts
-    if class_name in parts[:-1] and ".." not in parts:
-        path = PurePosixPath(*parts[parts.index(class_name) + 1 :])
-    elif isinstance(source, FileSource):
-        path = PurePosixPath(path.name)
-    else:
-        path = PurePosixPath(f"{index:08d}")
+    path = PurePosixPath(_name(source, index, class_name))
     if isinstance(source, FileSource) or path.suffix.lower() in IMAGE_SUFFIXES:
         return path
     return path.parent / (
         path.name + suffix_of(source.read(index)[:16].tobytes(), source.image_name(index).rstrip(")"))
     )
+
+
+def _name(source: Source, index: int, class_name: str) -> str:
+    """Without a suffix where the source's keys have none. No PurePosixPath: it is asked for a million times."""
+    key = os.fsdecode(source.key(index)) if hasattr(source, "key") else ""
+    parts = [part for part in key.split("/") if part not in ("", ".")]
+    if class_name in parts[:-1] and ".." not in parts:
+        return "/".join(parts[parts.index(class_name) + 1 :])
+    return parts[-1] if isinstance(source, FileSource) else f"{index:08d}"
 
 
 def can_link(source: Source, folder: Path) -> bool:

@@ -19,11 +19,11 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 from resnet_in1k.core import imagenet
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import file_size
+from resnet_in1k.data.parallel import Progress, run_parallel
 from resnet_in1k.data.shard_index import ShardIndex, whole
-from resnet_in1k.data.source import PackedBytes
+from resnet_in1k.data.source import PackedBytes, Source
 from resnet_in1k.data.sources.shards import ShardSource
 from resnet_in1k.prepare.checksums import md5_of
-from resnet_in1k.prepare.parallel import Progress, run_parallel
 
 MAX_IMAGE_BYTES = 100 << 20
 """ImageNet's largest file has 16 MB."""
@@ -62,26 +62,37 @@ def open_archives(
     for path in archives.by_name.values():
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-    refuse = say if allow_partial else _refuse
+    refuse = say if allow_partial else refuse_partial
     for name, path in archives.by_name.items():
         expected = ARCHIVE_META[name][1]
-        if (actual := md5_of(path, progress)) != expected:
+        try:
+            actual = md5_of(path, progress)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        if actual != expected:
             refuse(f"{path} is not ImageNet's {ARCHIVE_META[name][0]}: its md5 is {actual}, not {expected}")
     wnids_by_id, truth = read_devkit(archives.devkit)
     class_names, train = index_train(archives.train, processes, progress)
     val = index_val(archives.val, class_names, [wnids_by_id.get(number, "") for number in truth])
-    for split, index, expected in (("train", train, imagenet.NUM_TRAIN_IMAGES), ("val", val, imagenet.NUM_VAL_IMAGES)):
-        if len(index) != expected:
-            refuse(f"{len(index):,} images in {archives.by_name[split]}, where ImageNet has {expected:,}")
-    if not imagenet.is_imagenet_1k(class_names):
-        refuse(f"{len(class_names):,} classes in {archives.train}, which are not ImageNet-1k's 1,000")
-    return tuple(
+    sources = tuple(
         ShardSource(name=str(archives.by_name[split]), split=split, class_names=class_names, index=index)
         for split, index in (("train", train), ("val", val))
     )
+    check_counts(sources, refuse)
+    return sources
 
 
-def _refuse(problem: str) -> None:
+def check_counts(sources: tuple[Source, Source], refuse: Callable[[str], None]) -> None:
+    """Call `refuse` with what is not as in ImageNet-1k."""
+    for source, expected in zip(sources, (imagenet.NUM_TRAIN_IMAGES, imagenet.NUM_VAL_IMAGES), strict=True):
+        if len(source) != expected:
+            refuse(f"{len(source):,} {source.split} images in {source.name}, where ImageNet has {expected:,}")
+    train, _ = sources
+    if not imagenet.is_imagenet_1k(train.class_names):
+        refuse(f"{len(train.class_names):,} classes in {train.name}, which are not ImageNet-1k's 1,000")
+
+
+def refuse_partial(problem: str) -> None:
     raise UserError(f"{problem}; download it again, or give --allow-partial if that is meant")
 
 

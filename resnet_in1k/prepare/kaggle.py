@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import numpy as np
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.source import FileSource, PackedBytes
 from resnet_in1k.data.sources.folder import open_split
+from resnet_in1k.prepare.imagenet_archives import check_counts, refuse_partial
 
 SOLUTION_NAME = "LOC_val_solution.csv"
 
 
-def open_kaggle(folder: Path) -> tuple[FileSource, FileSource]:
+def open_kaggle(folder: Path, allow_partial: bool, say: Callable[[str], None]) -> tuple[FileSource, FileSource]:
     """Train and val; `folder` is that into which the competition's archive was unpacked.
+
+    Args:
+        allow_partial: tell, and do not refuse, other counts than the original's.
 
     Raises:
         UserError: naming what is missing or does not fit.
@@ -27,7 +32,7 @@ def open_kaggle(folder: Path) -> tuple[FileSource, FileSource]:
     try:
         with solution.open(newline="", encoding="utf-8") as file:
             classes = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-        present = {Path(name).stem: name for name in os.listdir(images / "val")}
+        present = {Path(name).stem: name for name in os.listdir(images / "val") if not name.startswith(".")}
     except (OSError, KeyError, IndexError, AttributeError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{solution} cannot be read ({type(error).__name__}: {error})") from None
     for name in sorted(present.keys() ^ classes.keys()):
@@ -45,4 +50,5 @@ def open_kaggle(folder: Path) -> tuple[FileSource, FileSource]:
         items=PackedBytes(os.fsencode(name) for _, name in rows),
         folder=images / "val",
     )
+    check_counts((train, val), say if allow_partial else refuse_partial)
     return train, val

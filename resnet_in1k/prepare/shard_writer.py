@@ -4,43 +4,21 @@ import functools
 import io
 import re
 import tarfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.parallel import Progress, run_parallel
+from resnet_in1k.data.shard_plan import PLAN_NAME, ShardPlan
 from resnet_in1k.data.source import IMAGE_SUFFIXES, Source
 from resnet_in1k.data.sources.shards import CLASSES_NAME
-from resnet_in1k.prepare.parallel import Progress, run_parallel
-from resnet_in1k.prepare.written import Change, mean_written_bytes, written_bytes
+from resnet_in1k.prepare.written import Change, check_is_ours, content_sha256, mean_written_bytes, written_bytes
 
-PLAN_NAME = "plan.json"
-"""Of a folder of shards: what they are made of, so that an interrupted writing goes on only with the same."""
 MEASURED_IMAGES = 1000
 """Of which the mean size is taken, to tell how many images make a shard."""
 BLOCK_BYTES = 512
 _NO_KEY = re.compile(r"[^\w-]+")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which images are in which shard: a function of these values."""
-
-    source_sha256: str
-    num_images: int
-    images_per_shard: int
-    resized_to: int
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_images // self.images_per_shard)
-
-    def members(self, shard: int) -> np.ndarray:
-        """(n,) int64. The images are shuffled, as some loaders read one shard after the other; always alike."""
-        order = np.random.Generator(np.random.PCG64(0)).permutation(self.num_images)
-        return order[shard * self.images_per_shard : (shard + 1) * self.images_per_shard]
 
 
 def write_shards(
@@ -51,7 +29,7 @@ def write_shards(
     progress: Progress,
     change: Change | None = None,
     resized_to: int = 0,
-) -> Plan:
+) -> ShardPlan:
     """Write `folder/shard-000000.tar` and so on, and the class names above it. Shards that are there are not written
     again, and the same source gives the same bytes.
 
@@ -62,13 +40,15 @@ def write_shards(
     Raises:
         UserError: if the folder has shards of something else, or an image cannot be read or a shard not be written.
     """
-    plan = Plan(source.fingerprint(), len(source), _images_per_shard(source, shard_bytes, change), resized_to)
-    kept = files.read_json_object(folder / PLAN_NAME)
-    if kept is not None and kept != asdict(plan):
-        raise UserError(f"{folder} has shards of other images or of another size; choose another folder, or remove it")
+    plan = ShardPlan(content_sha256(source), len(source), _images_per_shard(source, shard_bytes, change), resized_to)
+    check_is_ours(folder, PLAN_NAME, asdict(plan), "has shards of other images or of another size")
+    names = folder.parent / CLASSES_NAME
+    if not folder.is_dir() and names.exists() and files.read_json(names) != list(source.class_names):
+        raise UserError(f"{names} is of other images; choose another folder, or remove it")
     if problem := files.failure_of(lambda: _begin(source, folder, plan)):
         raise UserError(problem)
-    missing = [number for number in range(plan.num_shards) if not shard_path(folder, number).exists()]
+    present = {path.name for path in folder.iterdir()}
+    missing = [number for number, name in enumerate(plan.names) if name not in present]
     progress.start(len(missing) * plan.images_per_shard, f"{folder.name} shards")
     write = functools.partial(_write_shard, source, folder, plan, change)
     for count in run_parallel(write, missing, processes):
@@ -77,13 +57,9 @@ def write_shards(
     return plan
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:06d}.tar"
-
-
-def _begin(source: Source, folder: Path, plan: Plan) -> None:
+def _begin(source: Source, folder: Path, plan: ShardPlan) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    files.remove_temporaries(folder)
+    files.remove_temporaries(folder, below=False)
     files.write_json(folder.parent / CLASSES_NAME, list(source.class_names))
     files.write_json(folder / PLAN_NAME, asdict(plan))
 
@@ -94,7 +70,7 @@ def _images_per_shard(source: Source, shard_bytes: int, change: Change | None) -
     return max(1, round(shard_bytes / mean))
 
 
-def _write_shard(source: Source, folder: Path, plan: Plan, change: Change | None, number: int) -> int:
+def _write_shard(source: Source, folder: Path, plan: ShardPlan, change: Change | None, number: int) -> int:
     """Returns how many images are in it."""
     members = plan.members(number).tolist()
 
@@ -106,7 +82,7 @@ def _write_shard(source: Source, folder: Path, plan: Plan, change: Change | None
                 _add(archive, key + suffix_of(image, name), image)
                 _add(archive, f"{key}.cls", str(int(source.labels[index])).encode())
 
-    if problem := files.failure_of(lambda: files.write_atomically(shard_path(folder, number), write)):
+    if problem := files.failure_of(lambda: files.write_atomically(folder / plan.names[number], write)):
         raise UserError(problem)
     return len(members)
 
@@ -114,7 +90,8 @@ def _write_shard(source: Source, folder: Path, plan: Plan, change: Change | None
 def key_of(index: int, name: str) -> str:
     """Sorted, the keys are in the order of the source; what follows the number is for people, its last two names."""
     words = [_NO_KEY.sub("-", part) for part in Path(name).with_suffix("").parts[-2:]]
-    return f"{index:08d}_{'_'.join(words)}"[:90]  # a USTAR name has 100 bytes
+    key = f"{index:08d}_{'_'.join(words)}".encode()[:90]  # a USTAR name has 100 bytes
+    return key.decode(errors="ignore")
 
 
 def suffix_of(image: bytes, name: str) -> str:

@@ -1,7 +1,10 @@
 """What is written of each image, and about how much of all."""
 
 import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +12,7 @@ from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.source import Source
 
+SAMPLED_IMAGES = 100
 Change = Callable[[bytes], bytes]
 """Of an encoded image, such as resizing; raises ValueError if it cannot be decoded."""
 
@@ -28,5 +32,27 @@ def written_bytes(source: Source, index: int, change: Change | None) -> bytes:
 
 def mean_written_bytes(source: Source, change: Change | None, num_measured: int) -> float:
     """Of so many images, spread evenly over the source; raises UserError as `written_bytes`."""
-    places = np.unique(np.linspace(0, len(source) - 1, num=min(num_measured, len(source)), dtype=np.int64))
-    return float(np.mean([len(written_bytes(source, index, change)) for index in places.tolist()]))
+    return float(np.mean([len(written_bytes(source, index, change)) for index in _spread(source, num_measured)]))
+
+
+def content_sha256(source: Source) -> str:
+    """What an interrupted writing goes on by: which images there are and, of some, their content, as copies of another
+    size have the same names. Raises UserError as `written_bytes`."""
+    digest = hashlib.sha256(source.fingerprint().encode())
+    for index in _spread(source, SAMPLED_IMAGES):
+        digest.update(hashlib.sha256(written_bytes(source, index, None)).digest())
+    return digest.hexdigest()
+
+
+def _spread(source: Source, number: int) -> list[int]:
+    return np.unique(np.linspace(0, len(source) - 1, num=min(number, len(source)), dtype=np.int64)).tolist()
+
+
+def check_is_ours(folder: Path, plan_name: str, plan: dict[str, Any], otherwise: str) -> None:
+    """Raises UserError if the folder has something else in it than what a run with the same plan has written."""
+    kept = files.read_json_object(folder / plan_name)
+    if kept is not None and kept != plan:
+        raise UserError(f"{folder} {otherwise}; choose another folder, or remove it")
+    # A hidden file is what a killed run leaves that was just writing its plan.
+    if kept is None and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty, and was not written by this script; choose another folder")

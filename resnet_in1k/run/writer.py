@@ -8,6 +8,7 @@ from typing import Any
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import Launch
+from resnet_in1k.core.lock import FolderLock
 from resnet_in1k.evaluate.evaluation import Evaluation
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights_file import save_weights, weights_to_save
@@ -21,7 +22,6 @@ from resnet_in1k.run.checkpoint import (
 )
 from resnet_in1k.run.curves import LiveFigure, draw_curves, save_curves
 from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.lock import RunLock
 from resnet_in1k.run.recipe_file import add_resume, write_recipe
 from resnet_in1k.run.tensor_groups import TensorGroup
 
@@ -37,7 +37,7 @@ class RunWriter:
         self._folder, self._launch, self._keep_checkpoints = folder, launch, keep_checkpoints
         self._damaged: set[int] = set()
         """Steps of checkpoints that were skipped when the run was resumed."""
-        self._lock: RunLock | None = None
+        self._lock: FolderLock | None = None
         self._live_figure = LiveFigure()
 
     def acquire_lock(self) -> None:
@@ -46,7 +46,7 @@ class RunWriter:
         def acquire() -> None:
             self._folder.create()
             if self._lock is None:  # this may be a retry, and a second lock would release the first
-                self._lock = RunLock(self._folder)
+                self._lock = FolderLock(self._folder.path)
             files.remove_temporaries(self._folder.path)
 
         self._launch.on_main_process(acquire, "locks the run folder", advice="")

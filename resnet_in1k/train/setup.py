@@ -74,7 +74,7 @@ class Run:
                 raise UserError(
                     f"--shuffle-window is for --data shards:…, not for {options.data}, whose images lie apart"
                 )
-            self.train_source = replace(self.train_source, read_ahead=True)
+            self.train_source = replace(self.train_source, in_windows=True)
             self.shard_of = self.train_source.index.shard_of
         accumulation = options.gradient_accumulation_steps
         self.schedule = Schedule(recipe, launch.world_size, accumulation, len(self.train_source))

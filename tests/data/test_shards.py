@@ -3,18 +3,20 @@
 import io
 import json
 import os
+import resource
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.archives import add
 from helpers.sources import as_shards
 
 from resnet_in1k.core.errors import ProcessError, UserError
 from resnet_in1k.data import shard_index
 from resnet_in1k.data.bad_images import read_image
-from resnet_in1k.data.sources import open_source, open_train_and_val
-from resnet_in1k.data.sources.shards import MAX_OPEN_SHARDS
+from resnet_in1k.data.sources import open_source, open_train_and_val, shards
 
 
 def write_tar(path: Path, *entries: tuple[str, bytes]) -> Path:
@@ -100,8 +102,13 @@ def test_where_the_shards_cannot_be_written_beside_the_index_is_in_the_cache(
     assert open_source(data, "val").fingerprint() == before.fingerprint()
 
 
-def test_more_shards_than_files_that_may_be_open(tmp_path: Path):
-    number = MAX_OPEN_SHARDS + 5
+def test_more_shards_than_files_that_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each is opened again and again, but asked for as a whole once only, if it is read in windows."""
+    assert 16 <= shards.MAX_OPEN_SHARDS <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3
+    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 30)
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, offset, size, advice: asked.append(file))
+    number = 35
     for split in ("train", "val"):
         for each in range(number):
             write_tar(
@@ -111,7 +118,12 @@ def test_more_shards_than_files_that_may_be_open(tmp_path: Path):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
         assert [int(source.read(index).tobytes()) for index in range(number)] == list(range(number))
-    assert len(os.listdir("/proc/self/fd")) <= before + MAX_OPEN_SHARDS
+    assert len(os.listdir("/proc/self/fd")) <= before + 30
+    assert asked == []
+    source = replace(source, in_windows=True)
+    for _ in range(3):
+        assert [int(source.read(index).tobytes()) for index in range(number)] == list(range(number))
+    assert len(asked) == number
 
 
 IMAGE = ("a.jpg", b"image")
@@ -122,7 +134,10 @@ REFUSED = {
     "a label that is true": ([IMAGE, ("a.json", b'{"label": true}')], "a has no label"),
     "json without a label": ([IMAGE, ("a.json", b'{"class": 1}')], "a has no label"),
     "two images": ([IMAGE, ("a.png", b"other"), ("a.cls", b"0")], "a has two images"),
-    "no images": ([("a.txt", b"text"), ("a.cls", b"0")], "no images with labels in the 1 shards"),
+    "no images": ([("a.txt", b"text"), ("a.json", b"{}")], "no images with labels in the 1 shards"),
+    "no image": ([("a.img.jpg", b"image"), ("a.cls", b"0")], r"a has a label, but no image; its name has to be a\.jpg"),
+    "a label in quotes": ([IMAGE, ("a.json", b'{"label": "3"}')], "a has no label, but '3'; each image needs"),
+    "a hash for a label": ([IMAGE, ("a.cls", b"9" * 30)], "a has no label, but '99999999999999999999'; each image"),
 }
 
 
@@ -133,6 +148,35 @@ def test_what_is_no_labelled_image_is_named(tmp_path: Path, name: str):
     with pytest.raises(UserError, match=message) as caught:
         open_source(f"shards:{tmp_path}", "train")
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_in_place_of_an_image_is_named(image_folder: Path, tmp_path: Path):
+    """As GNU tar stores the second of two hard links."""
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        archive.add(image_folder / "train/ant/0.jpg", "a.jpg")
+        add(archive, "a.cls", b"0")
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        archive.addfile(link)
+    with pytest.raises(UserError, match=r"train\.tar: b\.jpg is a link or a device; write the shard again, with files"):
+        open_source(f"shards:{tmp_path}", "train")
+
+
+def test_class_names_above_flat_shards_are_not_theirs(tmp_path: Path):
+    (tmp_path / "classes.json").write_text('["other", "things"]')
+    write_tar(tmp_path / "mine/train-0.tar", IMAGE, ("a.cls", b"0"))
+    assert open_source(f"shards:{tmp_path}/mine", "train").class_names == ("0",)
+
+
+def test_shards_otherwise_divided_are_other_data_for_windows_alone(image_folder: Path, tmp_path: Path):
+    """The order goes by them; without windows it does not matter in which shard an image is."""
+    many, few = (
+        open_source(as_shards(image_folder, tmp_path / name, shard_bytes=size), "train")
+        for name, size in (("many", 9_000), ("few", 90_000))
+    )
+    assert len(many.index.shards) > len(few.index.shards)
+    assert few.fingerprint() == many.fingerprint()
+    assert replace(few, in_windows=True).fingerprint() != replace(many, in_windows=True).fingerprint()
 
 
 def test_what_cannot_be_opened_is_one_line(image_folder: Path, tmp_path: Path):

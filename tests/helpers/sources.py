@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from resnet_in1k.data.parallel import Progress
 from resnet_in1k.data.source import Source
 from resnet_in1k.data.sources import open_source
-from resnet_in1k.prepare.parallel import Progress
 from resnet_in1k.prepare.shard_writer import write_shards
 
 SILENT = Progress(lambda line: None)

@@ -77,7 +77,11 @@ def write_kaggle(folder: Path, expected: dict[str, bytes]) -> Path:
 def test_kaggles_layout_and_what_may_be_wrong_in_it(archives, tmp_path: Path):
     _, expected = archives
     folder = write_kaggle(tmp_path / "kaggle", expected)
-    prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", processes=1))
+    with pytest.raises(UserError, match=r"12 train images in .*, where ImageNet has 1,281,167; .*--allow-partial"):
+        prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", processes=1))
+    (folder / "ILSVRC/Data/CLS-LOC/val/.DS_Store").write_text("a Mac's")
+    said = prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", allow_partial=True, processes=1))
+    assert "6 val images in" in said[1]
     assert contents(tmp_path / "out") == expected
     solution = folder / "LOC_val_solution.csv"
     text = solution.read_text()
@@ -88,7 +92,7 @@ def test_kaggles_layout_and_what_may_be_wrong_in_it(archives, tmp_path: Path):
     ):
         solution.write_text(changed)
         with pytest.raises(UserError, match=message):
-            prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", processes=1))
+            prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", allow_partial=True, processes=1))
     solution.unlink()
     with pytest.raises(UserError, match=r"Kaggle's layout has ILSVRC/Data/CLS-LOC/ and LOC_val_solution\.csv"):
         prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", processes=1))

@@ -12,11 +12,11 @@ from helpers.threads import run_launch, this_rank
 from resnet_in1k.core import memory
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.launch import Launch
+from resnet_in1k.core.lock import FolderLock
 from resnet_in1k.data.sources import open_train_and_val
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.schedule import Schedule
 from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.lock import RunLock
 from resnet_in1k.run.provenance import provenance
 from resnet_in1k.train import agreement, preflight
 from resnet_in1k.train.options import TrainOptions
@@ -133,7 +133,7 @@ def test_run_folder_must_be_shared(tmp_path: Path, monkeypatch):
     for folder in (shared, own):
         folder.create()
     own.lock.write_text("process 1 on node1")  # of an earlier run
-    lock = RunLock(shared)
+    lock = FolderLock(shared.path)
     assert outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, shared)) == ["", "", ""]
     said = outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, own if launch.rank else shared))
     for text in said:  # each with the path as it knows it

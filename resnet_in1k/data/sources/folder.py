@@ -68,7 +68,10 @@ def forget(data: str) -> None:
 
 
 def _list(folder: Path) -> Listing:
-    classes, counts, folders, ignored = _class_folders(folder), [], [""], []
+    counts: list[int] = []
+    ignored: list[str] = []
+    folders = {"": folder.stat()}
+    classes = _class_folders(folder)
 
     def paths() -> Iterator[bytes]:
         for name in classes:
@@ -99,11 +102,11 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def images_below(folder: Path, prefix: str, ignored: list[str], folders: list[str]) -> list[str]:
+def images_below(folder: Path, prefix: str, ignored: list[str], folders: dict[str, os.stat_result]) -> list[str]:
     """Paths of image files at any depth, relative to the split's folder; other files are added to `ignored`, and the
-    folders that were read to `folders`."""
+    folders that are read to `folders`, as they are just before."""
     images: list[str] = []
-    folders.append(prefix)
+    folders[prefix] = folder.stat()
     for entry in _visible(folder):
         relative = f"{prefix}/{entry.name}"
         # A link with an image's suffix is one: to follow a million links over a network takes minutes.

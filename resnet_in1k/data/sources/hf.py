@@ -213,7 +213,7 @@ def _label_column(data: str, table: Any) -> str:
     names = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
     if address.label:
         kind = getattr(table.features.get(address.label), "dtype", "")
-        if kind != "string" and "int" not in kind:
+        if kind not in ("string", "large_string") and "int" not in kind:
             raise UserError(f"--data {data}: {address.label} is no column of labels; the columns: {_columns(table)}")
         return address.label
     if len(names) != 1:

@@ -27,7 +27,7 @@ def list_images(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
     for path in paths:
         try:
             if path.is_dir():
-                below = sorted(images_below(path, str(path), ignored=[], folders=[]))
+                below = sorted(images_below(path, str(path), ignored=[], folders={}))
                 yield from ((file, "") for file in below)
                 if not below:
                     yield str(path), "no images in this folder"

@@ -5,9 +5,9 @@ differ. Images are ordered by their keys, so that it does not matter which shard
 """
 
 import errno
-import glob
 import hashlib
 import os
+import resource
 import shlex
 import threading
 from collections import OrderedDict
@@ -19,19 +19,19 @@ import numpy as np
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.shard_index import ShardIndex, forget_index, index_shards
+from resnet_in1k.data.shard_paths import SPLIT_NAMES, has_splits, is_pattern, shards_of_split, shards_of_whole
 from resnet_in1k.data.source import SourceFacts, Split
 
 PREFIX = "shards:"
 CLASSES_NAME = "classes.json"
 """Beside the shards or above them: the class names, in the order of the labels."""
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid")}
 READ_AHEAD_BYTES = 128 << 10
 """Linux's default read-ahead."""
 LEFT_AFTER_READS = 1000
 """A shard that a thread has not read for so many reads is out of the window; when it is read again, another epoch has
 begun, and it may be out of memory."""
-MAX_OPEN_SHARDS = 64
-"""In each thread that reads; the usual limit of open files is 1,024."""
+MAX_OPEN_SHARDS = max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3))
+"""In each thread that reads, of which a process has one or two; 341 of the usual limit of 1,024 open files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,9 @@ class ShardSource:
     class_names: tuple[str, ...]
     index: ShardIndex
     note: str = ""
-    read_ahead: bool = False
-    """Ask for a whole shard when its first image is read: for orders that go through a few shards at a time."""
+    in_windows: bool = False
+    """Read by an order that goes through a few shards at a time: each is asked for as a whole when its first image is
+    read, and which shard an image is in is part of the fingerprint."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -63,7 +64,7 @@ class ShardSource:
         shard = int(self.index.shard_of[index])
         path, data = self.index.shards[shard], np.empty(self.index.sizes[index], dtype=np.uint8)
         try:
-            descriptor = _open_shards.get(path, self.read_ahead)
+            descriptor = _open_shards.get(path, self.in_windows)
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != tuple(self.index.stats[shard].tolist()):
                 raise OSError(errno.ENODATA, f"{path} has changed since it was indexed; start again to index it anew")
@@ -82,6 +83,8 @@ class ShardSource:
         for values in (self.index.labels, self.index.sizes):
             digest.update(values)
         self.index.keys.update(digest)
+        if self.in_windows:
+            digest.update(self.index.shard_of)
         return digest.hexdigest()
 
 
@@ -105,7 +108,7 @@ class _OpenShard:
     """Closed when nothing refers to it any more."""
 
     def __init__(self, path: str):
-        self.descriptor, self.last_read = -1, -LEFT_AFTER_READS
+        self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -120,6 +123,8 @@ class _OpenShards(threading.local):
     def __init__(self) -> None:
         self._files: OrderedDict[str, _OpenShard] = OrderedDict()
         self._num_reads = 0
+        self._last_read: dict[str, int] = {}
+        """Of shards that were closed in between, too: a window may have more than can be open."""
 
     def get(self, path: str, read_ahead: bool) -> int:
         if path not in self._files:
@@ -127,11 +132,12 @@ class _OpenShards(threading.local):
                 self._files.popitem(last=False)
             self._files[path] = _OpenShard(path)
         self._files.move_to_end(path)
-        shard, self._num_reads = self._files[path], self._num_reads + 1
-        if read_ahead and self._num_reads - shard.last_read > LEFT_AFTER_READS:
-            _ask_for_all(shard.descriptor)
-        shard.last_read = self._num_reads
-        return shard.descriptor
+        descriptor, self._num_reads = self._files[path].descriptor, self._num_reads + 1
+        if read_ahead:
+            if self._num_reads - self._last_read.get(path, -LEFT_AFTER_READS) > LEFT_AFTER_READS:
+                _ask_for_all(descriptor)
+            self._last_read[path] = self._num_reads
+        return descriptor
 
     def close(self, path: str) -> None:
         self._files.pop(path, None)
@@ -141,28 +147,29 @@ _open_shards = _OpenShards()
 
 
 def facts(data: str) -> SourceFacts:
-    place = Path(data.removeprefix(PREFIX))
-    name = place.parent.name if _is_pattern(str(place)) else place.name
+    place = Path(_place(data))
+    name = place.parent.name if is_pattern(str(place)) else place.name
     limits = ("Who took the training images, where and of what, is not recorded here: neither is their bias.",)
     return SourceFacts(name=name or "shards", data_flag=shlex.quote(f"{PREFIX}path/to/{name}"), limits=limits)
 
 
 def open_split(data: str, split: Split) -> ShardSource:
-    shards = _find_shards(data, split)
+    shards = shards_of_split(_place(data), split)
     if not shards:
         without = "; for images without a val split give --val-share" if split == "val" else ""
         raise UserError(
             f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar or DIR/*{split}*.tar, or "
             f"are named by a pattern with {{split}} in it{without}"
         )
-    return _open(data, split, shards, _find_shards(data, "train") if split == "val" else shards)
+    return _open(data, split, shards, shards_of_split(_place(data), "train") if split == "val" else shards)
 
 
 def open_whole(data: str) -> ShardSource:
     """Of `DIR/train/*.tar` or `DIR/*.tar` alone, or of all that a pattern names."""
-    if _has_splits(data) and _find_shards(data, "val"):
+    place = _place(data)
+    if has_splits(place) and shards_of_split(place, "val"):
         raise UserError(f"--val-share: {data} has a val split; leave it out, or name the shards to divide by a pattern")
-    shards = _find_whole(data)
+    shards = shards_of_whole(place)
     if not shards:
         raise UserError(f"--data {data}: no shards there; they belong in DIR/train/*.tar or DIR/*.tar")
     return _open(data, "train", shards, shards)
@@ -187,50 +194,22 @@ def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> 
 
 def forget(data: str) -> None:
     """Nothing that was found before is used: for `--rescan`."""
-    for shards in (_find_whole(data), *(_find_shards(data, split) for split in SPLIT_NAMES if _has_splits(data))):
+    place = _place(data)
+    splits = SPLIT_NAMES if has_splits(place) else ()
+    for shards in (shards_of_whole(place), *(shards_of_split(place, split) for split in splits)):
         forget_index(shards)
 
 
-def _is_pattern(text: str) -> bool:
-    return glob.has_magic(text) or "{split}" in text
-
-
-def _has_splits(data: str) -> bool:
-    """Whether it can name a training and a val split."""
-    place = data.removeprefix(PREFIX)
-    return not _is_pattern(place) or "{split}" in place
-
-
-def _find_whole(data: str) -> list[Path]:
-    """What `--val-share` divides."""
-    place = data.removeprefix(PREFIX)
-    if training := _has_splits(data) and _find_shards(data, "train"):
-        return training
-    return _sorted_paths(place if _is_pattern(place) else f"{glob.escape(place)}/*.tar")
-
-
-def _find_shards(data: str, split: Split) -> list[Path]:
-    place = data.removeprefix(PREFIX)
-    for name in SPLIT_NAMES[split]:
-        if _is_pattern(place):
-            if "{split}" not in place:
-                raise UserError(f"--data {data}: the pattern needs {{split}} where the names of train and val differ")
-            patterns = [place.replace("{split}", name)]
-        else:
-            folder = glob.escape(place)
-            patterns = [f"{folder}/{name}/*.tar", f"{folder}/*{name}*.tar"]
-        for pattern in patterns:
-            if found := _sorted_paths(pattern):
-                return found
-    return []
-
-
-def _sorted_paths(pattern: str) -> list[Path]:
-    return [Path(path) for path in sorted(glob.glob(pattern))]
+def _place(data: str) -> str:
+    """The folder or pattern."""
+    return data.removeprefix(PREFIX)
 
 
 def _class_names(shards: list[Path]) -> list[str] | None:
-    for folder in (shards[0].parent, shards[0].parent.parent):
+    beside = shards[0].parent
+    # Above them only where they lie in folders of their splits: what else is there need not be theirs.
+    is_of_split = any(beside.name in names for names in SPLIT_NAMES.values())
+    for folder in (beside, beside.parent) if is_of_split else (beside,):
         file = folder / CLASSES_NAME
         if not file.is_file():
             continue

@@ -1,4 +1,4 @@
-"""The lock of a run folder, between processes."""
+"""The lock of a folder, between processes."""
 
 import os
 import socket
@@ -10,15 +10,13 @@ import pytest
 from helpers.processes import ROOT
 
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.lock import RunLock
+from resnet_in1k.core.lock import FolderLock, NoLocksError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.lock import RunLock
-lock = RunLock(RunFolder(Path(sys.argv[1])))
+from resnet_in1k.core.lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)
 """
@@ -36,11 +34,11 @@ def test_a_folder_is_locked_until_its_process_ends_however_it_ends(tmp_path: Pat
         assert holder.stdout.readline() == "locked\n"
         here = f"process {holder.pid} on {socket.gethostname()}"
         with pytest.raises(UserError, match=f"is being written to by {here}; wait for it or stop it first"):
-            RunLock(RunFolder(tmp_path))
+            FolderLock(tmp_path)
     finally:
         holder.kill()
         holder.wait(timeout=20)
-    RunLock(RunFolder(tmp_path))
+    FolderLock(tmp_path)
     assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
@@ -49,7 +47,5 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", no_locks)
-    with pytest.raises(
-        UserError, match=r"cannot be locked \(No locks available\); put the run folder on a file system"
-    ):
-        RunLock(RunFolder(tmp_path))
+    with pytest.raises(NoLocksError, match=r"cannot be locked \(No locks available\); it has to be on a file system"):
+        FolderLock(tmp_path)

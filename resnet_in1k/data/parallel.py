@@ -25,8 +25,13 @@ PRINTED_EVERY_SECONDS = 10.0
 class Progress:
     """How far the work is, its rate and the time left: a line from time to time, and at the end."""
 
-    def __init__(self, print_line: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)):
-        self._print = print_line
+    def __init__(
+        self,
+        print_line: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        only_if_long: bool = False,
+    ):
+        """`only_if_long`: nothing at the end of what took less than the time between two lines."""
+        self._print, self._only_if_long = print_line, only_if_long
 
     def start(self, total: int, what: str, unit: str = "images") -> None:
         self._total, self._done, self._what, self._unit = total, 0, what, unit
@@ -41,8 +46,8 @@ class Progress:
             self._print(f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left} left")
 
     def finish(self) -> None:
-        if self._done:
-            took = max(time.monotonic() - self._started_at, 1e-6)
+        took = max(time.monotonic() - self._started_at, 1e-6)
+        if self._done and not (self._only_if_long and took < PRINTED_EVERY_SECONDS):
             self._print(f"{self._what}: {self._done:,} {self._unit} in {duration(took)}, {self._done / took:,.0f}/s")
 
 
@@ -91,4 +96,4 @@ def _init(work: Callable[[Any], Any], parent: int) -> None:
     _work = work
     end_with_parent(parent)
     torch.set_num_threads(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C, which all get, ends it at once: nothing is lost by a kill
