@@ -114,7 +114,7 @@ def prepare_data(options: PrepareOptions, say: Callable[[str], None] = print) ->
     if not options.shards:
         _check_splits(sources)
     change = Resizer(options.resize) if options.resize else None
-    _check_space(sources, output, change, links=change is None and not options.shards)
+    _check_space(sources, options, change)
     with _locked(output, say):
         for source in sources:
             how = {"processes": processes, "progress": progress, "change": change, "resized_to": options.resize or 0}
@@ -202,17 +202,21 @@ def _check_splits(sources: tuple[Source, Source]) -> None:
         )
 
 
-def _check_space(sources: tuple[Source, Source], output: Path, change: Change | None, links: bool) -> None:
+def _check_space(sources: tuple[Source, Source], options: PrepareOptions, change: Change | None) -> None:
     """Of what is not begun yet, by the sizes that are known, else by those of some images."""
-    needed = 0.0
+    output = options.output
+    assert output is not None, "checked with the other options"
+    links = change is None and not options.shards
+    needed, num_files = 0.0, 0
     for source in sources:
         if (output / source.split).exists() or (links and can_link(source, output)):
             continue
+        num_files += 0 if options.shards else len(source)
         if isinstance(source, ShardSource) and change is None:
             needed += int(source.index.sizes.sum())
         else:
             needed += len(source) * mean_written_bytes(source, change, RESIZED_IMAGES if change else SIZED_IMAGES)
-    check_space(output, round(needed))
+    check_space(output, round(needed), num_files)
 
 
 def _written(options: PrepareOptions) -> str:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,7 +22,10 @@ from resnet_in1k.prepare.written import Change, check_is_ours, content_sha256, w
 PARTIAL = ".partial."
 """Before the name of a class that is being written."""
 DONE = ".done."
-"""In such a class, before the number of a part whose images are all there."""
+"""In such a class, before the number of a part whose images are all written. It holds `boot_id`: they may not be on the
+disk yet, and a power cut would lose them."""
+SYNCED_EVERY_SECONDS = 30.0
+"""Whole classes get their names then: once for many, as to wait for the disk takes longer than to write a class."""
 PLAN_NAME = ".plan.json"
 IMAGES_PER_PART = 256
 
@@ -54,23 +58,26 @@ def write_folder(
     _or_refuse(lambda: _begin(source, folder, resized_to))
     missing = _missing_parts(source, folder)
     num_left = {label: len(parts) for label, parts in missing.items()}
+    whole = [label for label, number in num_left.items() if not number]  # a run was killed before it named them
     for label in missing:
-        _or_refuse(lambda label=label: (folder / f"{PARTIAL}{source.class_names[label]}").mkdir(exist_ok=True))
-
-    def finish(label: int) -> None:
-        _or_refuse(lambda: _finish_class(folder, source.class_names[label]))
-
-    for label, number in num_left.items():
-        if not number:  # a run was killed just before it did this
-            finish(label)
-    all_missing = list(itertools.chain(*missing.values()))
-    progress.start(sum(part.size for part in all_missing), f"{folder.name} images")
-    for part in run_parallel(functools.partial(_write_part, source, folder, change), all_missing, processes):
+        _or_refuse(lambda label=label: _partial(folder, source, label).mkdir(exist_ok=True))
+    parts = list(itertools.chain(*missing.values()))
+    progress.start(sum(part.size for part in parts), f"{folder.name} images")
+    synced_at = time.monotonic()
+    for part in run_parallel(functools.partial(_write_part, source, folder, change), parts, processes):
         progress.add(part.size)
         num_left[part.label] -= 1
         if not num_left[part.label]:
-            finish(part.label)
+            whole.append(part.label)
+        if time.monotonic() - synced_at >= SYNCED_EVERY_SECONDS:
+            _finish_classes(source, folder, whole)
+            whole, synced_at = [], time.monotonic()
+    _finish_classes(source, folder, whole)
     progress.finish()
+
+
+def _partial(folder: Path, source: Source, label: int) -> Path:
+    return folder / f"{PARTIAL}{source.class_names[label]}"
 
 
 def _or_refuse(write: Callable[[], None]) -> None:
@@ -113,7 +120,8 @@ def _missing_parts(source: Source, folder: Path) -> dict[int, list[Part]]:
         name = source.class_names[label]
         if not num_images or (folder / name).exists():
             continue
-        done = {path.name for path in (folder / f"{PARTIAL}{name}").glob(f"{DONE}*")}
+        markers = _partial(folder, source, label).glob(f"{DONE}*")
+        done = {marker.name for marker in markers if marker.read_text(encoding="ascii") == boot_id()}
         parts = [
             Part(label, number, min(IMAGES_PER_PART, num_images - start))
             for number, start in enumerate(range(0, num_images, IMAGES_PER_PART))
@@ -123,13 +131,12 @@ def _missing_parts(source: Source, folder: Path) -> dict[int, list[Part]]:
 
 
 def _write_part(source: Source, folder: Path, change: Change | None, part: Part) -> Part:
-    class_name = source.class_names[part.label]
-    partial = folder / f"{PARTIAL}{class_name}"
+    class_name, partial = source.class_names[part.label], _partial(folder, source, part.label)
 
     def write() -> None:
         for index in part.members(source.labels):
             _write_image(source, index, class_name, partial, change)
-        (partial / f"{DONE}{part.number}").touch()
+        (partial / f"{DONE}{part.number}").write_text(boot_id(), encoding="ascii")
 
     _or_refuse(write)
     return part
@@ -154,12 +161,29 @@ def _write_image(source: Source, index: int, class_name: str, folder: Path, chan
     os.replace(temporary, target)
 
 
-def _finish_class(folder: Path, class_name: str) -> None:
-    partial = folder / f"{PARTIAL}{class_name}"
-    files.remove_temporaries(partial)
-    for done in partial.glob(f"{DONE}*"):
-        done.unlink()
-    os.rename(partial, folder / class_name)
+def _finish_classes(source: Source, folder: Path, labels: list[int]) -> None:
+    """Give them their names, once their images are on the disk."""
+
+    def finish(label: int) -> None:
+        partial = _partial(folder, source, label)
+        files.remove_temporaries(partial)
+        for done in partial.glob(f"{DONE}*"):
+            done.unlink()
+        os.rename(partial, folder / source.class_names[label])
+
+    if labels:
+        os.sync()
+    for label in labels:
+        _or_refuse(functools.partial(finish, label))
+
+
+@functools.cache
+def boot_id() -> str:
+    """Of this machine's operating system since it was started; "" where it does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def file_name(source: Source, index: int, class_name: str) -> PurePosixPath:
@@ -189,11 +213,17 @@ def can_link(source: Source, folder: Path) -> bool:
         return False
 
 
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raises UserError if the file system has less left."""
-    free = shutil.disk_usage(_nearest(folder)).free
+def check_space(folder: Path, needed_bytes: int, num_files: int = 0) -> None:
+    """Raises UserError if the file system has less left, or room for fewer files, where their number is limited."""
+    place = _nearest(folder)
+    free = shutil.disk_usage(place).free
     if free < needed_bytes:
-        raise UserError(f"{_nearest(folder)} has {file_size(free)} left, and {file_size(needed_bytes)} are needed")
+        raise UserError(f"{place} has {file_size(free)} left, and {file_size(needed_bytes)} are needed")
+    status = os.statvfs(place)
+    if status.f_files and status.f_favail < num_files:
+        raise UserError(
+            f"{place} has room for {status.f_favail:,} more files (df -i), but {num_files:,} are needed; try --shards"
+        )
 
 
 def _nearest(folder: Path) -> Path:

@@ -78,6 +78,36 @@ def test_what_changed_a_moment_ago_is_not_kept(image_folder: Path, tmp_path: Pat
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_changes_while_it_is_listed_is_not_kept(kept: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the file system's clock says: an image that comes after its folder was read would be missed for good."""
+    shutil.rmtree(kept.parent / "cache")
+    real = folder_source.images_below
+
+    def slow(folder: Path, prefix: str, ignored: list[str], folders: dict) -> list[str]:
+        images = real(folder, prefix, ignored, folders)
+        if prefix == "bee":
+            shutil.copy(kept / "train/bee/0.jpg", kept / "train/bee/late.jpg")
+        return images
+
+    monkeypatch.setattr(folder_source, "images_below", slow)
+    before = len(open_source(str(kept), "train"))
+    monkeypatch.setattr(folder_source, "images_below", real)
+    assert len(open_source(str(kept), "train")) == before + 1
+
+
+def test_without_a_home_nothing_is_kept(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """As for the user of a container who is in no list of users."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(listing, "SETTLED_AFTER_SECONDS", -60.0)
+    train, _ = open_train_and_val(str(image_folder), rescan=True)
+    assert len(train) == 37
+
+
 def test_a_damaged_listing_is_made_anew(kept: Path):
     before = open_source(str(kept), "train").fingerprint()
     (file,) = (kept.parent / "cache/resnet_in1k").iterdir()

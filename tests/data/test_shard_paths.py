@@ -53,6 +53,15 @@ def test_shards_are_found_in_a_folder_or_by_a_pattern(tmp_path: Path):
         shards_of_split(f"{tmp_path}/c/all-{{000..003}}.tar", "train")
 
 
+def test_a_splits_name_is_a_word_of_the_files_name(tmp_path: Path):
+    """Not a part of one: validation would be on training images."""
+    touch(tmp_path, "retrieval-train-0.tar", "retrieval-test-0.tar", "retrained_valid.tar", "VAL1.tar")
+    assert names(shards_of_split(str(tmp_path), "train"), tmp_path) == ["retrieval-train-0.tar"]
+    assert names(shards_of_split(str(tmp_path), "val"), tmp_path) == ["VAL1.tar"]
+    (tmp_path / "VAL1.tar").unlink()
+    assert names(shards_of_split(str(tmp_path), "val"), tmp_path) == ["retrained_valid.tar"]
+
+
 def test_a_shard_that_braces_name_must_be_there(tmp_path: Path):
     touch(tmp_path, "train-00.tar", "train-02.tar", "val-00.tar")
     with pytest.raises(UserError, match=r"03\}\.tar: 2 of 4 are missing: .*train-01\.tar, .*train-03\.tar$"):

@@ -8,8 +8,8 @@ The client runs in the test's process (`patch_client`), or in one of its own (`e
         subprocess.run(command, env=os.environ | hub.env(tmp_path))
         assert hub.repos["me/digits"].files("main")["config.json"] == b"{}"
 
-Left out: datasets and spaces, tags, listings of one folder, pages of long listings, multipart uploads (above 5 GB), and
-downloads by Xet: no Xet hash is offered, so the client uses plain HTTP.
+Of datasets it knows what reading one asks for. Left out: spaces, tags, pages of long listings, multipart uploads (above
+5 GB), and downloads by Xet: no Xet hash is offered, so the client uses plain HTTP.
 """
 
 import base64
@@ -89,8 +89,10 @@ class Commit(NamedTuple):
 class Repo:
     """Commits by oid, beginning with the hub's own first one; and in `refs` the heads of the branches."""
 
-    def __init__(self, private: bool):
-        self.private = private
+    def __init__(self, private: bool, gated: bool = False):
+        self.private, self.gated = private, gated
+        self.accepted_by: set[str] = set()
+        """Users who have accepted the terms of a gated one."""
         self.commits: dict[str, Commit] = {}
         self.refs: dict[str, str] = {}
         self.pull_requests: list[str] = []
@@ -262,6 +264,7 @@ class ErrorResponse(Exception):
 Route = Callable[..., Response]
 ROUTES: list[tuple[str, str, Route]] = []
 MODEL, REPO, REVISION = "hub/api/models/(?P<name>[^/]+/[^/]+)", "(?P<name>[^/]+/[^/]+)", "(?P<revision>[^/]+)"
+ANY = "hub/api/(?:models|datasets)/(?P<name>[^/]+/[^/]+)"
 
 
 def route(method: str, path: str) -> Callable[[Route], Route]:
@@ -394,7 +397,7 @@ class Handler(BaseHTTPRequestHandler):
             return Response(f"- Error: {message}".encode(), 400)
         return Response({"errors": [{"message": message}], "warnings": []}, 400)
 
-    @route("GET", f"{MODEL}(/revision/{REVISION})?")
+    @route("GET", f"{ANY}(/revision/{REVISION})?")
     def info(self, name: str, revision: str = "main") -> Response:
         repo, head = self.readable(name), self.hub.repos[name].head(revision)
         siblings = [{"rfilename": path} for path in head.blobs]
@@ -403,11 +406,18 @@ class Handler(BaseHTTPRequestHandler):
         about = {"id": name, "modelId": name, "author": name.split("/")[0], "private": repo.private, "tags": []}
         return Response(about | {"sha": head.oid, "lastModified": DATE, "createdAt": DATE, "siblings": siblings})
 
-    @route("GET", f"{MODEL}/tree/{REVISION}")
-    def tree(self, name: str, revision: str) -> Response:
-        blobs = self.readable(name).head(revision).blobs
-        folders = [] if self.query["recursive"] == ["true"] else {path.split("/")[0] for path in blobs if "/" in path}
-        files = [blob.entry(path) for path, blob in blobs.items() if not ("/" in path and folders)]
+    @route("GET", f"{ANY}/tree/{REVISION}(/(?P<folder>.+))?")
+    def tree(self, name: str, revision: str, folder: str = "") -> Response:
+        start = f"{folder}/" if folder else ""
+        blobs = {
+            path: blob for path, blob in self.readable(name).head(revision).blobs.items() if path.startswith(start)
+        }
+        if folder and not blobs:
+            raise ErrorResponse(404, f"{folder} does not exist", "EntryNotFound")
+        if self.query["recursive"] == ["true"]:
+            return Response([blob.entry(path) for path, blob in blobs.items()])
+        folders = {start + rest.split("/")[0] for path in blobs if "/" in (rest := path[len(start) :])}
+        files = [blob.entry(path) for path, blob in blobs.items() if "/" not in path[len(start) :]]
         return Response(
             [*files, *({"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in folders)]
         )
@@ -536,9 +546,13 @@ class Handler(BaseHTTPRequestHandler):
         oid = repo.add(revision, title, blobs)
         return Response(response | {"commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"})
 
-    @route("HEAD GET", f"hub/{REPO}/resolve/{REVISION}/(?P<path>.+)")
+    @route("HEAD GET", f"hub/(?:datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, name: str, revision: str, path: str) -> Response:
-        head = self.readable(name).head(revision)
+        repo = self.readable(name)
+        if repo.gated and (self.user is None or self.user.name not in repo.accepted_by):
+            # What is in it everyone may know, but not have.
+            raise ErrorResponse(403 if self.user else 401, f"Access to dataset {name} is restricted.", "GatedRepo")
+        head = repo.head(revision)
         about = {"X-Repo-Commit": head.oid}
         if path not in head.blobs:
             raise ErrorResponse(404, "Entry not found", "EntryNotFound", about)
@@ -548,7 +562,7 @@ class Handler(BaseHTTPRequestHandler):
         linked = {"X-Linked-Size": str(len(blob.data)), "X-Linked-ETag": f'"{blob.etag}"'}
         return Response(status=302, headers=about | linked | {"Location": self.hub.storage_url + self.path})
 
-    @route("HEAD GET", f"storage/{REPO}/resolve/{REVISION}/(?P<path>.+)")
+    @route("HEAD GET", f"storage/(?:datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)")
     def resolve_large(self, name: str, revision: str, path: str) -> Response:
         """The target of the redirect. The real one is signed, so that it works for private repositories, too."""
         blob = self.hub.repos[name].head(revision).blobs[path]

@@ -21,11 +21,11 @@ from resnet_in1k.prepare.folder_writer import write_folder
 def test_what_is_written_of_a_class_is_not_written_again(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Also of the class in which the first run ended: at its second image, of classes of six by parts of two."""
+    """Of seven and then six images each, by parts of two; unless the machine was started again in between."""
     monkeypatch.setattr(folder_writer, "IMAGES_PER_PART", 2)
     source = open_source(str(image_folder), "train")
-    assert source.labels[:21].tolist() == [0] * 7 + [1] * 6 + [2] * 6 + [3] * 2
     written: list[bytes] = []
+    stops_after = 20
 
     def change(image: bytes) -> bytes:
         if len(written) == stops_after:
@@ -33,24 +33,48 @@ def test_what_is_written_of_a_class_is_not_written_again(
         written.append(image)
         return image + b"!"
 
-    how = {"processes": 1, "progress": SILENT, "change": change}
-    stops_after = 20
+    def write() -> None:
+        write_folder(source, tmp_path / "train", processes=1, progress=SILENT, change=change)
+
+    classes = ["ant", "bee", "cat", "dog", "eel", "fox"]
     with pytest.raises(UserError, match=r"dog/1\.jpg cannot be decoded \(somebody stops it\)"):
-        write_folder(source, tmp_path / "train", **how)
-    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [
-        *(".partial.dog", ".partial.eel", ".partial.fox", ".plan.json"),
-        *("ant", "bee", "cat"),
-    ]
+        write()
+    assert names_in(tmp_path / "train") == {".plan.json", *(f".partial.{name}" for name in classes)}
+    written.clear()
+    stops_after = 9
+    with pytest.raises(UserError, match=r"eel/3\.jpg cannot be decoded"):
+        write()
+    assert written == [source.read(index).tobytes() for index in range(19, 28)]  # 19 was of a part that was not whole
+    monkeypatch.setattr(folder_writer, "boot_id", lambda: "another start")
     written.clear()
     stops_after = 99
-    write_folder(source, tmp_path / "train", **how)
-    assert len(written) == 37 - 19  # whose part was not whole
-    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [
-        ".plan.json",
-        *("ant", "bee", "cat", "dog", "eel", "fox"),
-    ]
+    write()
+    assert len(written) == 37
+    assert names_in(tmp_path / "train") == {".plan.json", *classes}
     files = sorted(path for path in (tmp_path / "train").rglob("*") if path.is_file() and path.name != ".plan.json")
     assert [path.read_bytes()[:-1] for path in files] == [source.read(index).tobytes() for index in range(37)]
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_classes_get_their_names_once_they_are_on_the_disk(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """From time to time, not for each."""
+    happened: list[str] = []
+    clock = iter(range(0, 10_000, 10))
+    real = folder_writer.os.rename
+    monkeypatch.setattr(folder_writer.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(folder_writer.os, "sync", lambda: happened.append("synced"))
+    monkeypatch.setattr(folder_writer.os, "rename", lambda a, b: (happened.append(b.name), real(a, b)))
+    write_folder(open_source(str(image_folder), "train"), tmp_path / "train", processes=1, progress=SILENT)
+    first, *rest = " ".join(happened).split("synced")
+    assert first == ""
+    assert len(rest) > 1
+    assert " ".join(rest).split() == ["ant", "bee", "cat", "dog", "eel", "fox"]
+    assert all(each.strip() for each in rest)
 
 
 def test_a_large_class_is_written_by_all_processes_and_its_progress_told(

@@ -1,6 +1,7 @@
 """scripts/prepare_data.py: resized copies, shards, Kaggle's layout and folders; what is refused."""
 
 import io
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,8 +187,33 @@ def test_space_is_checked_before_anything_is_written(
         with pytest.raises(UserError, match=r"has 100 kB left, and .* are needed"):
             prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1, **how))
         assert not (tmp_path / "out").exists()
+    usage.free = 10**12
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=10_000, f_favail=48))
+    with pytest.raises(UserError, match=r"has room for 48 more files \(df -i\), but 49 are needed; try --shards"):
+        prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1, resize=300))
+    assert not (tmp_path / "out").exists()
     prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1))
     assert (tmp_path / "out/train/ant/0.jpg").samefile(image_folder / "train/ant/0.jpg")
+
+
+@pytest.mark.parametrize("how", [{}, {"resize": 64}, {"shards": 1}])
+def test_over_a_finished_folder_it_does_nothing(image_folder: Path, tmp_path: Path, how: dict[str, int]):
+    """As long as it is of the same images and all are there."""
+    data = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    options_of_run = PrepareOptions(data=str(data), output=tmp_path / "out", processes=1, **how)
+    prepare(options_of_run)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert prepare(options_of_run) == [f"nothing to do: {tmp_path / 'out'} has 37 + 12 images of these"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == times
+    gone = next((tmp_path / "out/val").glob("*.tar" if how.get("shards") else "cat"))
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    prepare(options_of_run)
+    assert gone.exists()
+    replaced = next((data / "train").rglob("*.jpg"))
+    replaced.unlink()
+    shutil.copy(data / "val/fox/0.jpg", replaced)
+    with pytest.raises(UserError, match="other images"):
+        prepare(options_of_run)
 
 
 def test_contradicting_options_are_refused(tmp_path: Path):
@@ -198,6 +224,11 @@ def test_contradicting_options_are_refused(tmp_path: Path):
         ({"data": "x"}, "--output: where to write is not given"),
         ({"data": "x", "output": tmp_path, "report": tmp_path / "r.csv"}, "--report is for --verify"),
         ({"data": "x", "output": tmp_path, "resize": 5}, "--resize 5: must be at least 32"),
+        ({"verify": "x", "resize": 64}, "--verify writes nothing: --output, --resize and --shards are not for it"),
+        ({"kaggle": tmp_path, "output": tmp_path, "val_share": 0.1}, "--val-share is for --data and --verify"),
+        ({"data": "x", "output": tmp_path, "allow_partial": True}, "--allow-partial is for ImageNet's archives and"),
+        ({"data": "x", "output": Path("digits")}, "--output digits: --data takes that for something else"),
+        ({"data": "x", "output": Path("hf:mine")}, "--output hf:mine: --data takes that for something else"),
     ):
         with pytest.raises(UserError, match=message):
             PrepareOptions(**given)

@@ -1,6 +1,7 @@
 """Shards written from any source: whole, the same bytes each time, readable by the convention's other readers."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from helpers.sources import SILENT, as_shards
 
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.sources import open_source
-from resnet_in1k.prepare.shard_writer import write_shards
+from resnet_in1k.prepare.folder_writer import write_folder
+from resnet_in1k.prepare.shard_writer import key_of, write_shards
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -54,3 +56,39 @@ def test_shards_of_something_else_are_not_mixed(image_folder: Path, tmp_path: Pa
     for split, size in (("val", 20_000), ("train", 40_000)):
         with pytest.raises(UserError, match="has shards of other images or of another size; choose another folder"):
             write_shards(open_source(str(image_folder), split), tmp_path / "train", size, 1, SILENT)
+
+
+def test_copies_of_another_size_are_something_else(image_folder: Path, tmp_path: Path):
+    """Though their names are the same, and their files may be as large."""
+    other = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    for path in (other / "val").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:-3] + b"abc")
+    write_shards(open_source(str(image_folder), "val"), tmp_path / "val", 20_000, 1, SILENT)
+    with pytest.raises(UserError, match="has shards of other images"):
+        write_shards(open_source(str(other), "val"), tmp_path / "val", 20_000, 1, SILENT)
+    write_folder(open_source(str(image_folder), "val"), tmp_path / "folder", 1, SILENT)
+    with pytest.raises(UserError, match="is being made of other images or sizes"):
+        write_folder(open_source(str(other), "val"), tmp_path / "folder", 1, SILENT)
+
+
+def test_shards_are_written_to_folders_of_their_own(image_folder: Path, tmp_path: Path):
+    """Not among the images themselves, nor beside class names or shards of others."""
+    source = open_source(str(image_folder), "train")
+    for folder in ("images/train", "foreign"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "shard-000000.tar").write_bytes(b"mine")
+        with pytest.raises(UserError, match="is not empty, and was not written by this script; choose another folder"):
+            write_shards(source, tmp_path / folder, 20_000, 1, SILENT)
+    (tmp_path / "classes.json").write_text('["mine"]')
+    with pytest.raises(UserError, match=r"classes\.json is of other images; choose another folder, or remove it"):
+        write_shards(source, tmp_path / "new", 20_000, 1, SILENT)
+    assert (tmp_path / "classes.json").read_text() == '["mine"]'
+
+
+def test_long_names_of_any_letters_fit_into_a_tar_file():
+    """A name in the old format has 100 bytes; a Chinese sign takes three."""
+    for name in ("data/" + "猫" * 80 + "/" + "图" * 80 + ".jpg", "x" * 300 + "/y.jpg"):
+        key = key_of(7, name)
+        assert key.startswith("00000007_")
+        assert 80 < len(key.encode()) <= 90
+        tarfile.TarInfo(f"{key}.jpg").tobuf(tarfile.USTAR_FORMAT)

@@ -47,10 +47,34 @@ def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
         prepare_data(PrepareOptions(verify=str(tmp_path / "nowhere"), processes=1))
 
 
-def test_images_without_a_val_split_are_verified_all(image_folder: Path):
+def test_images_without_a_val_split_are_verified_all(image_folder: Path, tmp_path: Path):
+    """Of a folder of classes; or where --val-share says that there need be none: else its val split may be missing."""
     said: list[str] = []
     assert prepare_data(PrepareOptions(verify=str(image_folder / "train"), processes=1), said.append)
     assert said[-1] == f"{image_folder / 'train'}: 37 images, all whole"
+    shutil.copytree(image_folder / "train", tmp_path / "half/train")
+    assert not prepare_data(PrepareOptions(verify=str(tmp_path / "half"), processes=1), said.append)
+    assert "half val (" in " ".join(said)
+    assert "val: no such folder" in " ".join(said)
+    assert prepare_data(PrepareOptions(verify=str(tmp_path / "half"), val_share=0.2, processes=1), said.append)
+    assert said[-1] == f"{tmp_path / 'half'}: 37 images, all whole"
+
+
+def test_shards_of_which_some_are_missing_are_not_whole(image_folder: Path, tmp_path: Path):
+    prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", shards=1, processes=1))
+    plan = tmp_path / "out/val/plan.json"
+    plan.write_text(plan.read_text().replace('"num_images": 12', '"num_images": 9999999'))
+    said: list[str] = []
+    assert not prepare_data(PrepareOptions(verify=f"shards:{tmp_path / 'out'}", processes=1), said.append)
+    assert "shards are missing: shard-000001.tar" in said[0]
+
+
+def test_a_report_that_cannot_be_written_ends_it_at_once(image_folder: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"--report: .*file/report\.csv"):
+        prepare_data(PrepareOptions(verify=str(image_folder), report=tmp_path / "file/report.csv"), said.append)
+    assert said == []
 
 
 def test_splits_that_training_would_refuse_are_listed(image_folder: Path, tmp_path: Path):

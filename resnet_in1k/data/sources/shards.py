@@ -65,14 +65,20 @@ class ShardSource:
         path, data = self.index.shards[shard], np.empty(self.index.sizes[index], dtype=np.uint8)
         try:
             descriptor = _open_shards.get(path, self.in_windows)
-            status = os.fstat(descriptor)
-            if (status.st_size, status.st_mtime_ns) != tuple(self.index.stats[shard].tolist()):
+            if not self._is_as_indexed(shard, descriptor):
+                _open_shards.close(path)  # it may have been written anew since it was opened, and indexed then
+                descriptor = _open_shards.get(path, self.in_windows)
+            if not self._is_as_indexed(shard, descriptor):
                 raise OSError(errno.ENODATA, f"{path} has changed since it was indexed; start again to index it anew")
             _read_fully(descriptor, data, int(self.index.offsets[index]), path)
         except OSError:
             _open_shards.close(path)  # a retry opens it anew
             raise
         return data
+
+    def _is_as_indexed(self, shard: int, descriptor: int) -> bool:
+        status = os.fstat(descriptor)
+        return (status.st_size, status.st_mtime_ns) == tuple(self.index.stats[shard].tolist())
 
     def image_name(self, index: int) -> str:
         key = self.index.keys[index].decode("utf-8", "surrogateescape")
