@@ -1,7 +1,7 @@
 """`shards:DIR` or `shards:PATTERN`: tar files in WebDataset's convention, read image by image where each lies.
 
-`DIR/train/*.tar` and `DIR/val/*.tar`, or `*train*.tar` and `*val*.tar` in DIR; a pattern has `{split}` where the two
-differ. Images are ordered by their keys, so that it does not matter which shard an image is in.
+`DIR/train/*.tar` and `DIR/val/*.tar`, or `DIR/*.tar` with the words train and val in their names; a pattern has `{split}`
+where the two differ. Images are ordered by their keys, so that it does not matter which shard an image is in.
 """
 
 import errno
@@ -164,8 +164,8 @@ def open_split(data: str, split: Split) -> ShardSource:
     if not shards:
         without = "; for images without a val split give --val-share" if split == "val" else ""
         raise UserError(
-            f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar or DIR/*{split}*.tar, or "
-            f"are named by a pattern with {{split}} in it{without}"
+            f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar, or in DIR with the word "
+            f"{split} in their names, or are named by a pattern with {{split}} in it{without}"
         )
     return _open(data, split, shards, shards_of_split(_place(data), "train") if split == "val" else shards)
 
