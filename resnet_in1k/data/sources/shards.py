@@ -1,7 +1,7 @@
 """`shards:DIR` or `shards:PATTERN`: tar files in WebDataset's convention, read image by image where each lies.
 
-`DIR/train/*.tar` and `DIR/val/*.tar`, or `DIR/*.tar` with the words train and val in their names; a pattern has `{split}`
-where the two differ. Images are ordered by their keys, so that it does not matter which shard an image is in.
+`DIR/train/*.tar` and `DIR/val/*.tar`, or `DIR/*.tar` with the words train and val in their names; a pattern has
+`{split}` where the two differ. Images are ordered by their keys, so that it does not matter which shard one is in.
 """
 
 import errno
