@@ -1,9 +1,17 @@
 """Lines and a progress bar on the terminal."""
 
+import contextlib
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from resnet_in1k.core.text import duration
+
+TOLD_EVERY_SECONDS = 30.0
 
 
 class Console:
@@ -29,6 +37,24 @@ class Console:
             dynamic_ncols=True,
             disable=not (self._is_main_process and interactive),
         )
+
+
+@contextlib.contextmanager
+def told_while_it_lasts(what: str) -> Iterator[None]:
+    """A line on standard error from time to time, for what takes long and shows no progress of its own."""
+    ended, started_at = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(TOLD_EVERY_SECONDS):
+            print(f"{what}: {duration(time.monotonic() - started_at)} so far", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()  # what comes next may fork
 
 
 def in_notebook() -> bool:

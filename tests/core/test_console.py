@@ -1,11 +1,13 @@
 import builtins
 import io
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 
-from resnet_in1k.core.console import Console, in_notebook
+from resnet_in1k.core import console
+from resnet_in1k.core.console import Console, in_notebook, told_while_it_lasts
 
 
 class Terminal(io.StringIO):
@@ -25,6 +27,23 @@ def test_lines_are_flushed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw, 1 << 16), encoding="utf-8"))
     Console(is_main_process=True).print("step 1")
     assert raw.getvalue() == b"step 1\n"
+
+
+def test_what_takes_long_is_told_until_it_ends(monkeypatch: pytest.MonkeyPatch):
+    class Told(io.StringIO):
+        def flush(self) -> None:
+            told.set()
+
+    told, stderr, threads = threading.Event(), Told(), threading.active_count()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with told_while_it_lasts("waiting for nothing"):
+        pass
+    assert stderr.getvalue() == ""
+    monkeypatch.setattr(console, "TOLD_EVERY_SECONDS", 0.001)
+    with told_while_it_lasts("waiting for this"):
+        assert told.wait(timeout=20)
+    assert stderr.getvalue().startswith("waiting for this: 0 s so far\n")
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ The table is mapped from the disk, and images stay encoded: the same decoder and
 import errno
 import hashlib
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_in1k.core.console import told_while_it_lasts
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.imagenet import wnids_of
 from resnet_in1k.core.text import first_line, shorten
@@ -177,9 +179,11 @@ def _load(data: str) -> Any:
     from datasets.exceptions import DatasetNotFoundError
 
     address = Address.of(data)
-    datasets.disable_progress_bars()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # each of their steps would be a line of the log
     try:
-        return datasets.load_dataset(address.name, address.config or None)
+        with told_while_it_lasts(f"{data} is being downloaded, and copied to {datasets.config.HF_DATASETS_CACHE}"):
+            return datasets.load_dataset(address.name, address.config or None)
     except DatasetNotFoundError as error:
         advice = "is the name right? A private or gated one needs `hf auth login`"
         if "gated" in str(error):
