@@ -19,6 +19,8 @@ from resnet_in1k.core.errors import UserError
 
 T = TypeVar("T")
 
+LOCK_NAME = ".lock"
+"""In a folder that one process writes to: see core/lock.py."""
 TEMPORARY_FOLDER = ".temporary."
 """Prefix of a folder that is of use to its process only."""
 

@@ -7,8 +7,7 @@ import socket
 from pathlib import Path
 
 from resnet_in1k.core.errors import UserError
-
-LOCK_NAME = ".lock"
+from resnet_in1k.core.files import LOCK_NAME
 
 
 class NoLocksError(UserError):

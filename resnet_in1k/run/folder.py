@@ -6,7 +6,6 @@ from typing import Any
 
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.lock import LOCK_NAME
 from resnet_in1k.model.weights_file import WEIGHTS_NAME
 
 RECIPE_NAME = "recipe.json"
@@ -20,7 +19,7 @@ class RunFolder:
         self.path = path
         self.recipe = path / RECIPE_NAME
         self.log = path / "log.jsonl"
-        self.lock = path / LOCK_NAME
+        self.lock = path / files.LOCK_NAME
         self.checkpoints = path / "checkpoints"
         self.weights = path / WEIGHTS_NAME
         self.bad_images = path / "bad_images.txt"

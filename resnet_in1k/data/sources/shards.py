@@ -5,9 +5,9 @@
 """
 
 import errno
+import functools
 import hashlib
 import os
-import resource
 import shlex
 import threading
 from collections import OrderedDict
@@ -30,8 +30,8 @@ READ_AHEAD_BYTES = 128 << 10
 LEFT_AFTER_READS = 1000
 """A shard that a thread has not read for so many reads is out of the window; when it is read again, another epoch has
 begun, and it may be out of memory."""
-MAX_OPEN_SHARDS = max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3))
-"""In each thread that reads, of which a process has one or two; 341 of the usual limit of 1,024 open files."""
+MAX_OPEN_SHARDS = 4096
+"""In each thread that reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class _OpenShards(threading.local):
 
     def get(self, path: str, read_ahead: bool) -> int:
         if path not in self._files:
-            while len(self._files) >= MAX_OPEN_SHARDS:
+            while len(self._files) >= _max_open_shards():
                 self._files.popitem(last=False)
             self._files[path] = _OpenShard(path)
         self._files.move_to_end(path)
@@ -147,6 +147,17 @@ class _OpenShards(threading.local):
 
     def close(self, path: str) -> None:
         self._files.pop(path, None)
+
+
+@functools.cache
+def _max_open_shards() -> int:
+    """A third of the files that a process may have open, as two threads may read: 341 of the usual 1,024."""
+    try:
+        import resource  # not on all systems
+    except ImportError:
+        return 128
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN_SHARDS if limit == resource.RLIM_INFINITY else max(1, min(MAX_OPEN_SHARDS, limit // 3))
 
 
 _open_shards = _OpenShards()
