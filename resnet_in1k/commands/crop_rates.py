@@ -21,7 +21,7 @@ def crop_rates(original: Source, copy: Source) -> tuple[float, float]:
     number = min(NUM_IMAGES, len(original))
     batch = BatchSpec(1, CROP_SIZE, [Sample(1, place * len(original) // number) for place in range(number)])
     slots = torch.empty((1, 3 * number * CROP_SIZE**2), dtype=torch.uint8)
-    workers = [SlotWriter(source, TrainCrop(scale_min=0.08, seed=0), slots, "fail") for source in (original, copy)]
+    workers = [SlotWriter(source, TrainCrop(scale_min=0.08, seed=0), slots, "replace") for source in (original, copy)]
     seconds: dict[int, list[float]] = {0: [], 1: []}
     torch.set_num_threads(1)  # as a loader worker has
     for _ in range(NUM_REPETITIONS):

@@ -1,6 +1,7 @@
 """scripts/prepare_data.py: from the form that images come in to one that trains, checked."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from resnet_in1k.core.lock import FolderLock, NoLocksError
 from resnet_in1k.core.ranges import at_least, at_least_and_below, check_options
 from resnet_in1k.core.text import count, file_size, shorten
 from resnet_in1k.data.parallel import Progress
-from resnet_in1k.data.source import Source
+from resnet_in1k.data.source import FileSource, Source
 from resnet_in1k.data.sources import SOURCES, open_source, open_train_and_val
 from resnet_in1k.data.sources.shards import ShardSource
 from resnet_in1k.prepare.folder_writer import can_link, check_space, write_folder
@@ -54,7 +55,7 @@ class PrepareOptions:
     val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
     """Of --data without a val split: the share that becomes one; with --verify, that there need be none."""
     output: Path | None = None
-    """The folder to write; the originals stay as they are."""
+    """The folder to write. The originals stay as they are; of files on the same file system it gets hard links."""
     resize: int | None = field(default=None, metadata=at_least(32))
     """Write copies with a shorter side of so many pixels; smaller images stay as they are."""
     shards: int | None = field(default=None, metadata=at_least(1))
@@ -111,19 +112,30 @@ def prepare_data(options: PrepareOptions, say: Callable[[str], None] = print) ->
         inputs = {"source_sha256": [content_sha256(source) for source in sources]}
         if _is_done(options, inputs, say):
             return True
+    _check_place(sources, output)
     if not options.shards:
-        _check_splits(sources)
+        _check_classes(sources, say)
+    for source in sources:
+        if source.note:
+            say(source.note)
     change = Resizer(options.resize) if options.resize else None
     _check_space(sources, options, change)
+    num_undecodable = 0
     with _locked(output, say):
         for source in sources:
             how = {"processes": processes, "progress": progress, "change": change, "resized_to": options.resize or 0}
             if options.shards:
-                write_shards(source, output / source.split, options.shards * 10**6, **how)
+                num_undecodable += write_shards(source, output / source.split, options.shards * 10**6, **how)
             else:
-                write_folder(source, output / source.split, **how)
+                num_undecodable += write_folder(source, output / source.split, **how)
         written = _check_written(sources, options)
-        _write_done(output, {**_how(options, inputs), **_numbers(written), "num_classes": len(written[0].class_names)})
+        _write_done(output, {**_how(options, inputs), **_facts(written), "num_classes": len(written[0].class_names)})
+    if num_undecodable:
+        verify = f"--verify {shlex.quote(_written(options))}"
+        say(
+            f"{count(num_undecodable, 'image')} could not be decoded: {verify} lists all that are bad; training stops "
+            "at one, unless --on-bad-image skip is given"
+        )
     say(_summary(sources, written, options))
     return True
 
@@ -151,22 +163,27 @@ def _how(options: PrepareOptions, inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "resize": options.resize, "shard_megabytes": options.shards}
 
 
-def _numbers(written: Iterable[Source]) -> dict[str, int]:
-    return {f"num_{source.split}_images": len(source) for source in written}
+def _facts(written: Iterable[Source]) -> dict[str, Any]:
+    """What is in the folder by the names of all files, which it costs little to compare."""
+    facts: dict[str, Any] = {}
+    for source in written:
+        facts[f"num_{source.split}_images"] = len(source)
+        facts[f"{source.split}_sha256"] = source.fingerprint()
+    return facts
 
 
 def _is_done(options: PrepareOptions, inputs: dict[str, Any], say: Callable[[str], None]) -> bool:
-    """Whether the folder was made of these and has as many images still; if so, it is said."""
+    """Whether the folder was made of these and is as it was then; if so, it is said."""
     output = options.output
     assert output is not None, "checked with the other options"
     done = files.read_json_object(output / DONE_NAME)
     if done is None or not _how(options, inputs).items() <= done.items():
         return False
     try:
-        numbers = _numbers(open_source(_written(options), split) for split in SPLITS)
+        facts = _facts(open_source(_written(options), split) for split in SPLITS)
     except UserError:  # such as for a class or a shard that was removed: it is written again
         return False
-    if not numbers.items() <= done.items():
+    if not facts.items() <= done.items():
         return False
     say(f"nothing to do: {output} has {done['num_train_images']:,} + {done['num_val_images']:,} images of these")
     return True
@@ -192,14 +209,23 @@ def _sources(
     return open_archives(Archives(train, val, devkit), options.allow_partial, processes, progress, say)
 
 
-def _check_splits(sources: tuple[Source, Source]) -> None:
+def _check_place(sources: tuple[Source, Source], output: Path) -> None:
+    """What is written must not become part of what it is made of."""
+    for source in sources:
+        if isinstance(source, FileSource) and files.is_below(output, source.folder):
+            raise UserError(f"--output {output} lies among the images of {source.folder}; choose a folder outside")
+
+
+def _check_classes(sources: tuple[Source, Source], say: Callable[[str], None]) -> None:
     """A folder cannot name a class without images: better told before hours of writing than after."""
-    train, val = ({source.class_names[label] for label in np.unique(source.labels)} for source in sources)
-    if in_one := sorted(train ^ val):
+    train, val = ([source.class_names[label] for label in np.unique(source.labels)] for source in sources)
+    if in_one := sorted(set(train) ^ set(val)):
         raise UserError(
             f"{sources[0].name}: images in one split only of {shorten(in_one)}; folders need the same classes in both: "
             "add images, or write --shards, which name classes without images, too"
         )
+    if train != sorted(train):
+        say("the classes get other numbers: those of folders are in the order of their names; --shards keep them")
 
 
 def _check_space(sources: tuple[Source, Source], options: PrepareOptions, change: Change | None) -> None:
@@ -224,15 +250,26 @@ def _written(options: PrepareOptions) -> str:
 
 
 def _check_written(sources: tuple[Source, Source], options: PrepareOptions) -> list[Source]:
-    """What was written, opened as training opens it; raises UserError if it has other classes or counts."""
+    """What was written, opened as training opens it; raises UserError if a class has not as many images."""
     written = [open_source(_written(options), split) for split in SPLITS]
     for ours, theirs in zip(written, sources, strict=True):
-        if len(ours) != len(theirs):
+        counts, expected = _class_counts(ours), _class_counts(theirs)
+        if wrong := sorted(name for name in counts | expected if counts.get(name) != expected.get(name)):
+            name = wrong[0]
+            number = count(counts.get(name, 0), "image")
             raise UserError(
-                f"{options.output}/{ours.split} has {len(ours):,} images, and {theirs.name} {len(theirs):,}; was "
-                "something added or removed there? Remove the folder and start again"
+                f"{options.output}/{ours.split} has {number} of class {name}, and {theirs.name} "
+                f"{expected.get(name, 0):,}; was something added or removed there? Remove that class and run this again"
             )
     return written
+
+
+def _class_counts(source: Source) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for label, number in zip(*(each.tolist() for each in np.unique(source.labels, return_counts=True)), strict=True):
+        name = source.class_names[label]
+        counts[name] = counts.get(name, 0) + number  # shards may have two classes of one name
+    return counts
 
 
 def _summary(sources: tuple[Source, Source], written: list[Source], options: PrepareOptions) -> str:
@@ -244,6 +281,8 @@ def _summary(sources: tuple[Source, Source], written: list[Source], options: Pre
         f"{options.output}: {len(train):,} training and {len(val):,} validation images, "
         f"{count(len(train.class_names), 'class', 'es')}, about {size}"
     ]
+    if isinstance(train, FileSource) and Path(train.image_name(0)).stat().st_nlink > 1:
+        lines.append("the images are hard links: one that is edited in place is edited in the original, too")
     if options.resize:
         before, after = crop_rates(sources[0], train)
         lines.append(
@@ -251,7 +290,7 @@ def _summary(sources: tuple[Source, Source], written: list[Source], options: Pre
             f"process: {after:,.0f} training crops of {CROP_SIZE} px a second, {before:,.0f} from the originals, "
             f"{after / before:.2f} times as many"
         )
-    lines.append(f"train on it:  accelerate launch scripts/train.py --data {_written(options)} --dry-run")
+    lines.append(f"train on it:  accelerate launch scripts/train.py --data {shlex.quote(_written(options))} --dry-run")
     return "\n".join(lines)
 
 

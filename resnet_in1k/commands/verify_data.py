@@ -1,6 +1,5 @@
 """prepare_data.py --verify: decode all images, and list what is wrong with them."""
 
-import contextlib
 import csv
 import io
 import itertools
@@ -9,9 +8,10 @@ from pathlib import Path
 
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import count
+from resnet_in1k.core.files import is_below
+from resnet_in1k.core.text import count, printable
 from resnet_in1k.data.parallel import Progress
-from resnet_in1k.data.source import Source, Split
+from resnet_in1k.data.source import FileSource, Source, Split
 from resnet_in1k.data.sources import check_same_classes, open_source, open_whole
 from resnet_in1k.prepare.verify import Problem, verify
 
@@ -27,12 +27,15 @@ def verify_data(data: str, val_share: float, report: Path | None, processes: int
     Raises:
         UserError: if nothing can be opened, or the report not be written.
     """
-    _write_report(report, [])  # fails before the images are decoded, not after
     sources, problems = _what_opens(data, val_share)
+    for source in sources:
+        if report is not None and isinstance(source, FileSource) and is_below(report, source.folder):
+            raise UserError(f"--report: {report} would lie among the images; choose another place")
+    _write_report(report, [])  # fails before the images are decoded, not after
     found: list[Problem] = []
     for problem in itertools.chain(problems, verify(sources, processes, Progress())):
         found.append(problem)
-        say(f"{problem.kind}: {problem.image} ({problem.detail})")
+        say(printable(f"{problem.kind}: {problem.image} ({problem.detail})"))
     for source in sources:
         if source.note:
             say(source.note)
@@ -67,9 +70,7 @@ def _what_opens(data: str, val_share: float) -> tuple[list[Source], list[Problem
         except UserError as error:
             problems.append(Problem(f"{data} {split}", "not verified", str(error)))
     if not sources:
-        with contextlib.suppress(UserError):
-            return [open_whole(data)], []
-        raise UserError(problems[0].detail)
+        return [open_whole(data)], []
     if not problems:
         try:
             check_same_classes(sources[0].class_names, "train", sources[1].class_names, "val", where="the splits")

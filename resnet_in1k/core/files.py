@@ -131,6 +131,11 @@ def remove_temporaries(folder: Path, below: bool = True) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
+def is_below(path: Path, folder: Path) -> bool:
+    """Or the folder itself; neither need be there."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def retry_once(call: Callable[[], T]) -> T:
     """What `call` returns; called a second time if the first fails with a transient error of the file system."""
     try:

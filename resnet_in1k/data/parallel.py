@@ -45,6 +45,10 @@ class Progress:
             left = duration(max(0, self._total - self._done) / rate) if rate else "?"
             self._print(f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left} left")
 
+    def tell(self, line: str) -> None:
+        """Something that happened on the way."""
+        self._print(line)
+
     def finish(self) -> None:
         took = max(time.monotonic() - self._started_at, 1e-6)
         if self._done and not (self._only_if_long and took < PRINTED_EVERY_SECONDS):

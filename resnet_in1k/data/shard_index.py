@@ -180,7 +180,7 @@ def read_shard(shard: Path) -> Entries:
                 sample.add(archive, member, extension.lower())
             found += sample.finished()
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{shard} is cut off or no tar file ({error}); write or download it again") from None
+        raise UserError(f"{shard} is cut off or no tar file ({error}); remove it and get or write it anew") from None
     except OSError as error:
         raise UserError(f"{shard} cannot be read: {error.strerror or error}") from None
     return Entries([entry.key for entry in found], np.array([entry[1:] for entry in found], np.int64).reshape(-1, 3))

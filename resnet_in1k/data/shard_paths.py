@@ -18,8 +18,9 @@ _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 def is_pattern(place: str) -> bool:
-    """A folder may have such signs in its name."""
-    return not os.path.isdir(place) and bool(glob.has_magic(place) or "{split}" in place or _BRACES.search(place))
+    """Also the name of one file; but a folder may have such signs in its name."""
+    signs = glob.has_magic(place) or "{split}" in place or "{" in place
+    return os.path.isfile(place) or (bool(signs) and not os.path.isdir(place))
 
 
 def has_splits(place: str) -> bool:
@@ -72,24 +73,32 @@ def _matching(pattern: str) -> list[Path]:
     missing = [name for name in names if not found[name]]
     if missing and len(missing) < len(names):
         raise UserError(f"{pattern}: {len(missing):,} of {len(names):,} are missing: {shorten(missing)}")
-    return sorted(map(Path, set(itertools.chain(*found.values()))))
+    paths = sorted(map(Path, set(itertools.chain(*found.values()))))
+    if os.path.basename(pattern) == "*.tar":
+        for folder in {path.parent for path in paths}:
+            check_complete(folder)
+    return paths
 
 
 def expand_braces(pattern: str) -> list[str]:
     """`a-{00..02}.tar` to a-00.tar, a-01.tar, a-02.tar, and `{a,b}.tar` to a.tar, b.tar, as Bash does; `{split}` stays.
 
     Raises:
-        UserError: if there are more than MAX_EXPANDED.
+        UserError: if there are more than MAX_EXPANDED, or braces of another form.
     """
     match = _BRACES.search(pattern)
+    if "{" in _BRACES.sub("", pattern.replace("{split}", "")):
+        raise UserError(f"{pattern}: braces are for {{000..123}}, {{a,b}} and {{split}}, not within one another")
     if match is None:
         return [pattern]
     first, last, words = match.groups()
     if words is not None:
         choices = words.split(",")
     else:
-        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-        numbers = range(int(first), int(last) + 1)
+        padded = any(len(bound) > 1 and bound.startswith("0") for bound in (first, last))
+        width = max(len(first), len(last)) if padded else 0
+        step = 1 if int(first) <= int(last) else -1
+        numbers = range(int(first), int(last) + step, step)
         choices = [f"{number:0{width}d}" for number in numbers[: MAX_EXPANDED + 1]]
     rest = expand_braces(pattern[match.end() :])
     if len(choices) * len(rest) > MAX_EXPANDED:

@@ -1,5 +1,6 @@
 """Any source of images to a folder by class, each class whole or not there at all."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -16,11 +17,10 @@ from resnet_in1k.core.errors import UserError
 from resnet_in1k.core.text import file_size
 from resnet_in1k.data.parallel import Progress, run_parallel
 from resnet_in1k.data.source import IMAGE_SUFFIXES, FileSource, Source
+from resnet_in1k.data.sources.folder import PARTIAL
 from resnet_in1k.prepare.shard_writer import suffix_of
 from resnet_in1k.prepare.written import Change, check_is_ours, content_sha256, written_bytes
 
-PARTIAL = ".partial."
-"""Before the name of a class that is being written."""
 DONE = ".done."
 """In such a class, before the number of a part whose images are all written. It holds `boot_id`: they may not be on the
 disk yet, and a power cut would lose them."""
@@ -45,14 +45,15 @@ class Part(NamedTuple):
 
 def write_folder(
     source: Source, folder: Path, processes: int, progress: Progress, change: Change | None = None, resized_to: int = 0
-) -> None:
-    """Write `folder/<class>/<name>`. A class that is there is not written again, nor are whole parts of one.
+) -> int:
+    """Write `folder/<class>/<name>`. A class that is there is not written again, nor are whole parts of one. Returns
+    how many images could not be changed.
 
     Without a change, files are linked where they can be, and copied else: the originals stay as they are.
 
     Raises:
-        UserError: if the folder has other images, two images have the same name, an image cannot be read or decoded,
-            or a file not be written.
+        UserError: if the folder has other images, two images have the same name, an image cannot be read, or a file
+            not be written.
     """
     _check_names(source)
     _or_refuse(lambda: _begin(source, folder, resized_to))
@@ -63,9 +64,12 @@ def write_folder(
         _or_refuse(lambda label=label: _partial(folder, source, label).mkdir(exist_ok=True))
     parts = list(itertools.chain(*missing.values()))
     progress.start(sum(part.size for part in parts), f"{folder.name} images")
-    synced_at = time.monotonic()
-    for part in run_parallel(functools.partial(_write_part, source, folder, change), parts, processes):
+    num_undecodable, synced_at = 0, time.monotonic()
+    for part, undecodable in run_parallel(functools.partial(_write_part, source, folder, change), parts, processes):
         progress.add(part.size)
+        num_undecodable += len(undecodable)
+        for line in undecodable:
+            progress.tell(line)
         num_left[part.label] -= 1
         if not num_left[part.label]:
             whole.append(part.label)
@@ -74,6 +78,7 @@ def write_folder(
             whole, synced_at = [], time.monotonic()
     _finish_classes(source, folder, whole)
     progress.finish()
+    return num_undecodable
 
 
 def _partial(folder: Path, source: Source, label: int) -> Path:
@@ -93,8 +98,8 @@ def _check_names(source: Source) -> None:
         raise UserError(f"{source.name}: two classes are named {twice!r}; write --shards, where names may repeat")
     by_class = np.split(np.argsort(source.labels, kind="stable"), np.cumsum(np.bincount(source.labels))[:-1])
     for class_name, members in zip(source.class_names, by_class, strict=False):
-        if class_name == ".." or "/" in class_name or class_name.startswith("."):
-            raise UserError(f"{source.name}: class {class_name!r} cannot be a folder's name")
+        if not class_name or "/" in class_name or class_name.startswith("."):
+            raise UserError(f"{source.name}: class {class_name!r} cannot be a folder's name; write --shards")
         seen: dict[str, int] = {}
         for index in members.tolist():
             other = seen.setdefault(_name(source, index, class_name), index)
@@ -107,7 +112,7 @@ def _check_names(source: Source) -> None:
 
 def _begin(source: Source, folder: Path, resized_to: int) -> None:
     plan = {"source_sha256": content_sha256(source), "resized_to": resized_to}
-    check_is_ours(folder, PLAN_NAME, plan, "is being made of other images or sizes")
+    check_is_ours(folder, PLAN_NAME, plan, "is of other images or of another size")
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_temporaries(folder, below=False)
     files.write_json(folder / PLAN_NAME, plan)
@@ -121,7 +126,7 @@ def _missing_parts(source: Source, folder: Path) -> dict[int, list[Part]]:
         if not num_images or (folder / name).exists():
             continue
         markers = _partial(folder, source, label).glob(f"{DONE}*")
-        done = {marker.name for marker in markers if marker.read_text(encoding="ascii") == boot_id()}
+        done = {marker.name for marker in markers if marker.read_bytes() == boot_id() != b""}
         parts = [
             Part(label, number, min(IMAGES_PER_PART, num_images - start))
             for number, start in enumerate(range(0, num_images, IMAGES_PER_PART))
@@ -130,35 +135,43 @@ def _missing_parts(source: Source, folder: Path) -> dict[int, list[Part]]:
     return missing
 
 
-def _write_part(source: Source, folder: Path, change: Change | None, part: Part) -> Part:
+def _write_part(source: Source, folder: Path, change: Change | None, part: Part) -> tuple[Part, list[str]]:
+    """With a line for each image that could not be changed."""
     class_name, partial = source.class_names[part.label], _partial(folder, source, part.label)
+    undecodable: list[str] = []
 
     def write() -> None:
+        undecodable.clear()  # this may be a retry
         for index in part.members(source.labels):
-            _write_image(source, index, class_name, partial, change)
-        (partial / f"{DONE}{part.number}").write_text(boot_id(), encoding="ascii")
+            name = file_name(source, index, class_name)
+            for parent in reversed(name.parents[:-1]):  # `partial` is gone once the class is whole, and stays so
+                (partial / parent).mkdir(exist_ok=True)
+            _write_image(source, index, partial / name, change, undecodable)
+        (partial / f"{DONE}{part.number}").write_bytes(boot_id())
 
     _or_refuse(write)
-    return part
+    return part, undecodable
 
 
-def _write_image(source: Source, index: int, class_name: str, folder: Path, change: Change | None) -> None:
-    name = file_name(source, index, class_name)
-    target = folder / name
-    for parent in reversed(name.parents[:-1]):  # `folder` itself is gone once the class is whole, and stays so
-        (folder / parent).mkdir(exist_ok=True)
-    if change is None and isinstance(source, FileSource):
-        try:
-            os.link(Path(source.image_name(index)).resolve(), target)
-            return
-        except FileExistsError:  # written before the run was killed
-            return
-        except OSError:  # another file system, or one without links: copied
-            pass
+def _write_image(source: Source, index: int, target: Path, change: Change | None, undecodable: list[str]) -> None:
+    if change is None and isinstance(source, FileSource) and _is_link(source, index, target):
+        return
     # Under another name first: a process of a killed run may be writing the same image for a moment yet.
     temporary = target.with_name(f".{index}.{os.getpid()}.tmp")
-    temporary.write_bytes(written_bytes(source, index, change))
+    temporary.write_bytes(written_bytes(source, index, change, undecodable))
     os.replace(temporary, target)
+
+
+def _is_link(source: FileSource, index: int, target: Path) -> bool:
+    """Make it one to the original, if it is none yet; False where there can be none, as on another file system."""
+    original = Path(source.image_name(index)).resolve()
+    try:
+        os.link(original, target)
+    except FileExistsError:
+        return target.samefile(original)
+    except OSError:
+        return False
+    return True
 
 
 def _finish_classes(source: Source, folder: Path, labels: list[int]) -> None:
@@ -178,12 +191,12 @@ def _finish_classes(source: Source, folder: Path, labels: list[int]) -> None:
 
 
 @functools.cache
-def boot_id() -> str:
-    """Of this machine's operating system since it was started; "" where it does not tell."""
+def boot_id() -> bytes:
+    """Of this machine's operating system since it was started; nothing where it does not tell."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:
-        return ""
+        return b""
 
 
 def file_name(source: Source, index: int, class_name: str) -> PurePosixPath:
@@ -200,17 +213,19 @@ def _name(source: Source, index: int, class_name: str) -> str:
     """Without a suffix where the source's keys have none. No PurePosixPath: it is asked for a million times."""
     key = os.fsdecode(source.key(index)) if hasattr(source, "key") else ""
     parts = [part for part in key.split("/") if part not in ("", ".")]
-    if class_name in parts[:-1] and ".." not in parts:
+    if class_name in parts[:-1] and not any(part.startswith(".") for part in parts):
         return "/".join(parts[parts.index(class_name) + 1 :])
     return parts[-1] if isinstance(source, FileSource) else f"{index:08d}"
 
 
 def can_link(source: Source, folder: Path) -> bool:
-    """Whether the images are files on the file system of `folder`, which need no space there."""
+    """Whether the images are files that can be linked there, and so need no space; found by trying."""
+    trial = _nearest(folder) / f".link.{os.getpid()}.tmp"
     try:
-        return isinstance(source, FileSource) and os.stat(source.image_name(0)).st_dev == _nearest(folder).stat().st_dev
-    except OSError:  # told when it is read
-        return False
+        return isinstance(source, FileSource) and _is_link(source, 0, trial)
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink()
 
 
 def check_space(folder: Path, needed_bytes: int, num_files: int = 0) -> None:

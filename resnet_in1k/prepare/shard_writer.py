@@ -13,7 +13,14 @@ from resnet_in1k.data.parallel import Progress, run_parallel
 from resnet_in1k.data.shard_plan import PLAN_NAME, ShardPlan
 from resnet_in1k.data.source import IMAGE_SUFFIXES, Source
 from resnet_in1k.data.sources.shards import CLASSES_NAME
-from resnet_in1k.prepare.written import Change, check_is_ours, content_sha256, mean_written_bytes, written_bytes
+from resnet_in1k.prepare.written import (
+    Change,
+    Written,
+    check_is_ours,
+    content_sha256,
+    mean_written_bytes,
+    written_bytes,
+)
 
 MEASURED_IMAGES = 1000
 """Of which the mean size is taken, to tell how many images make a shard."""
@@ -29,9 +36,9 @@ def write_shards(
     progress: Progress,
     change: Change | None = None,
     resized_to: int = 0,
-) -> ShardPlan:
+) -> int:
     """Write `folder/shard-000000.tar` and so on, and the class names above it. Shards that are there are not written
-    again, and the same source gives the same bytes.
+    again, and the same source gives the same bytes. Returns how many images could not be changed.
 
     Args:
         shard_bytes: about how large a shard is.
@@ -42,19 +49,33 @@ def write_shards(
     """
     plan = ShardPlan(content_sha256(source), len(source), _images_per_shard(source, shard_bytes, change), resized_to)
     check_is_ours(folder, PLAN_NAME, asdict(plan), "has shards of other images or of another size")
-    names = folder.parent / CLASSES_NAME
-    if not folder.is_dir() and names.exists() and files.read_json(names) != list(source.class_names):
-        raise UserError(f"{names} is of other images; choose another folder, or remove it")
+    _check_class_names(source, folder)
     if problem := files.failure_of(lambda: _begin(source, folder, plan)):
         raise UserError(problem)
     present = {path.name for path in folder.iterdir()}
     missing = [number for number, name in enumerate(plan.names) if name not in present]
     progress.start(len(missing) * plan.images_per_shard, f"{folder.name} shards")
-    write = functools.partial(_write_shard, source, folder, plan, change)
-    for count in run_parallel(write, missing, processes):
-        progress.add(count)
+    num_undecodable = 0
+    for written in run_parallel(functools.partial(_write_shard, source, folder, plan, change), missing, processes):
+        progress.add(written.num_images)
+        num_undecodable += len(written.undecodable)
+        for line in written.undecodable:
+            progress.tell(line)
     progress.finish()
-    return plan
+    return num_undecodable
+
+
+def _check_class_names(source: Source, folder: Path) -> None:
+    """Raises UserError if those above a folder that is still to be made are of something else."""
+    path = folder.parent / CLASSES_NAME
+    if folder.is_dir() or not path.exists():
+        return
+    try:
+        is_ours = files.read_json(path) == list(source.class_names)
+    except (OSError, ValueError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(f"{path} is of other images; choose another folder, or remove it")
 
 
 def _begin(source: Source, folder: Path, plan: ShardPlan) -> None:
@@ -70,21 +91,21 @@ def _images_per_shard(source: Source, shard_bytes: int, change: Change | None) -
     return max(1, round(shard_bytes / mean))
 
 
-def _write_shard(source: Source, folder: Path, plan: ShardPlan, change: Change | None, number: int) -> int:
-    """Returns how many images are in it."""
-    members = plan.members(number).tolist()
+def _write_shard(source: Source, folder: Path, plan: ShardPlan, change: Change | None, number: int) -> Written:
+    members, undecodable = plan.members(number).tolist(), []
 
     def write(path: Path) -> None:
+        undecodable.clear()  # this may be a retry
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
             for index in members:
-                image, name = written_bytes(source, index, change), source.image_name(index)
+                image, name = written_bytes(source, index, change, undecodable), source.image_name(index)
                 key = key_of(index, name)
                 _add(archive, key + suffix_of(image, name), image)
                 _add(archive, f"{key}.cls", str(int(source.labels[index])).encode())
 
     if problem := files.failure_of(lambda: files.write_atomically(folder / plan.names[number], write)):
         raise UserError(problem)
-    return len(members)
+    return Written(len(members), undecodable)
 
 
 def key_of(index: int, name: str) -> str:

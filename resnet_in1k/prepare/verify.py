@@ -73,5 +73,10 @@ def _duplicates(source: Source, found: np.ndarray, other: Source, theirs: np.nda
     places = np.searchsorted(theirs[order], found).clip(max=max(0, len(theirs) - 1))
     for index in np.flatnonzero((theirs[order][places] == found) & (found != 0)).tolist():
         twin = int(order[places[index]])
-        if source.read(index).tobytes() == other.read(twin).tobytes():
+        try:
+            is_same = source.read(index).tobytes() == other.read(twin).tobytes()
+        except OSError as error:  # since it was decoded
+            yield Problem(source.image_name(index), "unreadable", error.strerror or str(error))
+            continue
+        if is_same:
             yield Problem(source.image_name(index), "duplicate", f"the same bytes as {other.image_name(twin)}")

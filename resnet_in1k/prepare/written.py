@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,17 @@ Change = Callable[[bytes], bytes]
 """Of an encoded image, such as resizing; raises ValueError if it cannot be decoded."""
 
 
-def written_bytes(source: Source, index: int, change: Change | None) -> bytes:
-    """Raises UserError if the image cannot be read, or not be decoded where it is changed."""
+class Written(NamedTuple):
+    """What a process has done."""
+
+    num_images: int
+    undecodable: list[str]
+    """A line for each image that could not be changed, and was copied as it is."""
+
+
+def written_bytes(source: Source, index: int, change: Change | None, undecodable: list[str]) -> bytes:
+    """An image that cannot be decoded stays as it is: whether to skip it is for training to decide, and to stop here
+    would cost the hours before. Raises UserError if it cannot be read."""
     name = source.image_name(index)
     try:
         data = files.retry_once(functools.partial(source.read, index)).tobytes()
@@ -27,12 +36,13 @@ def written_bytes(source: Source, index: int, change: Change | None) -> bytes:
     try:
         return change(data) if change else data
     except ValueError as error:
-        raise UserError(f"{name} cannot be decoded ({error}); prepare_data.py --verify lists all such images") from None
+        undecodable.append(f"{name} cannot be decoded ({error}), and is copied as it is")
+        return data
 
 
 def mean_written_bytes(source: Source, change: Change | None, num_measured: int) -> float:
     """Of so many images, spread evenly over the source; raises UserError as `written_bytes`."""
-    return float(np.mean([len(written_bytes(source, index, change)) for index in _spread(source, num_measured)]))
+    return float(np.mean([len(written_bytes(source, index, change, [])) for index in _spread(source, num_measured)]))
 
 
 def content_sha256(source: Source) -> str:
@@ -40,7 +50,7 @@ def content_sha256(source: Source) -> str:
     size have the same names. Raises UserError as `written_bytes`."""
     digest = hashlib.sha256(source.fingerprint().encode())
     for index in _spread(source, SAMPLED_IMAGES):
-        digest.update(hashlib.sha256(written_bytes(source, index, None)).digest())
+        digest.update(hashlib.sha256(written_bytes(source, index, None, [])).digest())
     return digest.hexdigest()
 
 
@@ -55,4 +65,4 @@ def check_is_ours(folder: Path, plan_name: str, plan: dict[str, Any], otherwise:
         raise UserError(f"{folder} {otherwise}; choose another folder, or remove it")
     # A hidden file is what a killed run leaves that was just writing its plan.
     if kept is None and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty, and was not written by this script; choose another folder")
+        raise UserError(f"{folder} is not empty, and was not written by this command; choose another folder")

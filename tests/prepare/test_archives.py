@@ -51,7 +51,7 @@ def test_what_was_removed_from_a_finished_folder(archives: tuple[Archives, dict[
     prepare(options(files, tmp_path / "out"))
     assert contents(tmp_path / "out") == expected
     next((tmp_path / "out/val/n01000000").iterdir()).unlink()
-    with pytest.raises(UserError, match=r"out/val has 5 images, and .*val\.tar 6; was something added or removed"):
+    with pytest.raises(UserError, match=r"out/val has 1 image of class n01000000, and .* 2; .* Remove that class"):
         prepare(options(files, tmp_path / "out"))
 
 

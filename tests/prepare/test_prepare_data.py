@@ -15,7 +15,7 @@ from PIL import Image
 from resnet_in1k.commands.prepare_data import PrepareOptions
 from resnet_in1k.core.errors import UserError
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.sources import open_train_and_val
+from resnet_in1k.data.sources import open_source, open_train_and_val
 
 
 def test_resized_copies_are_what_pillow_makes_nearly(images: list[bytes], archives, tmp_path: Path):
@@ -107,7 +107,7 @@ def test_a_folder_of_classes_is_divided_without_copies(image_folder: Path, tmp_p
     file = next((tmp_path / "out/train/ant").iterdir())
     assert file.stat().st_nlink == 2
     (folder / "ant/new.jpg").write_bytes((folder / "ant/0.jpg").read_bytes())
-    with pytest.raises(UserError, match="is being made of other images or sizes; choose another folder, or remove it"):
+    with pytest.raises(UserError, match="is of other images or of another size; choose another folder, or remove it"):
         prepare(PrepareOptions(data=str(folder), val_share=0.2, output=tmp_path / "out", processes=1))
 
 
@@ -146,7 +146,7 @@ def test_images_of_shards_keep_their_keys_where_they_name_the_class(image_folder
 def test_what_others_wrote_is_left_alone(image_folder: Path, tmp_path: Path):
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/precious.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty, and was not written by this script; choose another folder"):
+    with pytest.raises(UserError, match="is not empty, and was not written by this command; choose another folder"):
         prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1))
     assert [path.name for path in (tmp_path / "out/train").iterdir()] == ["precious.txt"]
 
@@ -168,11 +168,51 @@ def test_a_class_of_one_split_only_is_refused_for_folders_alone(image_folder: Pa
 
 
 @pytest.mark.parametrize("how", [{"resize": 64}, {"resize": 64, "shards": 1}])
-def test_a_broken_image_stops_the_resizing_and_is_named(image_folder: Path, tmp_path: Path, how: dict[str, int]):
+def test_a_broken_image_is_copied_and_named(
+    image_folder: Path, tmp_path: Path, how: dict[str, int], capsys: pytest.CaptureFixture[str]
+):
+    """To stop would cost the hours before; what to do with it is for training to decide."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     (folder / "val/dog/1.jpg").write_bytes(b"\xff\xd8\xff broken")
-    with pytest.raises(UserError, match=r"val/dog/1\.jpg cannot be decoded \(.*\); prepare_data.py --verify lists all"):
-        prepare(PrepareOptions(data=str(folder), output=tmp_path / "out", processes=1, **how))
+    said = prepare(PrepareOptions(data=str(folder), output=tmp_path / "out", processes=1, **how))
+    assert "val/dog/1.jpg cannot be decoded (" in (printed := capsys.readouterr().err)
+    assert ", and is copied as it is" in printed
+    written = f"shards:{tmp_path / 'out'}" if "shards" in how else str(tmp_path / "out")
+    assert said[0].startswith(f"1 image could not be decoded: --verify {written} lists all that are bad; training")
+    source = open_source(written, "val")
+    assert b"\xff\xd8\xff broken" in [source.read(index).tobytes() for index in range(len(source))]
+
+
+def test_what_is_written_is_not_among_what_it_is_made_of(image_folder: Path, tmp_path: Path):
+    classes = Path(shutil.copytree(image_folder / "train", tmp_path / "classes"))
+    (tmp_path / "link").symlink_to(classes)
+    for output in (classes, classes / "out", tmp_path / "link/ant/out"):
+        with pytest.raises(UserError, match=r"--output .* lies among the images of .*classes; choose a folder outside"):
+            prepare(PrepareOptions(data=str(classes), val_share=0.2, output=output, processes=1))
+    assert not (classes / "out").exists()
+    prepare(PrepareOptions(data=str(classes), val_share=0.2, output=tmp_path / "out", processes=1))
+
+
+def test_what_is_left_out_or_linked_or_numbered_anew_is_said(image_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    (folder / "train/ant/photo.heic").write_bytes(b"not known")
+    said = prepare(PrepareOptions(data=str(folder), output=tmp_path / "linked out", processes=1))
+    assert "not images by name or content: ant/photo.heic" in said[0]
+    assert "the images are hard links: one that is edited in place is edited in the original, too" in said[1]
+    assert said[1].endswith(f"--data '{tmp_path / 'linked out'}' --dry-run")
+    prepare(PrepareOptions(data=str(folder), output=tmp_path / "shards", shards=1, processes=1))
+    (tmp_path / "shards/classes.json").write_text('["f", "e", "d", "c", "b", "a"]')
+    said = prepare(PrepareOptions(data=f"shards:{tmp_path / 'shards'}", output=tmp_path / "anew", processes=1))
+    assert said[0].startswith("the classes get other numbers: those of folders are in the order of their names")
+
+
+def test_a_finished_folder_that_was_changed_is_not_taken_for_whole(image_folder: Path, tmp_path: Path):
+    """Though it has as many images."""
+    how = PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1)
+    prepare(how)
+    (tmp_path / "out/val/ant/0.jpg").rename(tmp_path / "out/val/bee/moved.jpg")
+    with pytest.raises(UserError, match=r"out/val has 1 image of class ant, and .* 2; was something added"):
+        prepare(how)
 
 
 def test_space_is_checked_before_anything_is_written(

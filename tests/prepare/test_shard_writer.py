@@ -67,7 +67,7 @@ def test_copies_of_another_size_are_something_else(image_folder: Path, tmp_path:
     with pytest.raises(UserError, match="has shards of other images"):
         write_shards(open_source(str(other), "val"), tmp_path / "val", 20_000, 1, SILENT)
     write_folder(open_source(str(image_folder), "val"), tmp_path / "folder", 1, SILENT)
-    with pytest.raises(UserError, match="is being made of other images or sizes"):
+    with pytest.raises(UserError, match="is of other images or of another size"):
         write_folder(open_source(str(other), "val"), tmp_path / "folder", 1, SILENT)
 
 
@@ -77,7 +77,7 @@ def test_shards_are_written_to_folders_of_their_own(image_folder: Path, tmp_path
     for folder in ("images/train", "foreign"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "shard-000000.tar").write_bytes(b"mine")
-        with pytest.raises(UserError, match="is not empty, and was not written by this script; choose another folder"):
+        with pytest.raises(UserError, match="is not empty, and was not written by this command; choose another folder"):
             write_shards(source, tmp_path / folder, 20_000, 1, SILENT)
     (tmp_path / "classes.json").write_text('["mine"]')
     with pytest.raises(UserError, match=r"classes\.json is of other images; choose another folder, or remove it"):

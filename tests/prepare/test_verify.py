@@ -72,6 +72,10 @@ def test_shards_of_which_some_are_missing_are_not_whole(image_folder: Path, tmp_
 def test_a_report_that_cannot_be_written_ends_it_at_once(image_folder: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     said: list[str] = []
+    report = image_folder / "train/ant/a.csv"
+    with pytest.raises(UserError, match=r"--report: .*ant/a\.csv would lie among the images; choose another place"):
+        prepare_data(PrepareOptions(verify=str(image_folder), report=report), said.append)
+    assert not report.exists()
     with pytest.raises(UserError, match=r"--report: .*file/report\.csv"):
         prepare_data(PrepareOptions(verify=str(image_folder), report=tmp_path / "file/report.csv"), said.append)
     assert said == []

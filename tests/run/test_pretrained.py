@@ -63,7 +63,7 @@ def test_nothing_that_only_training_needs_is_imported(finished: RunFolder, image
     file = next((image_folder / "val").rglob("*.jpg"))
     code = f"""
 import json, sys
-sys.modules |= dict.fromkeys({[*OF_TRAINING, "transformers", "scipy", "IPython"]})
+sys.modules |= dict.fromkeys({[*OF_TRAINING, "transformers", "scipy", "IPython", "fcntl", "resource"]})
 from resnet_in1k import ResNet
 print(json.dumps(ResNet.from_pretrained({str(finished.path)!r}).predict({str(file)!r})))
 """

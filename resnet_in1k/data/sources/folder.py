@@ -13,6 +13,8 @@ from resnet_in1k.core.text import shorten
 from resnet_in1k.data.listing import Listing, forget_listing, kept_listing
 from resnet_in1k.data.source import IMAGE_SUFFIXES, FileSource, PackedBytes, SourceFacts, Split
 
+PARTIAL = ".partial."
+"""Before the name of a class that prepare_data.py has not written whole."""
 LAYOUT = "images belong in DATA/train/<class>/ and DATA/val/<class>/"
 
 
@@ -25,8 +27,7 @@ def facts(data: str) -> SourceFacts:
 def open_split(data: str, split: Split) -> FileSource:
     folder = _root(data) / split
     if not folder.is_dir():
-        without = "; for images without a val split give --val-share" if split == "val" else ""
-        raise UserError(f"{folder}: no such folder; {LAYOUT}{without}")
+        raise UserError(f"{folder}: no such folder; {LAYOUT}; for images without a val split give --val-share")
     return _open(data, split, folder)
 
 
@@ -87,6 +88,8 @@ def _list(folder: Path) -> Listing:
 def _class_folders(folder: Path) -> list[str]:
     """Their names, sorted; raises UserError if there are none, or files beside them."""
     entries = sorted(_visible(folder), key=lambda entry: entry.name)
+    if next(folder.glob(f"{PARTIAL}*"), None):
+        raise UserError(f"{folder} is not whole: prepare_data.py was stopped there; run that command again to go on")
     classes = [entry.name for entry in entries if entry.is_dir()]
     files = [entry.name for entry in entries if not entry.is_dir()]
     if files:

@@ -178,7 +178,10 @@ def open_split(data: str, split: Split) -> ShardSource:
             f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar, or in DIR with the word "
             f"{split} in their names, or are named by a pattern with {{split}} in it{without}"
         )
-    return _open(data, split, shards, shards_of_split(_place(data), "train") if split == "val" else shards)
+    training = shards_of_split(_place(data), "train") if split == "val" else shards
+    if split == "val" and (both := sorted(set(shards) & set(training))):
+        raise UserError(f"--data {data}: {both[0]} is in both splits by its name; name them by a pattern")
+    return _open(data, split, shards, training)
 
 
 def open_whole(data: str) -> ShardSource:
