@@ -26,7 +26,7 @@ from resnet_in1k.prepare.imagenet_archives import Archives, open_archives
 from resnet_in1k.prepare.kaggle import open_kaggle
 from resnet_in1k.prepare.resize import JPEG_QUALITY, JPEG_SUBSAMPLING, Resizer
 from resnet_in1k.prepare.shard_writer import write_shards
-from resnet_in1k.prepare.written import Change, content_sha256, mean_written_bytes
+from resnet_in1k.prepare.written import content_sha256, mean_written_bytes
 
 DONE_NAME = "prepared.json"
 """In the finished folder: what it was made of."""
@@ -57,7 +57,9 @@ class PrepareOptions:
     output: Path | None = None
     """The folder to write. The originals stay as they are; of files on the same file system it gets hard links."""
     resize: int | None = field(default=None, metadata=at_least(32))
-    """Write copies with a shorter side of so many pixels; smaller images stay as they are."""
+    """Write copies of the training images with a shorter side of so many pixels; smaller images stay as they are."""
+    resize_val: bool = False
+    """With --resize: copies of the validation images, too; accuracies are then not those on the originals."""
     shards: int | None = field(default=None, metadata=at_least(1))
     """Write tar shards of about so many megabytes, for --data shards:OUTPUT, in place of a folder by class."""
     verify: str | None = None
@@ -72,6 +74,10 @@ class PrepareOptions:
         """Those that are given."""
         return [path for path in (self.train_tar, self.val_tar, self.devkit_tar) if path is not None]
 
+    def resized_to(self, source: Source) -> int:
+        """0 for as it is."""
+        return self.resize if self.resize and (source.split == "train" or self.resize_val) else 0
+
     def __post_init__(self) -> None:
         check_options(self)
         if len(self.archives) not in (0, 3):
@@ -81,6 +87,8 @@ class PrepareOptions:
             raise UserError("give either the three archives, or --kaggle, or --data, or --verify")
         if self.verify is None and self.output is None:
             raise UserError("--output: where to write is not given")
+        if self.resize_val and self.resize is None:
+            raise UserError("--resize-val is for --resize")
         if self.verify is not None and (self.output or self.resize or self.shards):
             raise UserError("--verify writes nothing: --output, --resize and --shards are not for it")
         if self.report is not None and self.verify is None:
@@ -118,12 +126,13 @@ def prepare_data(options: PrepareOptions, say: Callable[[str], None] = print) ->
     for source in sources:
         if source.note:
             say(source.note)
-    change = Resizer(options.resize) if options.resize else None
-    _check_space(sources, options, change)
+    _check_space(sources, options)
     num_undecodable = 0
     with _locked(output, say):
         for source in sources:
-            how = {"processes": processes, "progress": progress, "change": change, "resized_to": options.resize or 0}
+            resized_to = options.resized_to(source)
+            change = Resizer(resized_to) if resized_to else None
+            how = {"processes": processes, "progress": progress, "change": change, "resized_to": resized_to}
             if options.shards:
                 num_undecodable += write_shards(source, output / source.split, options.shards * 10**6, **how)
             else:
@@ -160,7 +169,8 @@ def _archive_stats(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _how(options: PrepareOptions, inputs: dict[str, Any]) -> dict[str, Any]:
-    return {**inputs, "resize": options.resize, "shard_megabytes": options.shards}
+    resize_val = {"resize_val": True} if options.resize_val else {}
+    return {**inputs, "resize": options.resize, **resize_val, "shard_megabytes": options.shards}
 
 
 def _facts(written: Iterable[Source]) -> dict[str, Any]:
@@ -228,13 +238,15 @@ def _check_classes(sources: tuple[Source, Source], say: Callable[[str], None]) -
         say("the classes get other numbers: those of folders are in the order of their names; --shards keep them")
 
 
-def _check_space(sources: tuple[Source, Source], options: PrepareOptions, change: Change | None) -> None:
+def _check_space(sources: tuple[Source, Source], options: PrepareOptions) -> None:
     """Of what is not begun yet, by the sizes that are known, else by those of some images."""
     output = options.output
     assert output is not None, "checked with the other options"
-    links = change is None and not options.shards
     needed, num_files = 0.0, 0
     for source in sources:
+        resized_to = options.resized_to(source)
+        change = Resizer(resized_to) if resized_to else None
+        links = change is None and not options.shards
         if (output / source.split).exists() or (links and can_link(source, output)):
             continue
         num_files += 0 if options.shards else len(source)
@@ -281,14 +293,14 @@ def _summary(sources: tuple[Source, Source], written: list[Source], options: Pre
         f"{options.output}: {len(train):,} training and {len(val):,} validation images, "
         f"{count(len(train.class_names), 'class', 'es')}, about {size}"
     ]
-    if isinstance(train, FileSource) and Path(train.image_name(0)).stat().st_nlink > 1:
+    if any(isinstance(each, FileSource) and Path(each.image_name(0)).stat().st_nlink > 1 for each in written):
         lines.append("the images are hard links: one that is edited in place is edited in the original, too")
     if options.resize:
         before, after = crop_rates(sources[0], train)
         lines.append(
-            f"shorter side {options.resize} px, JPEG of quality {JPEG_QUALITY}, {JPEG_SUBSAMPLING}; measured in one "
-            f"process: {after:,.0f} training crops of {CROP_SIZE} px a second, {before:,.0f} from the originals, "
-            f"{after / before:.2f} times as many"
+            f"{'both splits' if options.resize_val else 'training images'}: shorter side {options.resize} px, JPEG of "
+            f"quality {JPEG_QUALITY}, {JPEG_SUBSAMPLING}; measured in one process: {after:,.0f} training crops of "
+            f"{CROP_SIZE} px a second, {before:,.0f} from the originals, {after / before:.2f} times as many"
         )
     lines.append(f"train on it:  accelerate launch scripts/train.py --data {shlex.quote(_written(options))} --dry-run")
     return "\n".join(lines)

@@ -178,6 +178,11 @@ class FileSource(PackedSource):
         return str(Path(self.folder, os.fsdecode(self.items[index])))
 
 
+def samples_sha256(source: Source, num_images: int) -> str:
+    """Of the content of images spread evenly over the source."""
+    return hashlib.sha256("\0".join(sample_sums(source, num_images).values()).encode()).hexdigest()
+
+
 def sample_sums(source: Source, num_images: int) -> dict[str, str]:
     """sha256 of the bytes of images spread evenly over the source, or why they cannot be read, by image name."""
     sums = {}

@@ -20,12 +20,14 @@ from resnet_in1k.data.crops import EvalPreprocessing
 from resnet_in1k.data.loader import Batch, Loader
 from resnet_in1k.data.order import EvalOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
-from resnet_in1k.data.source import Source
+from resnet_in1k.data.source import Source, samples_sha256
 from resnet_in1k.recipes.recipe import PublishedWeights
 
 EVAL_BATCH_SIZE = 128
 """Images per process and forward pass. Another number, as another number of processes or kind of device, moves logits
 by float32's rounding at most, about 1e-6 of them, and so the counts only by images whose classes are that close."""
+SAMPLED_IMAGES = 64
+"""Whose content eval.json has a sum of."""
 NO_CLASS = -1
 """Predicted for an image that cannot be read: always wrong."""
 
@@ -56,6 +58,8 @@ class Evaluation:
     """Those that no decoder can read, with its reasons: counted as wrong, and not part of the loss."""
     images_sha256: str = ""
     """The source's fingerprint."""
+    samples_sha256: str = ""
+    """Of the content of SAMPLED_IMAGES of them: resized copies have the names of their originals."""
     predictions: "Predictions | None" = field(default=None, compare=False, repr=False)
     """Image by image, on the main process."""
 
@@ -110,7 +114,7 @@ class Evaluation:
             return {}
         is_right = self.predictions.top_ids[:, 0] == self.predictions.labels
         bits = base64.b64encode(np.packbits(is_right)).decode("ascii")
-        return {"images_sha256": self.images_sha256, "top1_right": bits}
+        return {"images_sha256": self.images_sha256, "samples_sha256": self.samples_sha256, "top1_right": bits}
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,7 @@ def evaluate_model(
         split=source.split,
         class_names=source.class_names,
         images_sha256=source.fingerprint(),
+        samples_sha256=samples_sha256(source, SAMPLED_IMAGES),
         predictions=predictions,
     )
 

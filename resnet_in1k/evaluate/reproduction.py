@@ -5,7 +5,7 @@ from typing import Any
 
 from resnet_in1k.core import imagenet
 from resnet_in1k.core.text import printable
-from resnet_in1k.evaluate.significance import confidence_interval, paired
+from resnet_in1k.evaluate.significance import confidence_interval, paired, same_samples
 
 CONDITIONS = (
     "split",
@@ -28,7 +28,12 @@ def different_conditions(result: dict[str, Any], recorded: dict[str, Any]) -> st
     now, known = _conditions(result), _conditions(recorded)
     here, there = result.get("images_sha256"), recorded.get("images_sha256")
     if here and there:  # by the files' names: then that of their folder says nothing
-        now["data"], known["data"] = ("the same", "the same") if here == there else (now["data"], "other images")
+        if here != there:
+            known["data"] = "other images"
+        elif not same_samples(result, recorded):
+            known["data"] = "images of the same names but other content, such as resized copies,"
+        else:
+            known["data"] = now["data"]
     return "; ".join(f"{name} {known[name]} there, {now[name]} here" for name in now if known[name] != now[name])
 
 

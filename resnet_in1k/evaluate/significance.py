@@ -47,11 +47,19 @@ def paired(first: dict[str, Any], second: dict[str, Any]) -> Paired | None:
 
     if not first.get("images_sha256") or first["images_sha256"] != second.get("images_sha256"):
         return None
+    if not same_samples(first, second):
+        return None
     a, b = (_right(result) for result in (first, second))
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     differing = only_first + only_second
     p_value = float(binomtest(only_first, differing).pvalue) if differing else 1.0
     return Paired(only_first, only_second, p_value)
+
+
+def same_samples(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two eval.json are of images with the same content, as far as both say."""
+    here, there = first.get("samples_sha256"), second.get("samples_sha256")
+    return not here or not there or here == there
 
 
 def _right(result: dict[str, Any]) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import write_image_folder
+from PIL import Image
 
 from resnet_in1k.augment.normalise import normalise
 from resnet_in1k.commands.evaluate import EvalOptions, evaluate
@@ -96,7 +97,24 @@ def test_unreadable_images_are_counted_as_wrong_and_listed(
     out = capsys.readouterr().out
     assert "12 images, 2 of them unreadable, counted as wrong" in out
     assert f"counted as wrong: {bad[0]} (" in out
-    assert "not comparable to the recorded eval.json: num_bad_images 0 there, 2 here\n" in out
+    assert "not comparable to the recorded eval.json: num_bad_images 0 there, 2 here; data images of the same" in out
+
+
+def test_copies_of_the_recorded_images_are_not_taken_for_them(
+    evaluated: RunFolder, image_folder: Path, tmp_path: Path, capsys
+):
+    """They have the same names; the same images in another folder are the same."""
+    data = Path(shutil.copytree(image_folder, tmp_path / "copies"))
+    evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=0))
+    assert "reproduced: the recorded eval.json has the same counts" in capsys.readouterr().out
+    for path in (data / "val").rglob("*.jpg"):
+        with Image.open(path) as picture:
+            picture.reduce(2).save(path)
+    evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=0))
+    assert (
+        "not comparable to the recorded eval.json: data images of the same names but other content, such as resized "
+        "copies, there, copies here\n"
+    ) in capsys.readouterr().out
 
 
 def test_the_classes_of_the_run_must_be_those_of_the_data(evaluated: RunFolder, photographs, tmp_path: Path):

@@ -28,6 +28,9 @@ def test_mcnemar_by_hand():
         "1 images only a has right, 9 only b: the difference is hardly chance, p = 0.021 (McNemar)"
     )
     assert paired(result(first), result(first)).p_value == 1
+    copies = {**result(second), "samples_sha256": "cd"}
+    assert paired(result(first), copies) == found  # an older one does not say what its images held
+    assert paired({**result(first), "samples_sha256": "ef"}, copies) is None
     assert "could be chance" in paired(result([1, 0, 1]), result([0, 1, 1])).describe("a", "b")
 
 

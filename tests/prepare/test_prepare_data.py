@@ -18,16 +18,18 @@ from resnet_in1k.data.decode import decode
 from resnet_in1k.data.sources import open_source, open_train_and_val
 
 
-def test_resized_copies_are_what_pillow_makes_nearly(images: list[bytes], archives, tmp_path: Path):
-    """Shorter side 100 px; images that have no more stay byte for byte; upright, as training sees them."""
+@pytest.mark.parametrize("resize_val", [False, True])
+def test_resized_copies_are_what_pillow_makes_nearly(images: list[bytes], archives, tmp_path: Path, resize_val: bool):
+    """Shorter side 100 px; images that have no more stay byte for byte, and those of validation unless asked for."""
     files, expected = archives
-    said = prepare(options(files, tmp_path / "out", resize=100))
+    said = prepare(options(files, tmp_path / "out", resize=100, resize_val=resize_val))
     assert "times as many" in said[-1]
+    assert ("both splits: shorter side 100 px" if resize_val else "training images: shorter side 100 px") in said[-1]
     written = contents(tmp_path / "out")
     assert written.keys() == expected.keys()
     for name, data in expected.items():
         original = Image.open(io.BytesIO(data))
-        if min(original.size) <= 100:
+        if min(original.size) <= 100 or (name.startswith("val/") and not resize_val):
             assert written[name] == data
             continue
         ours = decode(np.frombuffer(bytearray(written[name]), dtype=np.uint8))
@@ -173,13 +175,13 @@ def test_a_broken_image_is_copied_and_named(
 ):
     """To stop would cost the hours before; what to do with it is for training to decide."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
-    (folder / "val/dog/1.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (folder / "train/dog/1.jpg").write_bytes(b"\xff\xd8\xff broken")
     said = prepare(PrepareOptions(data=str(folder), output=tmp_path / "out", processes=1, **how))
-    assert "val/dog/1.jpg cannot be decoded (" in (printed := capsys.readouterr().err)
+    assert "train/dog/1.jpg cannot be decoded (" in (printed := capsys.readouterr().err)
     assert ", and is copied as it is" in printed
     written = f"shards:{tmp_path / 'out'}" if "shards" in how else str(tmp_path / "out")
     assert said[0].startswith(f"1 image could not be decoded: --verify {written} lists all that are bad; training")
-    source = open_source(written, "val")
+    source = open_source(written, "train")
     assert b"\xff\xd8\xff broken" in [source.read(index).tobytes() for index in range(len(source))]
 
 
@@ -219,17 +221,17 @@ def test_space_is_checked_before_anything_is_written(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Links need none."""
-    usage = SimpleNamespace(free=100_000)
+    usage = SimpleNamespace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     sizes = [path.stat().st_size for path in image_folder.rglob("*.jpg")]
     assert sum(sizes) > usage.free
     for how in ({"shards": 1}, {"resize": 300}):
-        with pytest.raises(UserError, match=r"has 100 kB left, and .* are needed"):
+        with pytest.raises(UserError, match=r"has 50 kB left, and .* are needed"):
             prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1, **how))
         assert not (tmp_path / "out").exists()
     usage.free = 10**12
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=10_000, f_favail=48))
-    with pytest.raises(UserError, match=r"has room for 48 more files \(df -i\), but 49 are needed; try --shards"):
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=10_000, f_favail=36))
+    with pytest.raises(UserError, match=r"has room for 36 more files \(df -i\), but 37 are needed; try --shards"):
         prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1, resize=300))
     assert not (tmp_path / "out").exists()
     prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1))
@@ -264,6 +266,7 @@ def test_contradicting_options_are_refused(tmp_path: Path):
         ({"data": "x"}, "--output: where to write is not given"),
         ({"data": "x", "output": tmp_path, "report": tmp_path / "r.csv"}, "--report is for --verify"),
         ({"data": "x", "output": tmp_path, "resize": 5}, "--resize 5: must be at least 32"),
+        ({"data": "x", "output": tmp_path, "resize_val": True}, "--resize-val is for --resize"),
         ({"verify": "x", "resize": 64}, "--verify writes nothing: --output, --resize and --shards are not for it"),
         ({"kaggle": tmp_path, "output": tmp_path, "val_share": 0.1}, "--val-share is for --data and --verify"),
         ({"data": "x", "output": tmp_path, "allow_partial": True}, "--allow-partial is for ImageNet's archives and"),
