@@ -293,8 +293,10 @@ def _summary(sources: tuple[Source, Source], written: list[Source], options: Pre
         f"{options.output}: {len(train):,} training and {len(val):,} validation images, "
         f"{count(len(train.class_names), 'class', 'es')}, about {size}"
     ]
-    if any(isinstance(each, FileSource) and Path(each.image_name(0)).stat().st_nlink > 1 for each in written):
-        lines.append("the images are hard links: one that is edited in place is edited in the original, too")
+    linked = [each.split for each in written if isinstance(each, FileSource) and _num_links(each) > 1]
+    if linked:
+        which = " and ".join(linked)
+        lines.append(f"the {which} images are hard links: one that is edited in place is edited in the original, too")
     if options.resize:
         before, after = crop_rates(sources[0], train)
         lines.append(
@@ -304,6 +306,10 @@ def _summary(sources: tuple[Source, Source], written: list[Source], options: Pre
         )
     lines.append(f"train on it:  accelerate launch scripts/train.py --data {shlex.quote(_written(options))} --dry-run")
     return "\n".join(lines)
+
+
+def _num_links(source: FileSource) -> int:
+    return Path(source.image_name(0)).stat().st_nlink
 
 
 def _size(sources: Iterable[Source]) -> int:

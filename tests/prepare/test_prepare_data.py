@@ -200,7 +200,7 @@ def test_what_is_left_out_or_linked_or_numbered_anew_is_said(image_folder: Path,
     (folder / "train/ant/photo.heic").write_bytes(b"not known")
     said = prepare(PrepareOptions(data=str(folder), output=tmp_path / "linked out", processes=1))
     assert "not images by name or content: ant/photo.heic" in said[0]
-    assert "the images are hard links: one that is edited in place is edited in the original, too" in said[1]
+    assert "the train and val images are hard links: one that is edited in place is edited in the original" in said[1]
     assert said[1].endswith(f"--data '{tmp_path / 'linked out'}' --dry-run")
     prepare(PrepareOptions(data=str(folder), output=tmp_path / "shards", shards=1, processes=1))
     (tmp_path / "shards/classes.json").write_text('["f", "e", "d", "c", "b", "a"]')
