@@ -80,7 +80,7 @@ def run_parallel(work: Callable[[T], R], jobs: Sequence[T], processes: int) -> I
                     yield future.result()
         except BrokenProcessPool:
             raise UserError(
-                "a process was killed, most often for want of memory (free -g); run the same command again to go on"
+                "a process was killed, by a signal or for want of memory (free -g); run the same command again to go on"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)

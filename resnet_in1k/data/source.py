@@ -183,10 +183,15 @@ def samples_sha256(source: Source, num_images: int) -> str:
     return hashlib.sha256("\0".join(sample_sums(source, num_images).values()).encode()).hexdigest()
 
 
+def spread_over(source: Source, num_images: int) -> list[int]:
+    """Positions of so many images, or of all if there are fewer, evenly over the source."""
+    return np.linspace(0, len(source) - 1, num=min(num_images, len(source)), dtype=np.int64).tolist()
+
+
 def sample_sums(source: Source, num_images: int) -> dict[str, str]:
     """sha256 of the bytes of images spread evenly over the source, or why they cannot be read, by image name."""
     sums = {}
-    for index in np.linspace(0, len(source) - 1, num=min(num_images, len(source)), dtype=np.int64).tolist():
+    for index in spread_over(source, num_images):
         try:
             sums[source.image_name(index)] = hashlib.sha256(source.read(index)).hexdigest()
         except OSError as error:

@@ -10,9 +10,10 @@ import numpy as np
 
 from resnet_in1k.core import files
 from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.source import Source
+from resnet_in1k.data.source import Source, spread_over
 
 SAMPLED_IMAGES = 100
+"""Whose content must be the same when a writing goes on."""
 Change = Callable[[bytes], bytes]
 """Of an encoded image, such as resizing; raises ValueError if it cannot be decoded."""
 
@@ -42,20 +43,18 @@ def written_bytes(source: Source, index: int, change: Change | None, undecodable
 
 def mean_written_bytes(source: Source, change: Change | None, num_measured: int) -> float:
     """Of so many images, spread evenly over the source; raises UserError as `written_bytes`."""
-    return float(np.mean([len(written_bytes(source, index, change, [])) for index in _spread(source, num_measured)]))
+    return float(
+        np.mean([len(written_bytes(source, index, change, [])) for index in spread_over(source, num_measured)])
+    )
 
 
 def content_sha256(source: Source) -> str:
     """What an interrupted writing goes on by: which images there are and, of some, their content, as copies of another
     size have the same names. Raises UserError as `written_bytes`."""
     digest = hashlib.sha256(source.fingerprint().encode())
-    for index in _spread(source, SAMPLED_IMAGES):
+    for index in spread_over(source, SAMPLED_IMAGES):
         digest.update(hashlib.sha256(written_bytes(source, index, None, [])).digest())
     return digest.hexdigest()
-
-
-def _spread(source: Source, number: int) -> list[int]:
-    return np.unique(np.linspace(0, len(source) - 1, num=min(number, len(source)), dtype=np.int64)).tolist()
 
 
 def check_is_ours(folder: Path, plan_name: str, plan: dict[str, Any], otherwise: str) -> None:
