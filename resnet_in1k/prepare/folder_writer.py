@@ -25,7 +25,7 @@ DONE = ".done."
 """In such a class, before the number of a part whose images are all written. It holds `boot_id`: they may not be on the
 disk yet, and a power cut would lose them."""
 SYNCED_EVERY_SECONDS = 30.0
-"""Whole classes get their names then: once for many, as to wait for the disk takes longer than to write a class."""
+"""Whole classes get their names then, once for many: each sync waits for all that the machine has still to write."""
 PLAN_NAME = ".plan.json"
 IMAGES_PER_PART = 256
 
