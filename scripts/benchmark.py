@@ -12,10 +12,10 @@ from pathlib import Path
 # In place of scripts/, whose evaluate.py would hide the library of that name.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from resnet_in1k.commands import cli
-from resnet_in1k.commands.benchmark import BenchmarkOptions, benchmark
-from resnet_in1k.commands.benchmark_table import table
-from resnet_in1k.core.launch import rank
+from resnet_in1k.cli import arguments as cli
+from resnet_in1k.cli.benchmark import BenchmarkOptions, benchmark
+from resnet_in1k.cli.benchmark_table import table
+from resnet_in1k.utils.launch import rank
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 # In place of scripts/, where this very file would hide the library of its name.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from resnet_in1k.commands import cli
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
+from resnet_in1k.cli import arguments as cli
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 # In place of scripts/, whose evaluate.py would hide the library of that name.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from resnet_in1k.commands import cli
-from resnet_in1k.commands.export import ExportOptions, export
+from resnet_in1k.cli import arguments as cli
+from resnet_in1k.cli.export import ExportOptions, export
 
 
 def main() -> None:

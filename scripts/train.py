@@ -9,7 +9,8 @@ from pathlib import Path
 # In place of scripts/, whose evaluate.py would hide the library of that name.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from resnet_in1k.commands import cli, train
+from resnet_in1k.cli import arguments as cli
+from resnet_in1k.cli import train
 
 if __name__ == "__main__":
     cli.run_script(train.main)

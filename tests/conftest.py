@@ -18,9 +18,9 @@ from helpers.processes import ROOT, TINY_FLAGS, start
 from helpers.training import TINY, reset_accelerate_state, run
 from sklearn.datasets import load_sample_images
 
-from resnet_in1k.core.devices import usable_cores
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.device import usable_cores
 
 # Of listings, and of `datasets`, which makes copies of all tables that it reads.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")

@@ -12,17 +12,18 @@ from accelerate.commands.launch import launch_command_parser
 from helpers.processes import ROOT
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from resnet_in1k.commands import cli, train
-from resnet_in1k.commands.benchmark import BenchmarkOptions
-from resnet_in1k.commands.compare import CompareOptions
-from resnet_in1k.commands.evaluate import EvalOptions
-from resnet_in1k.commands.export import ExportOptions
-from resnet_in1k.commands.gpu_check import GpuCheckOptions
-from resnet_in1k.commands.predict import PredictOptions
-from resnet_in1k.commands.prepare_data import PrepareOptions
-from resnet_in1k.commands.push_to_hub import PushOptions
+from resnet_in1k.cli import arguments as cli
+from resnet_in1k.cli import train
+from resnet_in1k.cli.benchmark import BenchmarkOptions
+from resnet_in1k.cli.compare import CompareOptions
+from resnet_in1k.cli.evaluate import EvalOptions
+from resnet_in1k.cli.export import ExportOptions
+from resnet_in1k.cli.gpu_check import GpuCheckOptions
+from resnet_in1k.cli.load_recipe import GivenRecipe, find_recipe
+from resnet_in1k.cli.predict import PredictOptions
+from resnet_in1k.cli.prepare_data import PrepareOptions
+from resnet_in1k.cli.push_to_hub import PushOptions
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.given_recipe import GivenRecipe, find_recipe
 from resnet_in1k.train.options import TrainOptions
 
 README, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
@@ -118,7 +119,7 @@ def test_first_command_plans_a_run(run_script, image_folder: Path, tmp_path: Pat
 
 def test_python_lines_load_a_model_and_predict(image_folder: Path, tmp_path: Path):
     from resnet_in1k import ResNet
-    from resnet_in1k.model.weights_file import save_weights, weights_to_save
+    from resnet_in1k.model.weights import save_weights, weights_to_save
 
     save_weights(weights_to_save(ResNet("resnet18", 10)), tmp_path / "model.safetensors")
     (block,) = code_blocks(README, "python")
@@ -134,7 +135,7 @@ def test_the_path_of_own_images(run_script, image_folder: Path, tmp_path: Path):
     """The section's lines, word by word, but for the paths, weights that are at hand, and few small images: a folder by
     class is divided, fine-tuned in two ways, compared, made ready for publication, and used in three lines."""
     from resnet_in1k import ResNet
-    from resnet_in1k.model.weights_file import save_weights, weights_to_save
+    from resnet_in1k.model.weights import save_weights, weights_to_save
 
     section = re.search(r"^## Your own images\n(.*?)^## ", README.read_text(encoding="utf-8"), re.M | re.S)[1]
     save_weights(weights_to_save(ResNet("resnet50", 1000)), tmp_path / "base.safetensors")

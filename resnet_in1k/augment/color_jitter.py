@@ -1,6 +1,6 @@
 """Brightness, contrast, saturation and hue, in an order of its own for each image.
 
-Each adjustment gives what torchvision's functional of the same name gives, except for the rounding to whole grey levels
+Each adjustment gives what torchvision's functional of the same name gives, except for the rounding to whole gray levels
 that torchvision does after each; here the values stay float.
 """
 
@@ -36,7 +36,7 @@ class ColorJitter:
         return draws
 
     def arrange(self, draws: Draws) -> Arranged:
-        """For each turn, which images come next to which, so that those of the same adjustment are neighbours.
+        """For each turn, which images come next to which, so that those of the same adjustment are neighbors.
 
         `rows` (4, B) int64: at each turn, the positions of the images, as the turn before has left them, in their new
         order; `factors` (4, B): of each image in that order; `sizes`: for each turn, how many images have each of
@@ -85,8 +85,8 @@ def from_recipe(recipe: Recipe, num_classes: int) -> ColorJitter | None:
     return ColorJitter(*widths) if any(widths) else None
 
 
-def grey(images: Tensor) -> Tensor:
-    """Luma by ITU-R 601-2 in whole grey levels as torchvision takes it, (B, 3, H, W) to (B, 1, H, W)."""
+def gray(images: Tensor) -> Tensor:
+    """Luma by ITU-R 601-2 in whole gray levels as torchvision takes it, (B, 3, H, W) to (B, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
@@ -101,24 +101,24 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Towards or away from the image's own mean grey."""
-    return _blend(images, grey(images).mean(dim=(1, 2, 3), keepdim=True), factor)
+    """Towards or away from the image's own mean gray."""
+    return _blend(images, gray(images).mean(dim=(1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    return _blend(images, grey(images), factor)
+    return _blend(images, gray(images), factor)
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Shift the hue of HSV by `turns` of the colour circle, (B,), keeping saturation and value.
+    """Shift the hue of HSV by `turns` of the color circle, (B,), keeping saturation and value.
 
-    Between red, yellow, green … a hue runs along one edge of a hexagon, so a channel of a fully saturated colour is a
+    Between red, yellow, green … a hue runs along one edge of a hexagon, so a channel of a fully saturated color is a
     trapezoid of the hue; chroma scales it and the least channel lifts it (https://en.wikipedia.org/wiki/HSL_and_HSV).
     """
     value, low = images.amax(dim=1), images.amin(dim=1)  # (B, H, W)
     chroma = value - low
     red, green, blue = images.unbind(dim=1)
-    divisor = chroma.clamp(min=1e-30)  # a grey pixel has no hue; any will do, its chroma is 0
+    divisor = chroma.clamp(min=1e-30)  # a gray pixel has no hue; any will do, its chroma is 0
     sixths = torch.where(
         red == value,
         (green - blue).div_(divisor),

@@ -14,7 +14,7 @@ Arranged = dict[str, Any]
 class Operation(Protocol):
     """One augmentation, for whole batches, each image with its own parameters.
 
-    Images that are mixed with one another must be the neighbours (2k, 2k + 1) of the batch: on any number of
+    Images that are mixed with one another must be the neighbors (2k, 2k + 1) of the batch: on any number of
     processes whose share is even they are in the same part of it.
 
     An operation may also have `arrange(draws: Draws) -> Arranged`. It is called on the CPU with the draws of the images

@@ -5,15 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from resnet_in1k.augment import color_jitter, flip, mixing, random_erasing, rotation
-from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.augment import color_jitter, flip, random_erasing, rotation
+from resnet_in1k.augment import mixup_cutmix as mixing
+from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.augment.operation import Arranged, Draws, Operation
 from resnet_in1k.augment.packing import pack
-from resnet_in1k.core import rng
-from resnet_in1k.core.devices import capabilities, device_type
-from resnet_in1k.core.rng import Stream
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils import rng
+from resnet_in1k.utils.device import capabilities, device_type
+from resnet_in1k.utils.rng import Stream
 
 OPERATIONS: list[Callable[[Recipe, int], Operation | None]] = [
     flip.from_recipe,
@@ -59,7 +60,7 @@ class Augmentation:
         return [_take(draws, self._rows) for draws in everything]
 
     def apply(self, images: Tensor, targets: Tensor, draws: list[Draws]) -> tuple[Tensor, Tensor]:
-        """Augment and normalise.
+        """Augment and normalize.
 
         Args:
             images: (B, 3, S, S) uint8, in channels_last if from the loader.
@@ -88,7 +89,7 @@ class Augmentation:
     def apply_arranged(self, images: Tensor, targets: Tensor, arranged: list[Arranged]) -> tuple[Tensor, Tensor]:
         """As `apply`, with draws that are arranged and on the images' device; the host does not wait for it."""
         pixels, targets = self._operate(images, targets, arranged)
-        return normalise(pixels), targets
+        return normalize(pixels), targets
 
     def _apply_operations(self, images: Tensor, targets: Tensor, arranged: list[Arranged]) -> tuple[Tensor, Tensor]:
         pixels = images.to(torch.float32)

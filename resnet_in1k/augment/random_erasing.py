@@ -1,6 +1,6 @@
-"""Random erasing (https://arxiv.org/abs/1708.04896): a rectangle of the image gets the mean colour.
+"""Random erasing (https://arxiv.org/abs/1708.04896): a rectangle of the image gets the mean color.
 
-As torchvision's RandomErasing with its defaults, which sets the normalised values to 0.
+As torchvision's RandomErasing with its defaults, which sets the normalized values to 0.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resnet_in1k.augment.normalise import mean_colour
+from resnet_in1k.augment.normalize import mean_color
 from resnet_in1k.augment.operation import Arranged, Draws, uniform
 from resnet_in1k.recipes.recipe import Recipe
 
@@ -46,7 +46,7 @@ class RandomErasing:
         places = torch.arange(size, device=images.device)
         within = (places >= first.unsqueeze(2)) & (places < (first + lengths).unsqueeze(2))  # (B, 2, S)
         inside = within[:, 0, None, :, None] & within[:, 1, None, None, :]
-        return torch.where(inside, mean_colour(images.device), images), targets
+        return torch.where(inside, mean_color(images.device), images), targets
 
 
 def from_recipe(recipe: Recipe, num_classes: int) -> RandomErasing | None:

@@ -1,4 +1,4 @@
-"""Rotation about the centre."""
+"""Rotation about the center."""
 
 import math
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     assert images.shape[-2] == size, "the grid below is that of a square"
     radians = degrees * (math.pi / 180)
     cos, sin = radians.cos().view(-1, 1, 1), radians.sin().view(-1, 1, 1)
-    # Pixel centres in coordinates from -1 to 1, and where each output pixel comes from. Elementwise: affine_grid is a
+    # Pixel centers in coordinates from -1 to 1, and where each output pixel comes from. Elementwise: affine_grid is a
     # matrix product, which a GPU may compute in TF32, too coarse for coordinates.
-    centres = (torch.arange(size, device=images.device) * 2 + 1) / size - 1
-    x, y = centres.view(1, 1, -1), centres.view(1, -1, 1)
+    centers = (torch.arange(size, device=images.device) * 2 + 1) / size - 1
+    x, y = centers.view(1, 1, -1), centers.view(1, -1, 1)
     grid = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)  # (B, S, S, 2)
     return grid_sample(images, grid, mode="nearest", padding_mode="zeros", align_corners=False)

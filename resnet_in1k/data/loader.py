@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from resnet_in1k.core.devices import capabilities, device_type
-from resnet_in1k.core.errors import ProcessError
-from resnet_in1k.data.bad_images import IfBad, read_image
-from resnet_in1k.data.crops import Crop
-from resnet_in1k.data.order import BatchSpec, Sample
-from resnet_in1k.data.source import Source
-from resnet_in1k.data.workers import (
+from resnet_in1k.data.corrupt_images import IfBad, read_image
+from resnet_in1k.data.crop import Crop
+from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.sampler import BatchSpec, Sample
+from resnet_in1k.utils.device import capabilities, device_type
+from resnet_in1k.utils.errors import ProcessError
+from resnet_in1k.utils.workers import (
     check_workers_can_start,
     init_worker,
     shared_bytes,
+    translate_worker_errors,
     worker_context,
-    worker_deaths_explained,
 )
 
 PREFETCH_FACTOR = 4
@@ -119,8 +119,8 @@ class Loader:
             ProcessError: for a worker's death or a file that cannot be read (BadImageError: that cannot be decoded).
         """
         self._jobs.order = order
-        pin = capabilities(device_type()).pinned_memory  # not asked before, as it initialises the device: workers fork
-        with worker_deaths_explained():
+        pin = capabilities(device_type()).pinned_memory  # not asked before, as it initializes the device: workers fork
+        with translate_worker_errors():
             for result in self._loader:
                 # An error that stops the run comes as a value: raised in a worker it would carry that one's traceback.
                 if isinstance(result, ProcessError):

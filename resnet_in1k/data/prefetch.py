@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from resnet_in1k.core.devices import capabilities
 from resnet_in1k.data.loader import Batch
+from resnet_in1k.utils.device import capabilities
 
 Tensors = tuple[torch.Tensor, ...]
 

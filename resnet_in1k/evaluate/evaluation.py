@@ -11,17 +11,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from resnet_in1k.augment.normalise import normalise
-from resnet_in1k.core.console import Console
-from resnet_in1k.core.devices import inference_memory_explained
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.precision import reproducible_float32
-from resnet_in1k.data.crops import EvalPreprocessing
+from resnet_in1k.augment.normalize import normalize
+from resnet_in1k.data.crop import EvalPreprocessing
+from resnet_in1k.data.dataset import Source, samples_sha256
 from resnet_in1k.data.loader import Batch, Loader
-from resnet_in1k.data.order import EvalOrder
 from resnet_in1k.data.prefetch import prefetch_to_device
-from resnet_in1k.data.source import Source, samples_sha256
+from resnet_in1k.data.sampler import EvalOrder
 from resnet_in1k.recipes.recipe import PublishedWeights
+from resnet_in1k.utils.console import Console
+from resnet_in1k.utils.device import translate_memory_errors
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.precision import reproducible_float32
 
 EVAL_BATCH_SIZE = 128
 """Images per process and forward pass. Another number, as another number of processes or kind of device, moves logits
@@ -180,7 +180,7 @@ def evaluate_model(
         if number < num_common_batches:
             stop_if_requested(number)
 
-    with inference_memory_explained(max(pad_to, min(loader.batch_size, len(source)))):
+    with translate_memory_errors(max(pad_to, min(loader.batch_size, len(source)))):
         share = _predict(model, loader.batches(order), preprocessing, pad_to, accelerator, bar, ask_to_stop)
     everyone: list[Share] = gather_object([share])
     counts: list[Any] = [None]
@@ -231,7 +231,7 @@ def _predict(
     bad_images: dict[int, str] = {}
 
     def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
-        images = normalise(padded(batch.images, pad_to), preprocessing.mean, preprocessing.std)
+        images = normalize(padded(batch.images, pad_to), preprocessing.mean, preprocessing.std)
         return images, batch.labels, batch.indices
 
     with torch.inference_mode(), reproducible_float32(), bar:
@@ -259,7 +259,7 @@ def predict_batch(
 
     Args:
         model: in eval mode.
-        images: (P, 3, S, S) float32, normalised; those after the first B are padding.
+        images: (P, 3, S, S) float32, normalized; those after the first B are padding.
         labels: (B,) int64; so are `indices`, the images' positions in the source.
 
     Returns:

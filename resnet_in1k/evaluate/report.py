@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.figures import image_grid, save_figure
-from resnet_in1k.core.imagenet import human_names
-from resnet_in1k.data.source import Source
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, Predictions
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.imagenet import human_names
+from resnet_in1k.utils.plots import image_grid, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,8 +189,8 @@ def _draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> "Figure":
     axes.set_yticks(range(len(names)), names)
     if len(names) <= 20:
         for row, column in zip(*np.nonzero(confusion), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(picture, label="share of the true class's images", shrink=0.8)
     return figure
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from resnet_in1k.core import imagenet
-from resnet_in1k.core.text import printable
-from resnet_in1k.evaluate.significance import confidence_interval, paired, same_samples
+from resnet_in1k.evaluate.statistics import confidence_interval, paired, same_samples
+from resnet_in1k.utils import imagenet
+from resnet_in1k.utils.format import printable
 
 CONDITIONS = (
     "split",

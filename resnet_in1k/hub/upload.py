@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import first_line
+from resnet_in1k.model.pretrained import ResNet
 from resnet_in1k.model.resnet import load_model
-from resnet_in1k.model.weights_file import WEIGHTS_NAME
-from resnet_in1k.run.pretrained import ResNet
+from resnet_in1k.model.weights import WEIGHTS_NAME
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import first_line
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ class Upload:
         return user
 
     def _validate_card(self) -> None:
-        """By the Hub, which knows the licences there are; before anything is created."""
+        """By the Hub, which knows the licenses there are; before anything is created."""
         from huggingface_hub import ModelCard
 
         card = ModelCard.load(self.folder / "README.md")
@@ -111,7 +111,7 @@ class Upload:
                 card.validate()
             except ValueError as error:
                 reason = " ".join(str(error).split())
-                reason = reason[:300] + "…" * (len(reason) > 300)  # the Hub lists all licences
+                reason = reason[:300] + "…" * (len(reason) > 300)  # the Hub lists all licenses
                 raise UserError(f"the Hub refuses the card's metadata: {reason}; {self.progress}") from None
 
         self._with_retries("validate the card", validate)

@@ -7,16 +7,16 @@ An average of recent weights is closer to the minimum than the weights of any on
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from resnet_in1k.core import imagenet
-from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.utils import imagenet
 
 
-def steps_between_updates(schedule: Schedule) -> int:
+def steps_between_updates(schedule: StepCounts) -> int:
     """The recipe's, but at least one update in each epoch: on small data an epoch can have fewer steps."""
     return min(schedule.recipe.ema_every_steps, schedule.steps_per_epoch)
 
 
-def adjusted_decay(schedule: Schedule) -> float:
+def adjusted_decay(schedule: StepCounts) -> float:
     """The decay of one update, from the recipe's, as torchvision's training reference adjusts it: 1 - decay grows by
     the steps between two updates × global batch / epochs.
 
@@ -32,7 +32,7 @@ def adjusted_decay(schedule: Schedule) -> float:
 class MovingAverage:
     """Of a model in training. It has no state but the averaged tensors: what an update does depends on the step."""
 
-    def __init__(self, model: torch.nn.Module, schedule: Schedule):
+    def __init__(self, model: torch.nn.Module, schedule: StepCounts):
         """`model`: a copy that is this average's from now on; it has clean keys."""
         self._average = AveragedModel(
             model, multi_avg_fn=get_ema_multi_avg_fn(adjusted_decay(schedule)), use_buffers=True

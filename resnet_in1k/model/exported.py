@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import first_line
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import first_line
 
 FACTS_NAME = "resnet_in1k.json"
 """Of the entry that says what the network was exported from, and how its images are prepared."""
@@ -32,7 +32,7 @@ class ExportedNetwork(torch.nn.Module):
         self.num_outputs = num_outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) float32, normalised, to (B, C) float32."""
+        """(B, 3, S, S) float32, normalized, to (B, C) float32."""
         parts = []
         for part in images.cpu().split(self._batch_size or len(images)):
             missing = max(0, self._batch_size - len(part))

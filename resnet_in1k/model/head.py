@@ -6,7 +6,7 @@ from torch import Tensor
 from resnet_in1k.model.resnet import ResNet
 
 
-class HeadAlone(torch.nn.Module):
+class FrozenBody(torch.nn.Module):
     """The same logits as the model's in eval mode; the only parameters are those of its last layer."""
 
     def __init__(self, model: ResNet):

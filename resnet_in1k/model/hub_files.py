@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import file_size, first_line
-from resnet_in1k.model.weights_file import PICKLE_NAME, WEIGHTS_NAME
+from resnet_in1k.model.weights import PICKLE_NAME, WEIGHTS_NAME
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import file_size, first_line
 
 JSON_NAMES = ("config.json", "preprocessor_config.json", "eval.json", "recipe.json")
 MAX_BYTES = {WEIGHTS_NAME: 10**9, PICKLE_NAME: 10**9, **dict.fromkeys(JSON_NAMES, 10**7)}

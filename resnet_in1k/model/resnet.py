@@ -10,9 +10,9 @@ import torchvision
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.model.weights_file import load_strictly, read_weights, weights_file
+from resnet_in1k.model.weights import load_strictly, read_weights, weights_file
 from resnet_in1k.recipes.recipe import Architecture
+from resnet_in1k.utils.errors import UserError
 
 LAYOUTS: dict[Architecture, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -41,7 +41,7 @@ class ResNet(torchvision.models.ResNet):
         self.architecture = architecture
 
     def features(self, images: Tensor) -> Tensor:
-        """What the last layer sees: (B, 3, S, S) float32, normalised, to (B, F) float32."""
+        """What the last layer sees: (B, 3, S, S) float32, normalized, to (B, F) float32."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return self.avgpool(maps).flatten(1)
@@ -80,5 +80,5 @@ def architecture_of(state: Mapping[str, Tensor], file: Path) -> Architecture:
 
 @functools.cache
 def _keys_of(architecture: Architecture) -> frozenset[str]:
-    with torch.device("meta"):  # names only: no memory, no initialisation
+    with torch.device("meta"):  # names only: no memory, no initialization
         return frozenset(ResNet(architecture).state_dict())

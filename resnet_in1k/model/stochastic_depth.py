@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from resnet_in1k.core import rng
-from resnet_in1k.core.devices import capabilities
-from resnet_in1k.core.rng import Stream
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils import rng
+from resnet_in1k.utils.device import capabilities
+from resnet_in1k.utils.rng import Stream
 
 
 class StochasticDepth:

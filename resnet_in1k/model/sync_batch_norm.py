@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def synchronise_norms(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def synchronize_norms(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """The model with its batch norms replaced, keys and tensors as they were. To be called with a process group."""
     if device.type != "cpu":
         return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -16,7 +16,7 @@ def synchronise_norms(model: torch.nn.Module, device: torch.device) -> torch.nn.
 
 
 class CpuSyncBatchNorm(torch.nn.BatchNorm2d):
-    """BatchNorm2d that normalises a training batch by the mean and variance over all processes' images, of which each
+    """BatchNorm2d that normalizes a training batch by the mean and variance over all processes' images, of which each
     has equally many."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -25,10 +25,10 @@ class CpuSyncBatchNorm(torch.nn.BatchNorm2d):
         world_size = dist.get_world_size()
         values = images.to(torch.promote_types(images.dtype, torch.float32))
         mean = _SumOverProcesses.apply(values.mean(dim=(0, 2, 3))) / world_size
-        centred = values - mean.view(-1, 1, 1)
-        variance = _SumOverProcesses.apply(centred.square().mean(dim=(0, 2, 3))) / world_size
-        normalised = centred * (variance + self.eps).rsqrt().view(-1, 1, 1)
-        result = normalised * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        centerd = values - mean.view(-1, 1, 1)
+        variance = _SumOverProcesses.apply(centerd.square().mean(dim=(0, 2, 3))) / world_size
+        normalized = centerd * (variance + self.eps).rsqrt().view(-1, 1, 1)
+        result = normalized * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
         count = world_size * images.numel() / images.shape[1]
         with torch.no_grad():
             self.num_batches_tracked += 1

@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 import torch
 from torchvision.models import WeightsEnum, get_model_weights
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import first_line
 from resnet_in1k.model.resnet import LAYOUTS
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import first_line
 
 PREFIX = "torchvision/"
 _HASH = re.compile(r"-([a-f0-9]*)\.")

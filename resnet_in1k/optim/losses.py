@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from resnet_in1k.core.tables import choose
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.registry import lookup
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, targets) to the mean loss over the batch, ()."""
@@ -41,4 +41,4 @@ LOSSES: dict[str, Callable[[Recipe], Loss]] = {
 
 def build_loss(recipe: Recipe) -> Loss:
     """Raises UserError if the recipe's loss is not in LOSSES."""
-    return choose(LOSSES, recipe.loss, "loss")(recipe)
+    return lookup(LOSSES, recipe.loss, "loss")(recipe)

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
-from resnet_in1k.core.tables import choose
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.utils.registry import lookup
 
 LRSchedule = Callable[[Recipe, float, float], float]
 """The factor on the recipe's lr after warm-up, from (recipe, epochs done as a fraction, share from 0 to 1 of the steps
@@ -50,7 +50,7 @@ LR_SCHEDULES: dict[str, LRSchedule] = {
 }
 
 
-def lr_at(step: int, schedule: Schedule) -> float:
+def lr_at(step: int, schedule: StepCounts) -> float:
     """Learning rate of optimizer step `step`, counted from 1.
 
     Warm-up rises linearly, per step, from warmup_start_factor of the peak before step 1 to the peak at its last step.
@@ -59,7 +59,7 @@ def lr_at(step: int, schedule: Schedule) -> float:
         UserError: if the recipe's lr_schedule is not in LR_SCHEDULES.
     """
     recipe = schedule.recipe
-    factor = choose(LR_SCHEDULES, recipe.lr_schedule, "lr_schedule")
+    factor = lookup(LR_SCHEDULES, recipe.lr_schedule, "lr_schedule")
     warmup_steps = schedule.warmup_steps
     if step <= warmup_steps:
         start = recipe.warmup_start_factor

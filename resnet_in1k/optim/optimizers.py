@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from resnet_in1k.core.tables import choose
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.registry import lookup
 
 NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
 
@@ -127,7 +127,7 @@ def build_optimizer(model: torch.nn.Module, recipe: Recipe, *, fused: bool = Tru
     Raises:
         UserError: if the recipe's optimizer is not in OPTIMIZERS.
     """
-    return choose(OPTIMIZERS, recipe.optimizer, "optimizer")(model, recipe, fused)
+    return lookup(OPTIMIZERS, recipe.optimizer, "optimizer")(model, recipe, fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from resnet_in1k.core import files
-from resnet_in1k.core.cache import cache_file
-from resnet_in1k.data.parallel import Progress
+from resnet_in1k.utils import files
+from resnet_in1k.utils.cache import cache_file
+from resnet_in1k.utils.pool import Progress
 
 BLOCK_BYTES = 16 << 20
 

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import file_size
-from resnet_in1k.data.parallel import Progress, run_parallel
-from resnet_in1k.data.source import IMAGE_SUFFIXES, FileSource, Source
-from resnet_in1k.data.sources.folder import PARTIAL
+from resnet_in1k.data.dataset import IMAGE_SUFFIXES, FileSource, Source
+from resnet_in1k.data.image_folder import PARTIAL
 from resnet_in1k.prepare.shard_writer import suffix_of
 from resnet_in1k.prepare.written import Change, check_is_ours, content_sha256, written_bytes
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import file_size
+from resnet_in1k.utils.pool import Progress, run_parallel
 
 DONE = ".done."
 """In such a class, before the number of a part whose images are all written. It holds `boot_id`: they may not be on the

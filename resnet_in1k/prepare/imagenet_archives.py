@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from torchvision.datasets.imagenet import ARCHIVE_META
 
-from resnet_in1k.core import imagenet
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import file_size
-from resnet_in1k.data.parallel import Progress, run_parallel
-from resnet_in1k.data.shard_index import ShardIndex, whole
-from resnet_in1k.data.source import PackedBytes, Source
-from resnet_in1k.data.sources.shards import ShardSource
+from resnet_in1k.data.dataset import PackedBytes, Source
+from resnet_in1k.data.tar_index import ShardIndex, whole
+from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.prepare.checksums import md5_of
+from resnet_in1k.utils import imagenet
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import file_size
+from resnet_in1k.utils.pool import Progress, run_parallel
 
 MAX_IMAGE_BYTES = 100 << 20
 """ImageNet's largest file has 16 MB."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.source import FileSource, PackedBytes
-from resnet_in1k.data.sources.folder import open_split
+from resnet_in1k.data.dataset import FileSource, PackedBytes
+from resnet_in1k.data.image_folder import open_split
 from resnet_in1k.prepare.imagenet_archives import check_counts, refuse_partial
+from resnet_in1k.utils.errors import UserError
 
 SOLUTION_NAME = "LOC_val_solution.csv"
 

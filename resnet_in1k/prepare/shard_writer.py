@@ -7,12 +7,9 @@ import tarfile
 from dataclasses import asdict
 from pathlib import Path
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.parallel import Progress, run_parallel
-from resnet_in1k.data.shard_plan import PLAN_NAME, ShardPlan
-from resnet_in1k.data.source import IMAGE_SUFFIXES, Source
-from resnet_in1k.data.sources.shards import CLASSES_NAME
+from resnet_in1k.data.dataset import IMAGE_SUFFIXES, Source
+from resnet_in1k.data.tar_plan import PLAN_NAME, ShardPlan
+from resnet_in1k.data.tar_shards import CLASSES_NAME
 from resnet_in1k.prepare.written import (
     Change,
     Written,
@@ -21,6 +18,9 @@ from resnet_in1k.prepare.written import (
     mean_written_bytes,
     written_bytes,
 )
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.pool import Progress, run_parallel
 
 MEASURED_IMAGES = 1000
 """Of which the mean size is taken, to tell how many images make a shard."""

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.parallel import Progress, run_parallel
-from resnet_in1k.data.source import Source
+from resnet_in1k.utils.pool import Progress, run_parallel
 
 IMAGES_PER_JOB = 256
 _WNID = re.compile(r"(n\d{8})_\d+\b")

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.source import Source, spread_over
+from resnet_in1k.data.dataset import Source, spread_over
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
 
 SAMPLED_IMAGES = 100
 """Whose content must be the same when a writing goes on."""

@@ -7,8 +7,8 @@ import math
 from dataclasses import field
 from typing import Any, Literal, get_args, get_origin
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.ranges import above, at_least, at_least_and_below, between, out_of_range
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.validation import above, at_least, at_least_and_below, between, out_of_range
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -80,7 +80,7 @@ class Recipe:
     """Coefficient of weight decay, as the optimizer applies it: SGD adds it to the gradient, `sgdw` and `adamw` shrink
     the weights by it."""
     decay_norms: bool = True
-    """Weight decay also on the weights and biases of normalisation layers."""
+    """Weight decay also on the weights and biases of normalization layers."""
     decay_biases: bool = True
     """Weight decay also on the biases of other layers."""
     head_lr_factor: float = field(default=1.0, metadata=above(0))
@@ -139,9 +139,9 @@ class Recipe:
     saturation: float = field(default=0.0, metadata=between(0, 1))
     """Width of the saturation factor's range, as for brightness."""
     hue: float = field(default=0.0, metadata=between(0, 0.5))
-    """Hue is shifted by up to this share of the colour circle either way, at most 0.5."""
+    """Hue is shifted by up to this share of the color circle either way, at most 0.5."""
     random_erasing_probability: float = field(default=0.0, metadata=between(0, 1))
-    """Probability that a rectangle of a training image is replaced by the mean colour
+    """Probability that a rectangle of a training image is replaced by the mean color
     (https://arxiv.org/abs/1708.04896)."""
     mixup_alpha: float = field(default=0.0, metadata=at_least(0))
     """Of the Beta distribution of mixup's weights (https://arxiv.org/abs/1710.09412); 0: no mixup."""
@@ -151,9 +151,9 @@ class Recipe:
     """Choose mixup or cutmix and its weight for each pair of images, not for each batch."""
 
     eval_image_size: int = field(default=0, metadata=at_least(0))
-    """Side of the centre crop of evaluation, in pixels; 0: image_size."""
+    """Side of the center crop of evaluation, in pixels; 0: image_size."""
     eval_crop_ratio: float = field(default=0.875, metadata=above(0, at_most=1))
-    """Evaluation resizes the short side to its image size over this, in pixels, then crops the centre."""
+    """Evaluation resizes the short side to its image size over this, in pixels, then crops the center."""
     eval_interpolation: Interpolation = "bilinear"
     """Of evaluation's resizing, antialiased."""
 
@@ -201,7 +201,7 @@ class Recipe:
                 self.alternating_flip and self.hflip_probability > 0,
             ),
             (
-                f"global_batch_size ({self.global_batch_size}) must be even, as neighbours are mixed",
+                f"global_batch_size ({self.global_batch_size}) must be even, as neighbors are mixed",
                 self.mixes and self.global_batch_size % 2 == 1,
             ),
             (
@@ -223,15 +223,15 @@ class Recipe:
 
     @property
     def eval_size(self) -> int:
-        """Side of the centre crop of evaluation, in pixels."""
+        """Side of the center crop of evaluation, in pixels."""
         return self.eval_image_size or self.image_size
 
     @property
     def eval_resize_size(self) -> int:
-        """Short side before the centre crop of evaluation, in pixels."""
+        """Short side before the center crop of evaluation, in pixels."""
         return resize_size_for(self.eval_size, self.eval_crop_ratio)
 
-    def switched_on(self) -> dict[str, Any]:
+    def non_default_fields(self) -> dict[str, Any]:
         """The fields that differ from their defaults, and those that have none."""
         return {
             each.name: getattr(self, each.name)
@@ -242,16 +242,16 @@ class Recipe:
     def fingerprint(self, initial_weights_sha256: str = "") -> str:
         """sha256 of all that decides what a step computes: what is switched on, and the weights that it starts from if
         they are not random; without `epochs` where no step depends on it."""
-        deciding = self.switched_on()
+        deciding = self.non_default_fields()
         if initial_weights_sha256:
             deciding["init_from"] = initial_weights_sha256
         deciding.pop("lr_batch_rule", None)
-        if self.can_grow:
+        if self.allows_more_epochs:
             del deciding["epochs"]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     @property
-    def can_grow(self) -> bool:
+    def allows_more_epochs(self) -> bool:
         """Whether a run of it may be resumed with more epochs: no step depends on how many there will be."""
         return self.lr_schedule in ("step", "multi_step") and not self.ema_decay
 
@@ -268,7 +268,7 @@ class Recipe:
 
 
 def resize_size_for(image_size: int, eval_crop_ratio: float) -> int:
-    """Short side, in pixels, of which a centre crop of `image_size` is the share `eval_crop_ratio`, rounded down."""
+    """Short side, in pixels, of which a center crop of `image_size` is the share `eval_crop_ratio`, rounded down."""
     return math.floor(image_size / eval_crop_ratio)
 
 

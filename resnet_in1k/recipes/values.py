@@ -43,7 +43,7 @@ DEMO = replace(
     eval_crop_ratio=1.0,
     crop_scale_min=0.75,
     hflip_probability=0.0,  # a mirrored digit is another sign
-    hue=0.0,  # a grey digit has no hue
+    hue=0.0,  # a gray digit has no hue
 )
 
 TV1 = replace(SGD, lr_schedule="multi_step", lr_milestones=(30, 60))

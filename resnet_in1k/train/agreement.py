@@ -5,15 +5,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.launch import Launch, local_rank
-from resnet_in1k.core.text import duration
-from resnet_in1k.data.source import Source, sample_sums
+from resnet_in1k.data.dataset import Source, sample_sums
+from resnet_in1k.provenance import provenance
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.provenance import provenance
+from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import duration
+from resnet_in1k.utils.launch import Launch, local_rank
 
 MAX_CLOCK_DIFFERENCE_SECONDS = 60.0
 """More would make file times, logs and time-outs of the machines contradict one another."""
@@ -95,7 +95,7 @@ def check_run_folder_is_shared(launch: Launch, folder: RunFolder) -> None:
     """
     if launch.world_size == 1:
         return
-    written = launch.from_main_process(lambda: _lock_text(folder), "has locked the run folder")
+    written = launch.broadcast_from_main(lambda: _lock_text(folder), "has locked the run folder")
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
     while (seen := _lock_text(folder)) != written and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -5,19 +5,19 @@ from collections.abc import Callable
 
 import torch
 
-from resnet_in1k.augment.normalise import normalise
-from resnet_in1k.core import rng
-from resnet_in1k.core.precision import reproducible_float32
-from resnet_in1k.core.rng import Stream
-from resnet_in1k.core.text import dollars, duration
-from resnet_in1k.core.timing import synchronize
+from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.data.prefetch import prefetch_to_device
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
-from resnet_in1k.recipes.schedule import Schedule, train_image_size
+from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
 from resnet_in1k.train.preflight import CPU_SMOKE_TEST_IMAGES
-from resnet_in1k.train.setup import Run
+from resnet_in1k.train.trainer import Trainer
+from resnet_in1k.utils import rng
+from resnet_in1k.utils.format import dollars, duration
+from resnet_in1k.utils.precision import reproducible_float32
+from resnet_in1k.utils.rng import Stream
+from resnet_in1k.utils.timing import synchronize
 
 MAX_ROWS = 16
 BAR_WIDTH = 32
@@ -26,7 +26,7 @@ CPU_STEPS, DEVICE_STEPS = 2, 20
 LOADED_IMAGES_PER_WORKER = 256
 
 
-def describe_schedule(schedule: Schedule) -> str:
+def describe_schedule(schedule: StepCounts) -> str:
     """A table of epochs: learning rate at the first and the last step, with a bar, and the training image size."""
     epochs = _epochs_to_show(schedule)
     borders = {
@@ -45,11 +45,11 @@ def describe_schedule(schedule: Schedule) -> str:
     return "\n".join(lines)
 
 
-def _last_step(schedule: Schedule, epoch: int) -> int:
+def _last_step(schedule: StepCounts, epoch: int) -> int:
     return epoch * schedule.steps_per_epoch
 
 
-def _epochs_to_show(schedule: Schedule) -> list[int]:
+def _epochs_to_show(schedule: StepCounts) -> list[int]:
     """All of them, or those around which something changes and some between, the first and the last among them."""
     recipe, number = schedule.recipe, schedule.recipe.epochs
     changes = {1, number, round(recipe.warmup_epochs), *(round(epoch) + 1 for epoch in recipe.lr_milestones)}
@@ -65,11 +65,11 @@ def _epochs_to_show(schedule: Schedule) -> list[int]:
     return sorted(epoch for epoch in changes if 1 <= epoch <= number)
 
 
-def forecast(run: Run) -> str:
-    """The schedule; how long the run would take, and what it would cost. Takes some steps, which are undone."""
+def forecast(run: Trainer) -> str:
+    """The schedule; how long the run would take, and what it would cost. Takes some steps, which are rolled_back."""
     recipe, schedule, on_cpu = run.recipe, run.schedule, run.device.type == "cpu"
     sizes = [train_image_size(recipe, epoch) for epoch in range(1, recipe.epochs + 1)]
-    with run.train_step.undone():
+    with run.train_step.rolled_back():
         step_rates = {size: step_rate(run, size) for size in sorted(set(sizes))}
     load_rate, eval_rate = loading_rate(run), evaluation_rate(run)
     # The slowest process sets the pace of all.
@@ -99,7 +99,7 @@ def forecast(run: Run) -> str:
     )
 
 
-def step_rate(run: Run, size: int) -> float:
+def step_rate(run: Trainer, size: int) -> float:
     """Images/s of augmentation and training steps of this process, at one image size, without loading.
 
     On a CPU, where whole batches would take minutes, from two small ones: a step takes some time for the update, and
@@ -113,7 +113,7 @@ def step_rate(run: Run, size: int) -> float:
     return part / (seconds + (part - few) * max(for_an_image, 0.1 * seconds / few))
 
 
-def _seconds_for_part(run: Run, size: int, part: int) -> float:
+def _seconds_for_part(run: Trainer, size: int, part: int) -> float:
     """Of a step, divided by its forward passes, of `part` images each."""
     num_steps = CPU_STEPS if run.device.type == "cpu" else DEVICE_STEPS
     number = part * run.schedule.gradient_accumulation_steps
@@ -129,7 +129,7 @@ def _seconds_for_part(run: Run, size: int, part: int) -> float:
     return part / _rate(run, step, num_steps, number)
 
 
-def loading_rate(run: Run) -> float:
+def loading_rate(run: Trainer) -> float:
     """Images/s of this process's loader: files to batches in host memory, small ones, so that all workers have some."""
     batch_size, workers = run.schedule.per_process_batch_size, max(1, run.workers)
     batch_size = min(batch_size, LOADED_IMAGES_PER_WORKER // 2)
@@ -141,17 +141,17 @@ def loading_rate(run: Run) -> float:
     return loaded / (time.monotonic() - start_seconds)
 
 
-def evaluation_rate(run: Run) -> float:
+def evaluation_rate(run: Trainer) -> float:
     """Images/s of this process's forward passes in evaluation."""
     on_cpu = run.device.type == "cpu"
     number, size = CPU_SMOKE_TEST_IMAGES if on_cpu else EVAL_BATCH_SIZE, run.recipe.eval_size
-    images = normalise(torch.zeros(number, 3, size, size, dtype=torch.uint8, device=run.device))
+    images = normalize(torch.zeros(number, 3, size, size, dtype=torch.uint8, device=run.device))
     run.eval_model.eval()
     with torch.inference_mode(), reproducible_float32():
         return _rate(run, lambda: run.eval_model(images), CPU_STEPS if on_cpu else DEVICE_STEPS, number)
 
 
-def _rate(run: Run, do: Callable[[], object], number: int, images: int) -> float:
+def _rate(run: Trainer, do: Callable[[], object], number: int, images: int) -> float:
     """Images/s of doing it so often, after half as often that does not count."""
     for _ in range(max(1, number // 2)):
         do()

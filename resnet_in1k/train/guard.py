@@ -7,15 +7,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from resnet_in1k.core.text import first_line
-from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.utils.format import first_line
 
 
 class DivergenceGuard:
     """Decides on the device whether a step may change the weights: never again once a loss was not finite.
 
     The host learns of such a loss only when it next reads the losses, many steps later. Other processes learn of it by
-    the gradients, which are averaged anyway: all gradients of such a loss are made NaN. An optimizer that honours
+    the gradients, which are averaged anyway: all gradients of such a loss are made NaN. An optimizer that honors
     `found_inf` (torch's fused ones) leaves weights and state alone by itself. For any other, weights and state are
     copied before the step and restored where needed. With fp16 the loss scaler skips the step.
     """
@@ -23,8 +23,8 @@ class DivergenceGuard:
     def __init__(self, optimizer: torch.optim.Optimizer, accelerator: Accelerator, last_parameter: Tensor):
         """`last_parameter`: the one nearest to the loss, whose gradient is that of a loss made NaN."""
         self._optimizer, self._accelerator, self._last_parameter = optimizer, accelerator, last_parameter
-        # The attribute by which torch's GradScaler, too, recognises such optimizers.
-        self._honours_found_inf = getattr(optimizer, "_step_supports_amp_scaling", False)
+        # The attribute by which torch's GradScaler, too, recognizes such optimizers.
+        self._honors_found_inf = getattr(optimizer, "_step_supports_amp_scaling", False)
         self._diverged = torch.zeros((), dtype=torch.float32, device=accelerator.device)  # as fused optimizers take it
 
     def reset(self) -> None:
@@ -45,7 +45,7 @@ class DivergenceGuard:
         self._diverged = torch.maximum(self._diverged, (~finite).to(self._diverged.dtype))
         if self._accelerator.scaler is not None:
             yield
-        elif self._honours_found_inf:
+        elif self._honors_found_inf:
             self._optimizer.found_inf = self._diverged  # type: ignore[attr-defined]
             yield
         else:
@@ -71,7 +71,7 @@ class DivergenceGuard:
         return [tensor for tensor in tensors if tensor.device == self._diverged.device]
 
 
-def out_of_memory_message(error: RuntimeError, schedule: Schedule | None) -> str:
+def out_of_memory_message(error: RuntimeError, schedule: StepCounts | None) -> str:
     """What to do about it; without a schedule it came before the first step."""
     reason = first_line(error)
     if schedule is None:

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from resnet_in1k.core.console import Console
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.text import duration, shorten
-from resnet_in1k.core.timing import REPORTED_WAITING_SHARE, Lap, Stopwatch, bottleneck
-from resnet_in1k.data.order import TrainOrder
-from resnet_in1k.data.source import Source
+from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.sampler import TrainOrder
 from resnet_in1k.evaluate.evaluation import Evaluation
 from resnet_in1k.optim.lr import lr_at
-from resnet_in1k.recipes.schedule import Schedule
-from resnet_in1k.run.checkpoint import TrainState
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.writer import RunWriter
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.train.checkpoint import TrainState
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.trackers import Trackers
+from resnet_in1k.train.writer import RunWriter
+from resnet_in1k.utils.console import Console
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import duration, shorten
+from resnet_in1k.utils.timing import REPORTED_WAITING_SHARE, Lap, Stopwatch, bottleneck
 
 
 class TrainLog:
@@ -28,7 +28,7 @@ class TrainLog:
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: StepCounts,
         folder: RunFolder,
         writer: RunWriter,
         accelerator: Accelerator,
@@ -59,7 +59,7 @@ class TrainLog:
         return self._schedule.steps_into_epoch(step) % self._log_every == 0 or self._schedule.is_last_in_epoch(step)
 
     def collect_losses(self, step: int, state: TrainState, source: Source) -> None:
-        """Bring the losses up to `step`, averaged over all processes, to the state: a synchronisation.
+        """Bring the losses up to `step`, averaged over all processes, to the state: a synchronization.
 
         Raises:
             UserError: if one is not finite; no weights have changed since.
@@ -86,8 +86,8 @@ class TrainLog:
             "another --output-dir"
         )
 
-    def _schedule_of_one_process(self) -> Schedule:
-        return Schedule(self._schedule.recipe, 1, 1, self._schedule.num_train_images)
+    def _schedule_of_one_process(self) -> StepCounts:
+        return StepCounts(self._schedule.recipe, 1, 1, self._schedule.num_train_images)
 
     def write_steps(self, step: int, state: TrainState) -> None:
         """The record of the steps since the last one, once their losses are collected."""

@@ -4,24 +4,24 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from resnet_in1k.core.devices import is_out_of_memory
-from resnet_in1k.core.distributed import broadcast_buffers, lost_processes_explained
-from resnet_in1k.core.errors import Preempted, ProcessError, UserError
-from resnet_in1k.core.launch import Launch
-from resnet_in1k.core.signals import StopSignals
 from resnet_in1k.data.prefetch import prefetch_to_device
-from resnet_in1k.data.workers import worker_deaths_explained
 from resnet_in1k.evaluate.evaluation import evaluate_model
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.checkpoint import load_newest_checkpoint
+from resnet_in1k.train.checkpoint import load_newest_checkpoint
 from resnet_in1k.train.forecast import forecast
 from resnet_in1k.train.guard import out_of_memory_message
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.plan import describe_plan
 from resnet_in1k.train.preflight import preflight
 from resnet_in1k.train.resume import check_resumable
-from resnet_in1k.train.setup import Run
+from resnet_in1k.train.trainer import Trainer
+from resnet_in1k.utils.device import is_out_of_memory
+from resnet_in1k.utils.distributed import broadcast_buffers, translate_process_errors
+from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
+from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.signals import StopSignals
+from resnet_in1k.utils.workers import translate_worker_errors
 
 
 def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
@@ -34,14 +34,14 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
     run = None
     with (
         StopSignals() as signals,
-        worker_deaths_explained(),
-        lost_processes_explained(),
+        translate_worker_errors(),
+        translate_process_errors(),
         Launch.connect() as launch,
         contextlib.ExitStack() as stack,
     ):
         signals.agree_within(launch)
         try:
-            run = Run(recipe_name, recipe, options, launch, signals, stack)
+            run = Trainer(recipe_name, recipe, options, launch, signals, stack)
             run.console.print(describe_plan(run))
             check_can_start(run)
             preflight(run)
@@ -65,7 +65,7 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
         return run.folder.path
 
 
-def training_loop(run: Run) -> None:
+def training_loop(run: Trainer) -> None:
     """Train from the step after the run's state to the last: batch, step, log, save, evaluate, stop if asked to."""
     schedule, state, log, options = run.schedule, run.state, run.log, run.options
     first_step = state.step + 1
@@ -101,14 +101,14 @@ def training_loop(run: Run) -> None:
     log.write_end(state)
 
 
-def collect(run: Run, step: int) -> None:
+def collect(run: Trainer, step: int) -> None:
     """Bring the losses and bad images up to `step` from all processes to the state."""
     run.log.collect_losses(step, run.state, run.train_source)
     if run.options.on_bad_image == "skip":
         run.skipped.collect(run.state)
 
 
-def save(run: Run, step: int) -> None:
+def save(run: Trainer, step: int) -> None:
     """Write a checkpoint, then delete those that are no longer needed."""
     collect(run, step)
     for model in run.models.values():
@@ -118,7 +118,7 @@ def save(run: Run, step: int) -> None:
     run.writer.save_checkpoint(run.state, run.groups)
 
 
-def evaluate(run: Run) -> None:
+def evaluate(run: Trainer) -> None:
     """At an epoch's end, once it is saved: evaluate, log, publish the weights if they are the best so far."""
     state, evaluations = run.state, []
 
@@ -140,19 +140,19 @@ def evaluate(run: Run) -> None:
     run.writer.finish_epoch(state, evaluations[-1], run.eval_model, title)
 
 
-def evaluation_is_pending(run: Run) -> bool:
+def evaluation_is_pending(run: Trainer) -> bool:
     """Whether the state is that of an epoch's end without its evaluation."""
     return bool(run.state.epoch_losses) and run.schedule.is_last_in_epoch(run.state.step)
 
 
-def check_can_start(run: Run) -> None:
+def check_can_start(run: Trainer) -> None:
     """Raises UserError if there is a run that was started with other settings."""
     if run.folder.recipe.exists() and (note := check_resumable(run.folder, run.recipe, run.data, run.facts)):
         run.console.print(note)
     run.launch.gather(None, "looks at the run folder")  # before the main process writes what they look for
 
 
-def start_or_resume(run: Run) -> None:
+def start_or_resume(run: Trainer) -> None:
     """Load the newest checkpoint, if there is one, and write that the run starts or goes on.
 
     Raises:

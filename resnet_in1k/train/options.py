@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resnet_in1k.core.precision import PrecisionFlag
-from resnet_in1k.core.ranges import at_least, at_least_and_below, check_options
-from resnet_in1k.data.bad_images import OnBadImage
+from resnet_in1k.data.corrupt_images import OnBadImage
+from resnet_in1k.utils.precision import PrecisionFlag
+from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,18 @@
 """The plan: what a run will do, printed before its first step."""
 
-from resnet_in1k.core.devices import hardware_name, missing_capabilities
-from resnet_in1k.core.precision import PRECISIONS
-from resnet_in1k.core.text import count
 from resnet_in1k.model.ema import adjusted_decay, steps_between_updates
 from resnet_in1k.optim.lr import describe_lr
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import describe_scaling
-from resnet_in1k.recipes.schedule import Schedule
-from resnet_in1k.train.setup import Run
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.train.trainer import Trainer
+from resnet_in1k.utils.device import hardware_name, missing_capabilities
+from resnet_in1k.utils.format import count
+from resnet_in1k.utils.precision import PRECISIONS
 
 
-def describe_plan(run: Run) -> str:
+def describe_plan(run: Trainer) -> str:
     """One line for each thing that the recipe, the data and the machine decide."""
     recipe, train, val = run.recipe, run.train_source, run.val_source
     named = RECIPES.get(run.recipe_name)
@@ -53,7 +53,7 @@ def _sizes(recipe: Recipe) -> str:
     return train + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size != recipe.image_size else "")
 
 
-def _average(schedule: Schedule) -> str:
+def _average(schedule: StepCounts) -> str:
     every, published = steps_between_updates(schedule), schedule.recipe.publish
     return (
         f"of weights, every {count(every, 'step')} with a decay of {adjusted_decay(schedule):.4g}; both are evaluated, "
@@ -61,7 +61,7 @@ def _average(schedule: Schedule) -> str:
     )
 
 
-def _batch(schedule: Schedule) -> str:
+def _batch(schedule: StepCounts) -> str:
     text = (
         f"{schedule.recipe.global_batch_size} global = {count(schedule.num_processes, 'process', 'es')} × "
         f"{schedule.per_process_batch_size}"
@@ -71,7 +71,7 @@ def _batch(schedule: Schedule) -> str:
     return text
 
 
-def _steps(schedule: Schedule) -> str:
+def _steps(schedule: StepCounts) -> str:
     left_over = schedule.num_train_images - schedule.steps_per_epoch * schedule.recipe.global_batch_size
     dropped = f" ({count(left_over, 'image')} dropped each epoch, others each time)" if left_over else ""
     epochs = count(schedule.recipe.epochs, "epoch")

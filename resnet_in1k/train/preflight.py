@@ -12,26 +12,26 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from resnet_in1k.augment.normalise import normalise
-from resnet_in1k.core import files, rng
-from resnet_in1k.core.devices import inference_memory_explained, local_world_size, usable_cores
-from resnet_in1k.core.errors import BadImageError, UserError
-from resnet_in1k.core.launch import local_rank
-from resnet_in1k.core.memory import available_memory
-from resnet_in1k.core.precision import reproducible_float32
-from resnet_in1k.core.rng import Stream
-from resnet_in1k.core.text import count, file_size
-from resnet_in1k.data.bad_images import OnBadImage
+from resnet_in1k.augment.normalize import normalize
+from resnet_in1k.data.corrupt_images import OnBadImage
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import Batch, shared_bytes_needed
 from resnet_in1k.data.prefetch import prefetch_to_device
-from resnet_in1k.data.source import Source
-from resnet_in1k.data.workers import worker_context
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
-from resnet_in1k.run.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from resnet_in1k.train.agreement import check_run_folder_is_shared
-from resnet_in1k.train.setup import Run
+from resnet_in1k.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from resnet_in1k.train.trainer import Trainer
+from resnet_in1k.utils import files, rng
+from resnet_in1k.utils.device import local_world_size, translate_memory_errors, usable_cores
+from resnet_in1k.utils.errors import BadImageError, UserError
+from resnet_in1k.utils.format import count, file_size
+from resnet_in1k.utils.launch import local_rank
+from resnet_in1k.utils.memory import available_memory
+from resnet_in1k.utils.precision import reproducible_float32
+from resnet_in1k.utils.rng import Stream
+from resnet_in1k.utils.workers import worker_context
 
 SAMPLED_AT_EACH_PLACE = 4
 """Images decoded from the start, the middle and the end of a split."""
@@ -39,7 +39,7 @@ CPU_SMOKE_TEST_IMAGES = 16
 """On a CPU a whole batch would take minutes, and memory is not what fails there."""
 
 
-def preflight(run: Run) -> None:
+def preflight(run: Trainer) -> None:
     """Check data, machines and disk, take a step, save and load a checkpoint, and report all of it.
 
     From here on the run folder is locked by this run, unless it is a dry run.
@@ -49,7 +49,7 @@ def preflight(run: Run) -> None:
     """
     launch = run.launch
     results = {"classes": describe_classes(run.train_source, run.val_source), **check_machines(run)}
-    with run.train_step.undone():
+    with run.train_step.rolled_back():
         results["step"] = smoke_test(run)
         tensors = {name: group.tensors() for name, group in run.groups.items()}
     launch.on_main_process(lambda: results.update(disk=check_disk(run, tensors)), "looks at its disk", advice="")
@@ -60,12 +60,12 @@ def preflight(run: Run) -> None:
     def try_checkpoint() -> None:
         results["checkpoint"] = save_load_compare(run, tensors)
 
-    with run.train_step.undone():
+    with run.train_step.rolled_back():
         launch.on_main_process(try_checkpoint, "saves and loads a checkpoint", advice="")
     run.console.print("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
 
 
-def check_machines(run: Run) -> dict[str, str]:
+def check_machines(run: Trainer) -> dict[str, str]:
     """The first process of each machine reads images there and looks at its cores and memory.
 
     Raises:
@@ -146,7 +146,7 @@ def check_machine(workers: int, shared_bytes: int) -> str:
     return text
 
 
-def check_disk(run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
+def check_disk(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Whether the newest checkpoints, the best, the one being written and the best weights fit on the disk.
 
     Raises:
@@ -166,7 +166,7 @@ def check_disk(run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
     return text
 
 
-def smoke_test(run: Run) -> str:
+def smoke_test(run: Trainer) -> str:
     """A training step and an evaluation batch on generated images, by the run's own path.
 
     From its second step on, DistributedDataParallel sends gradients in the order in which they became ready in the
@@ -199,12 +199,12 @@ def smoke_test(run: Run) -> str:
         raise UserError(f"the loss of a first step is {loss}; try --precision fp32")
     num_eval_images = 1 if on_cpu else EVAL_BATCH_SIZE
     eval_images = torch.zeros(num_eval_images, 3, recipe.eval_size, recipe.eval_size, dtype=torch.uint8)
-    with torch.inference_mode(), reproducible_float32(), inference_memory_explained(num_eval_images):
-        run.eval_model.eval()(normalise(eval_images.to(run.device)))
+    with torch.inference_mode(), reproducible_float32(), translate_memory_errors(num_eval_images):
+        run.eval_model.eval()(normalize(eval_images.to(run.device)))
     return f"forward and backward of {count(num_images, 'image')} in {time.monotonic() - start_seconds:.1f} s"
 
 
-def save_load_compare(run: Run, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
+def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Save these tensors as a checkpoint where the run will, load it, and compare all tensors.
 
     The run holds others before, or the comparison could not fail; afterwards it holds these.

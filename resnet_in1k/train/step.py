@@ -9,18 +9,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from resnet_in1k.core import rng
-from resnet_in1k.core.devices import has_fused_optimizers
-from resnet_in1k.core.rng import Stream
-from resnet_in1k.model.head import HeadAlone
+from resnet_in1k.model.head import FrozenBody
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.stochastic_depth import StochasticDepth
-from resnet_in1k.model.sync_batch_norm import synchronise_norms
-from resnet_in1k.model.weights_file import weights_to_save
+from resnet_in1k.model.sync_batch_norm import synchronize_norms
+from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.optim.losses import build_loss
 from resnet_in1k.optim.optimizers import build_optimizer, set_lr
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.train.guard import DivergenceGuard
+from resnet_in1k.utils import rng
+from resnet_in1k.utils.device import has_fused_optimizers
+from resnet_in1k.utils.rng import Stream
 
 
 class TrainStep:
@@ -49,7 +49,7 @@ class TrainStep:
         model = ResNet(recipe.model, num_classes, recipe.zero_init_residual)
         rank, num_processes = accelerator.process_index, accelerator.num_processes
         if recipe.sync_batch_norm and num_processes > 1:
-            model = synchronise_norms(model, accelerator.device)
+            model = synchronize_norms(model, accelerator.device)
         self.model = model.to(accelerator.device, memory_format=torch.channels_last)
         self._depth = (
             StochasticDepth(self.model, recipe, accelerator.device, rank, num_processes)
@@ -70,14 +70,14 @@ class TrainStep:
         # DDP would broadcast the norm statistics before each forward, which does not read them; see broadcast_buffers.
         self._prepared_model.broadcast_buffers = False
         self._frozen_steps = frozen_steps
-        self._prepared_head = accelerator.prepare_model(HeadAlone(self.model)) if frozen_steps else None
+        self._prepared_head = accelerator.prepare_model(FrozenBody(self.model)) if frozen_steps else None
 
     def __call__(self, images: Tensor, targets: Tensor, lr: float, step: int = 0) -> Tensor:
         """Train on this process's share of a global batch; nothing here makes the host wait for the device, except for
         the loss scaler of fp16.
 
         Args:
-            images: (B, 3, S, S) float32, normalised, channels_last.
+            images: (B, 3, S, S) float32, normalized, channels_last.
             targets: (B,) int64 class indices, or (B, C) float32 probabilities.
             lr: learning rate of this step.
             step: its number, which stochastic depth is drawn for, and which decides whether the head is trained alone;
@@ -124,8 +124,8 @@ class TrainStep:
         return copy
 
     @contextlib.contextmanager
-    def undone(self) -> Iterator[None]:
-        """Steps taken in the body, before any other, are undone after it."""
+    def rolled_back(self) -> Iterator[None]:
+        """Steps taken in the body, before any other, are rolled_back after it."""
         assert not self.optimizer.state, "only before the first step"
         weights, scaler_state = weights_to_save(self.model), self.scaler_state()
         optimizer_state = deepcopy(self.optimizer.state_dict())

@@ -8,10 +8,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.launch import Launch
-from resnet_in1k.core.text import first_line
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import first_line
+from resnet_in1k.utils.launch import Launch
 
 TO_GO_ON: dict[str, Callable[[str, int], dict[str, Any]]] = {
     "tensorboard": lambda run_id, first_step: {"purge_step": first_step},  # hides what was taken back
@@ -39,7 +39,7 @@ class Trackers:
         Raises:
             UserError: on all processes, if it cannot be started, as without a login, or if `file` will not do.
         """
-        launch.from_main_process(lambda: self._start(file, project, config, first_step), "starts the tracker")
+        launch.broadcast_from_main(lambda: self._start(file, project, config, first_step), "starts the tracker")
 
     def _start(self, file: Path, project: str, config: dict[str, Any], first_step: int) -> None:
         (name,) = map(str, self._accelerator.log_with)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from resnet_in1k.augment.mixing import Mixing, from_recipe
+from resnet_in1k.augment.mixup_cutmix import Mixing, from_recipe
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 
 NUM_CLASSES = 5
 TARGETS = torch.arange(96) % NUM_CLASSES
@@ -25,7 +25,7 @@ def draws_of(operation: Mixing, seed: int = 0, batch_size: int = 96) -> dict[str
 def torchvisions(
     transform: v2.MixUp | v2.CutMix, images: torch.Tensor, targets: torch.Tensor, weight: float, center: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A pair through torchvision's transform, which gets its draws from us: weight, and for cutmix the centre."""
+    """A pair through torchvision's transform, which gets its draws from us: weight, and for cutmix the center."""
     size = images.shape[-1]
     numbers = iter([torch.tensor([int(center[0] * size)]), torch.tensor([int(center[1] * size)])])
     # It draws x, of the second axis, first.

@@ -8,11 +8,11 @@ from torch._dynamo.testing import CompileCounter
 
 from resnet_in1k.augment import pipeline
 from resnet_in1k.augment.color_jitter import ADJUSTMENTS
-from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.augment.operation import Draws
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.loader import Batch
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 
 RECIPE = replace(RECIPES["tutorial"].recipe, global_batch_size=24, seed=3)
 NUM_CLASSES = 24
@@ -45,8 +45,8 @@ def test_all_operations_are_torchvisions_one_after_the_other(images: torch.Tenso
         expected = F.rotate(expected, float(rotation["degrees"][i]))
         for number in jitter["order"][i].tolist():
             expected = getattr(F, f"adjust_{names[number]}")(expected, float(jitter[names[number]][i]))
-        differences.append((ours[i] - normalise(expected[None])[0]).abs().mean().item())
-    # A level is about 1/58 after normalising; torchvision loses up to one in each of its four roundings.
+        differences.append((ours[i] - normalize(expected[None])[0]).abs().mean().item())
+    # A level is about 1/58 after normalizing; torchvision loses up to one in each of its four roundings.
     assert max(differences) < 3 / 58
 
 
@@ -83,11 +83,11 @@ def test_switching_an_operation_off_leaves_the_draws_of_the_others(off: str):
     assert_same_draws(fewer.draw(1), kept)
 
 
-def test_recipe_without_augmentation_normalises_only(images: torch.Tensor):
+def test_recipe_without_augmentation_normalizes_only(images: torch.Tensor):
     off = dict.fromkeys(["hflip_probability", "rotation_degrees", "brightness", "contrast", "saturation", "hue"], 0)
     augmentation = Augmentation(replace(RECIPE, **off), NUM_CLASSES)
     assert augmentation.operations == []
-    assert torch.equal(augmentation.apply(images, TARGETS, [])[0], normalise(images))
+    assert torch.equal(augmentation.apply(images, TARGETS, [])[0], normalize(images))
 
 
 @pytest.mark.parametrize("num_images", [24, 5])
@@ -115,10 +115,10 @@ def test_compiled_operations_are_one_graph_for_all_draws(images: torch.Tensor, m
     assert counter.frame_count == 1
 
 
-class MixNeighbours:
-    """Averages the neighbours of a batch, each pair with a weight that is drawn for it: targets are probabilities."""
+class MixNeighbors:
+    """Averages the neighbors of a batch, each pair with a weight that is drawn for it: targets are probabilities."""
 
-    name = "mix_neighbours"
+    name = "mix_neighbors"
 
     def __init__(self, num_classes: int):
         self._num_classes = num_classes
@@ -127,11 +127,11 @@ class MixNeighbours:
         return {"weight": torch.rand(batch_size // 2, generator=generator).repeat_interleave(2)}
 
     def apply(self, images: torch.Tensor, targets: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        neighbour, weight = torch.arange(len(images)) ^ 1, draws["weight"]
+        neighbor, weight = torch.arange(len(images)) ^ 1, draws["weight"]
         dense = torch.nn.functional.one_hot(targets, self._num_classes).float()
         return (
-            images.lerp(images[neighbour], weight.view(-1, 1, 1, 1)),
-            dense.lerp(dense[neighbour], weight.view(-1, 1)),
+            images.lerp(images[neighbor], weight.view(-1, 1, 1, 1)),
+            dense.lerp(dense[neighbor], weight.view(-1, 1)),
         )
 
 
@@ -139,7 +139,7 @@ class MixNeighbours:
 def with_new_operation(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
     """Its position in the pipeline."""
     operations = list(pipeline.OPERATIONS)
-    operations.insert(request.param, lambda recipe, num_classes: MixNeighbours(num_classes))
+    operations.insert(request.param, lambda recipe, num_classes: MixNeighbors(num_classes))
     monkeypatch.setattr(pipeline, "OPERATIONS", operations)
     return request.param
 
@@ -153,8 +153,8 @@ def test_new_operation_leaves_the_draws_of_the_others(with_new_operation: int, m
 
 
 def test_two_names_draw_independently(monkeypatch: pytest.MonkeyPatch):
-    def named(name: str) -> MixNeighbours:
-        operation = MixNeighbours(NUM_CLASSES)
+    def named(name: str) -> MixNeighbors:
+        operation = MixNeighbors(NUM_CLASSES)
         operation.name = name
         return operation
 

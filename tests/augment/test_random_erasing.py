@@ -6,10 +6,10 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.augment.random_erasing import RandomErasing
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 
 TARGETS = torch.arange(96)
 
@@ -25,9 +25,9 @@ def test_rectangles_are_torchvisions_for_the_same_draw(images: torch.Tensor):
     corner = (places + 0.5) / (64 - sides * 64 + 1)
     ours, targets = RandomErasing(1.0).apply(images.float(), TARGETS, {"sides": sides, "corner": corner})
     expected = torch.stack(
-        [theirs.transform(image, each) for image, each in zip(normalise(images), params, strict=True)]
+        [theirs.transform(image, each) for image, each in zip(normalize(images), params, strict=True)]
     )
-    torch.testing.assert_close(normalise(ours), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalize(ours), expected, rtol=0, atol=1e-5)
     assert torch.equal(targets, TARGETS)
 
 

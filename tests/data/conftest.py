@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_in1k.data.source import Source
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.registry import open_source
 
 
 @pytest.fixture

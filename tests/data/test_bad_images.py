@@ -8,14 +8,14 @@ import pytest
 import torch
 from helpers.loading import eval_batches, packed_source, train_batches, with_bad_images
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import BadImageError, ProcessError
-from resnet_in1k.data.bad_images import max_bad_images
-from resnet_in1k.data.crops import TrainCrop
+from resnet_in1k.data.corrupt_images import max_bad_images
+from resnet_in1k.data.crop import TrainCrop
+from resnet_in1k.data.dataset import FileSource, PackedBytes, PackedSource, Source
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.order import Sample, epoch_order
-from resnet_in1k.data.source import FileSource, PackedBytes, PackedSource, Source
+from resnet_in1k.data.sampler import Sample, epoch_order
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import BadImageError, ProcessError
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -10,10 +10,10 @@ import torchvision.transforms.v2 as v2
 from helpers.images import assert_close_levels, encoded
 from PIL import Image
 
-from resnet_in1k.core.rng import Stream, key
-from resnet_in1k.data.crops import EvalCrop, EvalPreprocessing, TrainCrop
-from resnet_in1k.data.order import Sample
+from resnet_in1k.data.crop import EvalCrop, EvalPreprocessing, TrainCrop
+from resnet_in1k.data.sampler import Sample
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.rng import Stream, key
 
 
 def as_tensor(photograph: np.ndarray) -> torch.Tensor:
@@ -101,8 +101,8 @@ def test_a_pixel_and_a_line_can_be_cropped(shape: tuple[int, int]):
     train = TrainCrop(scale_min=0.08, seed=0)(image, Sample(1, 0), 32)
     evaluation = EvalCrop(resize_size=256)(image, Sample(1, 0), 224)
     assert (train.shape, evaluation.shape) == ((3, 32, 32), (3, 224, 224))
-    centre = int(image[0, shape[0] // 2, shape[1] // 2])
-    assert abs(evaluation.float().mean().item() - centre) <= 2
+    center = int(image[0, shape[0] // 2, shape[1] // 2])
+    assert abs(evaluation.float().mean().item() - center) <= 2
 
 
 def test_train_interpolation(photographs: list[np.ndarray]):

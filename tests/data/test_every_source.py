@@ -20,12 +20,13 @@ from helpers.sources import as_parquet, as_shards
 from helpers.training import losses, run
 from safetensors.torch import load_file
 
-from resnet_in1k.core.errors import BadImageError, ProcessError, UserError
-from resnet_in1k.data import loader, workers
-from resnet_in1k.data.source import Source
-from resnet_in1k.data.sources import open_source, open_train_and_val, source_facts
+from resnet_in1k.data import loader
+from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.registry import open_source, open_train_and_val, source_facts
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils import workers
+from resnet_in1k.utils.errors import BadImageError, ProcessError, UserError
 
 KINDS = ("folder", "shards", "hf")
 WITH_DIGITS = (*KINDS, "digits")
@@ -160,8 +161,8 @@ def test_workers_do_not_grow_from_epoch_to_epoch(data: dict[str, str], kind: str
     code = """
 import gc, multiprocessing, sys
 import psutil
-from resnet_in1k.data.order import EvalOrder
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.sampler import EvalOrder
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.evaluation import EvalPreprocessing, eval_loader
 source = open_source(sys.argv[1], "train")
 gc.freeze()

@@ -10,10 +10,10 @@ from helpers.images import encoded
 from helpers.sources import as_parquet
 from PIL import Image
 
-from resnet_in1k.core.errors import ProcessError, UserError
-from resnet_in1k.core.imagenet import names_by_wnid
-from resnet_in1k.data.bad_images import read_image
-from resnet_in1k.data.sources import open_source, open_train_and_val, source_facts
+from resnet_in1k.data.corrupt_images import read_image
+from resnet_in1k.data.registry import open_source, open_train_and_val, source_facts
+from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.imagenet import names_by_wnid
 
 CLASSES = ["ant", "bee"]
 
@@ -97,7 +97,7 @@ def test_what_will_not_do_is_one_line(tmp_path: Path):
             write_table(tmp_path / "b", second=(datasets.ClassLabel(names=["x"]), [0] * 3)),
             r"2 columns of labels .*: picture \(Image\), kind \(ClassLabel\), .*; name it: hf:/.*/b:::COLUMN$",
         ),
-        "unlabelled": (write_table(tmp_path / "c", labels=(0, -1, -1)), "2 of 3 images in train have no label"),
+        "unlabeled": (write_table(tmp_path / "c", labels=(0, -1, -1)), "2 of 3 images in train have no label"),
         "split": (write_table(tmp_path / "d", "dev"), r"no split named train, but|no split named train"),
         "file": (f"hf:{tmp_path}/nowhere", "cannot be loaded|doesn't exist|is the name right"),
     }

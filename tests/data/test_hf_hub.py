@@ -10,8 +10,8 @@ from helpers.hub_server import READ_TOKEN, Blob, HubServer, Repo
 from helpers.sources import as_parquet
 from huggingface_hub import constants
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.sources import open_source, open_train_and_val
+from resnet_in1k.data.registry import open_source, open_train_and_val
+from resnet_in1k.utils.errors import UserError
 
 NAME = "someone/animals"
 

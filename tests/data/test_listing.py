@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from resnet_in1k.data import image_folder as folder_source
 from resnet_in1k.data import listing
-from resnet_in1k.data.sources import folder as folder_source
-from resnet_in1k.data.sources import open_source, open_train_and_val
+from resnet_in1k.data.registry import open_source, open_train_and_val
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ from helpers.loading import (
     train_order,
 )
 
-from resnet_in1k.core.errors import ProcessError
 from resnet_in1k.data import loader
-from resnet_in1k.data.crops import TrainCrop
+from resnet_in1k.data.crop import TrainCrop
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import Batch, Loader
-from resnet_in1k.data.source import Source
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.errors import ProcessError
 
 
 def assert_same_batches(ours: list[Batch], theirs: list[Batch]) -> None:

@@ -13,13 +13,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.rng import Stream, key
-from resnet_in1k.data.crops import TrainCrop
-from resnet_in1k.data.order import Sample
-from resnet_in1k.data.policies import POLICIES, build_policy
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.augment.auto_augment import POLICIES, build_policy
+from resnet_in1k.data.crop import TrainCrop
+from resnet_in1k.data.sampler import Sample
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.rng import Stream, key
 
 BILINEAR = InterpolationMode.BILINEAR
 MEAN = (124, 116, 104)
@@ -90,7 +90,7 @@ def test_the_crop_of_every_recipe_can_be_sent_to_a_spawned_worker(name: str, pho
 
 
 def test_each_operation_is_torchvisions_functional(photographs: list[np.ndarray]):
-    """On a Pillow image, as here, and on a tensor: at most a grey level apart, but where pixels come from another
+    """On a Pillow image, as here, and on a tensor: at most a gray level apart, but where pixels come from another
     place, of which the nearest levels and the border may be others."""
     image = as_tensor(photographs[0])[:, :128, :128].contiguous()
     picture = F.to_pil_image(image)
@@ -130,7 +130,7 @@ def test_draws_depend_on_the_sample_alone(tiny: Recipe, photographs: list[np.nda
 
 
 def test_shifts_of_timms_policy_follow_the_image_size(tiny: Recipe):
-    """Up to 0.45 of the side, the mean colour outside: on white, all that is not white is it."""
+    """Up to 0.45 of the side, the mean color outside: on white, all that is not white is it."""
     policy = build_policy(replace(with_policy(tiny, "timm_rand_augment"), rand_augment_magnitude=10))
     for size in (32, 96):
         white = Image.new("RGB", (size, size), (255, 255, 255))

@@ -5,12 +5,12 @@ import torch
 from helpers.fake_device import META, fake_streams
 from helpers.loading import train_batches
 
-from resnet_in1k.core.devices import Capabilities
 from resnet_in1k.data import prefetch
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.data.prefetch import prefetch_to_device
-from resnet_in1k.data.source import Source
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.device import Capabilities
 
 
 def test_batches_are_prepared_in_order_when_their_tensors_are_asked_for(source: Source, tiny: Recipe):

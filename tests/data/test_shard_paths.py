@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from helpers.sources import as_shards
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.shard_paths import expand_braces, is_pattern, shards_of_split, shards_of_whole
-from resnet_in1k.data.sources import open_source, open_train_and_val
+from resnet_in1k.data.registry import open_source, open_train_and_val
+from resnet_in1k.data.tar_paths import expand_braces, is_pattern, shards_of_split, shards_of_whole
+from resnet_in1k.utils.errors import UserError
 
 NUMBERED = ["a-{00..12}.tar", "a-{8..11}.tar", "a-{0..12}.tar", "a-{3..0}.tar", "a-{11..08}", "{099..101}"]
 WORDS = ["{x,y}-{0..2}.tar", "{only,}.tar", "no.tar", "a-{9..10}{b,c}/d"]

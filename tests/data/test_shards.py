@@ -13,10 +13,11 @@ import pytest
 from helpers.archives import add
 from helpers.sources import as_shards
 
-from resnet_in1k.core.errors import ProcessError, UserError
-from resnet_in1k.data import shard_index
-from resnet_in1k.data.bad_images import read_image
-from resnet_in1k.data.sources import open_source, open_train_and_val, shards
+from resnet_in1k.data import tar_index as shard_index
+from resnet_in1k.data import tar_shards as shards
+from resnet_in1k.data.corrupt_images import read_image
+from resnet_in1k.data.registry import open_source, open_train_and_val
+from resnet_in1k.utils.errors import ProcessError, UserError
 
 
 def write_tar(path: Path, *entries: tuple[str, bytes]) -> Path:
@@ -143,7 +144,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_labelled_image_is_named(tmp_path: Path, name: str):
+def test_what_is_no_labeled_image_is_named(tmp_path: Path, name: str):
     entries, message = REFUSED[name]
     write_tar(tmp_path / "train/0.tar", *entries)
     with pytest.raises(UserError, match=message) as caught:

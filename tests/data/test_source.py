@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from resnet_in1k.data.source import FileSource, PackedBytes, PackedSource
+from resnet_in1k.data.dataset import FileSource, PackedBytes, PackedSource
 
 ITEMS = [b"one", b"", "zwölf/Bild.jpg".encode(), b"\xff\x00"]
 

@@ -14,11 +14,11 @@ from helpers.processes import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_in1k.core.errors import UserError
+from resnet_in1k.data.dataset import Source, SourceFacts
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.source import Source, SourceFacts
-from resnet_in1k.data.sources import SOURCES, check_same_classes, open_source, open_train_and_val, source_facts
-from resnet_in1k.data.sources.paths import list_images, open_paths
+from resnet_in1k.data.image_paths import list_images, open_paths
+from resnet_in1k.data.registry import SOURCES, check_same_classes, open_source, open_train_and_val, source_facts
+from resnet_in1k.utils.errors import UserError
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_hundred_thousand_files_cost_little_memory(image_folder: Path, tmp_pat
     root = tree_of_links(tmp_path, image_folder / "train/ant/0.jpg", num_classes=100, images_per_class=1000)
     code = f"""
 import psutil
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.registry import open_source
 before = psutil.Process().memory_info().rss
 source = open_source({str(root)!r}, "train")
 print(len(source), psutil.Process().memory_info().rss - before, source.items.num_bytes)
@@ -177,8 +177,8 @@ def test_facts_for_the_model_card_come_from_the_source():
     ]
 
 
-class GreySquares:
-    """Squares of one grey level each, whose label is whether it is above 127; 20 levels apart from the given one."""
+class GraySquares:
+    """Squares of one gray level each, whose label is whether it is above 127; 20 levels apart from the given one."""
 
     note = ""
     class_names = ("dark", "bright")
@@ -203,17 +203,17 @@ class GreySquares:
 
 def test_a_source_added_from_outside_is_opened_read_and_described(monkeypatch: pytest.MonkeyPatch):
     def open_split(data: str, split: str) -> Source:
-        return GreySquares(data, split, first_level=int(data.partition(":")[2]))
+        return GraySquares(data, split, first_level=int(data.partition(":")[2]))
 
     def facts(data: str) -> SourceFacts:
-        return SourceFacts(name="grey", data_flag=data, limits=("Squares have no content.",))
+        return SourceFacts(name="gray", data_flag=data, limits=("Squares have no content.",))
 
-    monkeypatch.setitem(SOURCES, "grey", SimpleNamespace(open_split=open_split, facts=facts))
-    train, val = open_train_and_val("grey:5")
-    assert (train.split, val.split, train.name, val.image_name(1)) == ("train", "val", "grey:5", "level 25")
+    monkeypatch.setitem(SOURCES, "gray", SimpleNamespace(open_split=open_split, facts=facts))
+    train, val = open_train_and_val("gray:5")
+    assert (train.split, val.split, train.name, val.image_name(1)) == ("train", "val", "gray:5", "level 25")
     batches = eval_batches(val, num_workers=1)
     levels = [int(level) for batch in batches for level in batch.images.float().mean(dim=(1, 2, 3))]
     assert levels == list(range(5, 256, 20))
     assert [int(label) for batch in batches for label in batch.labels] == [level > 127 for level in levels]
-    assert source_facts("grey:5") == SourceFacts("grey", "grey:5", ("Squares have no content.",))
+    assert source_facts("gray:5") == SourceFacts("gray", "gray:5", ("Squares have no content.",))
     assert source_facts("other").name == "other"  # a folder, still

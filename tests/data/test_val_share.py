@@ -11,10 +11,10 @@ import pytest
 from helpers.sources import as_parquet, as_shards
 from helpers.training import run
 
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.sources import open_source, open_train_and_val
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
+from resnet_in1k.data.registry import open_source, open_train_and_val
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.errors import UserError
 
 
 @pytest.fixture

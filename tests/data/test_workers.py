@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers.processes import ROOT
 
-from resnet_in1k.core.errors import ProcessError
-from resnet_in1k.data import workers
-from resnet_in1k.data.crops import Crop
+from resnet_in1k.data.crop import Crop
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.loader import Loader
-from resnet_in1k.data.order import BatchSpec, Sample
-from resnet_in1k.data.source import Source
+from resnet_in1k.data.sampler import BatchSpec, Sample
+from resnet_in1k.utils import workers
+from resnet_in1k.utils.errors import ProcessError
 
 
 class Killed(Crop):
@@ -38,7 +38,7 @@ def test_the_death_of_a_worker_is_explained_with_what_to_do(source: Source):
 
 
 def test_other_errors_are_not_taken_for_the_death_of_a_worker():
-    with pytest.raises(RuntimeError, match="shapes differ") as error, workers.worker_deaths_explained():
+    with pytest.raises(RuntimeError, match="shapes differ") as error, workers.translate_worker_errors():
         raise RuntimeError("shapes differ")
     assert error.type is RuntimeError
 
@@ -67,7 +67,7 @@ def test_a_worker_ends_whose_parent_is_killed_while_it_starts():
     code = """
 import os, time
 from resnet_in1k.data import loader
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.evaluation import EvalPreprocessing, eval_loader
 original = loader.init_worker
 def late(*arguments, **named):

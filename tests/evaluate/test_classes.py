@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.imagenet import names_by_wnid, wnids_of
-from resnet_in1k.evaluate.classes import ClassMatch, SelectedLogits, match_classes
+from resnet_in1k.evaluate.class_matching import ClassMatch, SelectedLogits, match_classes
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.imagenet import names_by_wnid, wnids_of
 
 WNIDS = list(names_by_wnid())
 

@@ -13,12 +13,10 @@ from helpers.loading import PREPROCESSING, with_bad_images
 from PIL import Image
 from torch.nn import functional
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.precision import reproducible_float32
-from resnet_in1k.data.crops import EvalPreprocessing
-from resnet_in1k.data.order import EvalOrder
-from resnet_in1k.data.source import Source
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.crop import EvalPreprocessing
+from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.registry import open_source
+from resnet_in1k.data.sampler import EvalOrder
 from resnet_in1k.evaluate import evaluation as evaluation_module
 from resnet_in1k.evaluate.evaluation import (
     NO_CLASS,
@@ -28,6 +26,8 @@ from resnet_in1k.evaluate.evaluation import (
     pads_batches,
 )
 from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.precision import reproducible_float32
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def val(image_folder: Path) -> Source:
 def test_against_a_plain_loop_over_pillow_images(model: ResNet, val: Source, interpolation: str):
     """Pillow, torchvision's transforms, one image at a time, counted by hand."""
     transform = v1.Compose([v1.Resize(36, v1.InterpolationMode(interpolation)), v1.CenterCrop(32), v1.ToTensor()])
-    normalise = v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    normalize = v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     top1, top5, loss = [0] * 6, [0] * 6, 0.0
     evaluation = evaluate(model, val, preprocessing=EvalPreprocessing(32, 36, interpolation))
     predictions = evaluation.predictions
@@ -62,7 +62,7 @@ def test_against_a_plain_loop_over_pillow_images(model: ResNet, val: Source, int
         image = Image.open(val.image_name(index)).convert("RGB")
         label = val.class_names.index(Path(val.image_name(index)).parent.name)
         with torch.no_grad():
-            logits = model(normalise(transform(image))[None])[0]
+            logits = model(normalize(transform(image))[None])[0]
         ranked = logits.argsort(descending=True).tolist()
         top1[label] += ranked[0] == label
         top5[label] += label in ranked[:5]
@@ -74,7 +74,7 @@ def test_against_a_plain_loop_over_pillow_images(model: ResNet, val: Source, int
     assert (evaluation.num_images, evaluation.top1_correct, evaluation.topk_correct) == (12, sum(top1), sum(top5))
     assert evaluation.class_num_images == (2,) * 6
     assert (evaluation.class_top1_correct, evaluation.class_topk_correct) == (tuple(top1), tuple(top5))
-    assert evaluation.loss == pytest.approx(loss, abs=1e-2)  # resized pixels may differ by a grey level
+    assert evaluation.loss == pytest.approx(loss, abs=1e-2)  # resized pixels may differ by a gray level
     assert evaluation.summary().endswith("   12 images")
 
 

@@ -10,9 +10,8 @@ from helpers.loading import PREPROCESSING, packed_source
 from PIL import Image
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.source import Source
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, Predictions
 from resnet_in1k.evaluate.report import (
     balanced_scores,
@@ -23,6 +22,7 @@ from resnet_in1k.evaluate.report import (
     worst_mistakes,
     write_report,
 )
+from resnet_in1k.utils.errors import UserError
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from resnet_in1k.augment import normalise
+from resnet_in1k.augment import normalize as normalize
 
 META = torch.device("meta")
 """Computes shapes, but no values: whatever needs one, as `.item()`, `if tensor` or `.nonzero()`, raises."""
@@ -66,12 +66,12 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
             torch.zeros(2, device="cuda").copy_(torch.ones(2, device="cuda"))
     except RuntimeError:
         pytest.skip("this torch makes no fake CUDA tensors without a GPU")
-    normalise._in_grey_levels.cache_clear()  # of these tensors none must stay behind, or have been there before
+    normalize._in_grey_levels.cache_clear()  # of these tensors none must stay behind, or have been there before
     try:
         with FakeTensorMode() as mode:
             yield mode
     finally:
-        normalise._in_grey_levels.cache_clear()
+        normalize._in_grey_levels.cache_clear()
 
 
 class FakeStream:

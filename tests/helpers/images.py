@@ -43,6 +43,6 @@ def encoded(image: Image.Image, **how: object) -> np.ndarray:
 
 
 def assert_close_levels(ours: torch.Tensor, theirs: Image.Image, at_most: int) -> None:
-    """That (3, H, W) uint8 and a Pillow image differ by at most so many grey levels at any pixel."""
+    """That (3, H, W) uint8 and a Pillow image differ by at most so many gray levels at any pixel."""
     difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs, dtype=int))
     assert difference.max() <= at_most

@@ -4,13 +4,13 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from resnet_in1k.data.bad_images import IfBad
-from resnet_in1k.data.crops import EvalPreprocessing, TrainCrop
+from resnet_in1k.data.corrupt_images import IfBad
+from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
+from resnet_in1k.data.dataset import PackedBytes, PackedSource, Source
 from resnet_in1k.data.loader import Batch, Loader
-from resnet_in1k.data.order import EvalOrder, TrainOrder
-from resnet_in1k.data.source import PackedBytes, PackedSource, Source
+from resnet_in1k.data.sampler import EvalOrder, TrainOrder
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.recipes.step_counts import StepCounts
 
 PREPROCESSING = EvalPreprocessing(image_size=32, resize_size=36)
 
@@ -44,7 +44,7 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
 def train_order(
     source: Source, recipe: Recipe, last_step: int, *, first_step: int = 1, rank: int = 0, num_processes: int = 1
 ) -> TrainOrder:
-    return TrainOrder(Schedule(recipe, num_processes, 1, len(source)), first_step, last_step, rank)
+    return TrainOrder(StepCounts(recipe, num_processes, 1, len(source)), first_step, last_step, rank)
 
 
 def train_batches(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from resnet_in1k.commands.prepare_data import PrepareOptions, prepare_data
+from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
 from resnet_in1k.prepare.imagenet_archives import Archives
 
 

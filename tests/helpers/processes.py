@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,8 @@ def main(data: Path, output: Path) -> None:
     from torch.distributed import PrefixStore
 
     from helpers.training import reset_accelerate_state, run, shallow_resnet18, small_version
-    from resnet_in1k.core import launch
-    from resnet_in1k.recipes.named import RECIPES
+    from resnet_in1k.recipes.published import RECIPES
+    from resnet_in1k.utils import launch
 
     connect = launch._connect_store
     for name in RECIPES:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from resnet_in1k.data.parallel import Progress
-from resnet_in1k.data.source import Source
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare.shard_writer import write_shards
+from resnet_in1k.utils.pool import Progress
 
 SILENT = Progress(lambda line: None)
 

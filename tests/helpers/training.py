@@ -8,10 +8,10 @@ from pathlib import Path
 from torchvision.models.resnet import BasicBlock
 
 from resnet_in1k.model.resnet import LAYOUTS, _keys_of
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import scaled
-from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.options import TrainOptions
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from resnet_in1k.commands import train
-from resnet_in1k.core.imagenet import names_by_wnid
-from resnet_in1k.hub.card import RunRecord, make_card
-from resnet_in1k.hub.package import make_config, read_run
+from resnet_in1k.cli import train
+from resnet_in1k.hub.hub_folder import make_config, read_run
+from resnet_in1k.hub.model_card import RunRecord, make_card
 from resnet_in1k.model.resnet import LAYOUTS
-from resnet_in1k.recipes.named import RECIPES
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.recipe_file import read_recipe
+from resnet_in1k.recipe_file import read_recipe
+from resnet_in1k.recipes.published import RECIPES
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.imagenet import names_by_wnid
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_metadata_as_the_hubs_library_reads_them(record: RunRecord, image_folder
 def test_the_card_describes_this_run(record: RunRecord, finished: RunFolder, image_folder: Path):
     text = make_card(record)
     recipe, facts = read_recipe(finished)
-    for field, value in recipe.switched_on().items():
+    for field, value in recipe.non_default_fields().items():
         assert f"| `{field}` | {value} |" in text
     assert "random_erasing" not in text
     for part in (facts["hardware"], f"torch {facts['versions']['torch']}", facts["commit"], "![Loss", "32 px"):

@@ -10,14 +10,14 @@ from helpers.hub_server import Blob, HubServer, Repo
 from safetensors.torch import load as load_tensors
 
 from resnet_in1k import ResNet
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
-from resnet_in1k.core.errors import UserError
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.model import hub_files
-from resnet_in1k.model.weights_file import save_weights, weights_to_save
+from resnet_in1k.model.resolve import resolve_checkpoint
+from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.recipe_file import write_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.locate import find_weights
-from resnet_in1k.run.recipe_file import write_recipe
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.errors import UserError
 
 REPO = "someone/resnet18"
 
@@ -54,7 +54,7 @@ def test_only_the_files_that_are_read_are_downloaded(hub: HubServer, weights: by
     bomb = pickle.dumps(Bomb(tmp_path / "boom"))
     names = ["pytorch_model.bin", "model.safetensors.index.json", "config.json.bak", "old/config.json", "setup.py"]
     publish(hub, {"model.safetensors": weights, "config.json": b"{}", **dict.fromkeys(names, bomb)})
-    assert find_weights(REPO).file.read_bytes() == weights
+    assert resolve_checkpoint(REPO).file.read_bytes() == weights
     assert not ResNet.from_pretrained(REPO).training
     assert downloaded(hub) == {"model.safetensors", "config.json"}
     assert not (tmp_path / "boom").exists()
@@ -64,7 +64,7 @@ def test_a_repository_of_a_pickle_alone_is_read_without_executing_it(hub: HubSer
     torch.save(load_tensors(weights), tmp_path / "plain.bin")
     publish(hub, {"pytorch_model.bin": (tmp_path / "plain.bin").read_bytes(), "config.json": b"{}"})
     assert torch.equal(ResNet.from_pretrained(REPO).fc.bias, load_tensors(weights)["fc.bias"])
-    assert find_weights(REPO).file.name == "pytorch_model.bin"
+    assert resolve_checkpoint(REPO).file.name == "pytorch_model.bin"
     publish(hub, {"pytorch_model.bin": pickle.dumps(Bomb(tmp_path / "boom")), "config.json": b"{}"})
     with pytest.raises(UserError, match=r"holds no plain tensors .*; nothing in it was executed"):
         ResNet.from_pretrained(REPO)
@@ -81,7 +81,7 @@ def test_a_file_that_is_too_large_stops_before_anything_is_downloaded(hub, weigh
     limits = dict.fromkeys(hub_files.MAX_BYTES, 10**9)
     monkeypatch.setattr(hub_files, "MAX_BYTES", limits | {name: 2000})
     words = rf"^{REPO}: {name} has 3 kB, more than the 2 kB that are downloaded; download it yourself and give its path"
-    for load in (ResNet.from_pretrained, find_weights):
+    for load in (ResNet.from_pretrained, resolve_checkpoint):
         with pytest.raises(UserError, match=words):
             load(REPO)
     assert downloaded(hub) == set()
@@ -108,21 +108,21 @@ def test_a_downloaded_recipe_does_not_say_what_to_evaluate_on(hub, weights: byte
 
 def test_names_of_a_downloaded_config_are_escaped(hub: HubServer, weights: bytes):
     publish(hub, {"model.safetensors": weights, "config.json": json.dumps({"label_names": ["\x1b[2J", "b"]}).encode()})
-    assert find_weights(REPO).class_names == ["\\x1b[2J", "b"]
+    assert resolve_checkpoint(REPO).class_names == ["\\x1b[2J", "b"]
 
 
 def test_without_the_hub_what_was_downloaded_before_is_used(hub: HubServer, weights: bytes):
     publish(hub, {"model.safetensors": weights})
-    before = find_weights(REPO).file
+    before = resolve_checkpoint(REPO).file
     hub.fail("GET", "/api/", status=503, times=99)
     hub.requests.clear()
-    assert find_weights(REPO).file == before
+    assert resolve_checkpoint(REPO).file == before
     assert torch.equal(ResNet.from_pretrained(REPO).fc.bias, ResNet.from_pretrained(before).fc.bias)
     assert downloaded(hub) == set()
 
 
 def test_a_repository_that_is_not_there_is_one_line(hub: HubServer):
-    for load in (ResNet.from_pretrained, find_weights):
+    for load in (ResNet.from_pretrained, resolve_checkpoint):
         with pytest.raises(UserError, match=rf"^{REPO} is no file or folder here, and no repository that .*") as error:
             load(REPO)
         assert "\n" not in str(error.value)

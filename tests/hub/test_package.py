@@ -13,11 +13,11 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from resnet_in1k import ResNet
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.files import sha256_of
-from resnet_in1k.hub.package import build_hub_folder, make_config, read_run
+from resnet_in1k.hub.hub_folder import build_hub_folder, make_config, read_run
 from resnet_in1k.recipes.recipe import crop_ratio_for
-from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import sha256_of
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from helpers.images import write_image_folder
 from helpers.training import run
 from safetensors.torch import load_file, save
 
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
-from resnet_in1k.core.errors import UserError
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.model.weights_file import weights_to_save
+from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.errors import UserError
 
 REPO = "microsoft/resnet-18"
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]

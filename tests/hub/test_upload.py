@@ -14,16 +14,16 @@ import pytest
 from helpers.hub_server import OTHER_USERS_TOKEN, READ_TOKEN, WRITE_TOKEN, Blob, HubServer, Repo
 from helpers.processes import ROOT
 
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
-from resnet_in1k.commands.predict import PredictOptions, predict
-from resnet_in1k.commands.push_to_hub import PushOptions, push
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.files import sha256_of
-from resnet_in1k.hub.package import build_hub_folder
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
+from resnet_in1k.cli.predict import PredictOptions, predict
+from resnet_in1k.cli.push_to_hub import PushOptions, push
+from resnet_in1k.hub.hub_folder import build_hub_folder
 from resnet_in1k.hub.upload import Upload, cause_and_wait, files_in
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.model.weights_file import save_weights, weights_to_save
-from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import sha256_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # in the client
 
@@ -347,10 +347,10 @@ for block, space in zip(blocks, names):
 by_timm, by_transformers, ours, by_torchvision, exported = names
 
 from resnet_in1k import ResNet
-from resnet_in1k.augment.normalise import normalise
-from resnet_in1k.data.crops import EvalCrop
+from resnet_in1k.augment.normalize import normalize
+from resnet_in1k.data.crop import EvalCrop
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.order import Sample
+from resnet_in1k.data.sampler import Sample
 trained = ResNet.from_pretrained(run)
 image = Image.open("image.jpg").convert("RGB")
 batch = by_timm["transform"](image)[None]
@@ -379,7 +379,7 @@ assert np.allclose([entry["score"] for entry in predicted], best.values.numpy(),
 
 one_level = 1 / 255 / 0.224
 square = EvalCrop(resize_size=36)(decode(np.fromfile("image.jpg", dtype=np.uint8)), Sample(0, 0), 32)
-assert (normalise(square[None]) - batch).abs().max() <= 1.01 * one_level
+assert (normalize(square[None]) - batch).abs().max() <= 1.01 * one_level
 assert torch.allclose(by_torchvision["transform"](image)[None], batch, atol=1e-6)
 print("all equal")
 """

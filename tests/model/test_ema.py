@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from resnet_in1k.model.ema import MovingAverage, adjusted_decay, steps_between_updates
-from resnet_in1k.model.weights_file import weights_to_save
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.model.weights import weights_to_save
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
-from resnet_in1k.run.tensor_groups import ModelGroup
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.train.tensor_groups import ModelGroup
 
 TV2 = RECIPES["tv2"].recipe
 
 
 def test_decay_on_imagenet_is_torchvisions():
     """Its training reference: alpha = min(1, (1 - decay) * batch * steps / epochs), then 1 - alpha."""
-    schedule = Schedule(TV2, 8, 1, 1_281_167)
+    schedule = StepCounts(TV2, 8, 1, 1_281_167)
     assert 1 - adjusted_decay(schedule) == pytest.approx((1 - 0.99998) * 1024 * 32 / 600)
-    short = Schedule(replace(TV2, epochs=30, warmup_epochs=1), 8, 1, 1_281_167)
+    short = StepCounts(replace(TV2, epochs=30, warmup_epochs=1), 8, 1, 1_281_167)
     assert 1 - adjusted_decay(short) == pytest.approx((1 - 0.99998) * 1024 * 32 / 30)
-    assert adjusted_decay(Schedule(replace(TV2, epochs=1, warmup_epochs=0, ema_decay=0.9), 8, 1, 1_281_167)) == 0
+    assert adjusted_decay(StepCounts(replace(TV2, epochs=1, warmup_epochs=0, ema_decay=0.9), 8, 1, 1_281_167)) == 0
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_decay_on_imagenet_is_torchvisions():
 def test_the_average_covers_the_same_share_of_any_run(images: int, epochs: int, batch: int):
     """By (1 - decay) of one update times the number of updates, its length in time constants."""
     recipe = replace(TV2, epochs=epochs, global_batch_size=batch, warmup_epochs=1)
-    schedule = Schedule(recipe, 1, 1, images)
+    schedule = StepCounts(recipe, 1, 1, images)
     updates = schedule.total_steps / steps_between_updates(schedule)
     assert updates * (1 - adjusted_decay(schedule)) == pytest.approx(25.6, rel=0.01)
 
@@ -38,7 +38,7 @@ def test_the_average_covers_the_same_share_of_any_run(images: int, epochs: int, 
 def test_updates_are_those_of_a_loop_by_hand(tiny: Recipe):
     """A copy until warm-up ends, then an average of weights and statistics, at every other step."""
     recipe = replace(tiny, epochs=5, warmup_epochs=1, ema_decay=1 - 1e-6, ema_every_steps=2)
-    schedule = Schedule(recipe, 1, 1, 32)  # four steps an epoch
+    schedule = StepCounts(recipe, 1, 1, 32)  # four steps an epoch
     decay = adjusted_decay(schedule)
     assert 0.1 < decay < 0.99
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_updates_are_those_of_a_loop_by_hand(tiny: Recipe):
 
 
 def test_there_is_an_update_in_each_epoch_of_small_data():
-    schedule = Schedule(replace(TV2, global_batch_size=8, epochs=1, warmup_epochs=0), 1, 1, 37)
+    schedule = StepCounts(replace(TV2, global_batch_size=8, epochs=1, warmup_epochs=0), 1, 1, 37)
     assert steps_between_updates(schedule) == 4
     model = torch.nn.Linear(2, 2)
     average = MovingAverage(torch.nn.Linear(2, 2), schedule)
@@ -74,7 +74,7 @@ def test_there_is_an_update_in_each_epoch_of_small_data():
 
 def test_it_has_no_state_but_its_tensors(tiny: Recipe):
     """Going on from saved tensors at any step is going on without interruption."""
-    schedule = Schedule(replace(tiny, warmup_epochs=0, ema_decay=1 - 1e-6), 1, 1, 32)
+    schedule = StepCounts(replace(tiny, warmup_epochs=0, ema_decay=1 - 1e-6), 1, 1, 32)
     torch.manual_seed(0)
     models = [torch.nn.BatchNorm1d(3) for _ in range(8)]
     for model in models:

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from resnet_in1k.core.errors import UserError
 from resnet_in1k.model.exported import is_exported, load_exported, read_facts
+from resnet_in1k.utils.errors import UserError
 
 
 class Tiny(torch.nn.Module):

@@ -5,9 +5,9 @@ import torch
 import torchvision
 
 from resnet_in1k import ResNet
-from resnet_in1k.core.errors import UserError
 from resnet_in1k.model.resnet import LAYOUTS, architecture_of, load_model
-from resnet_in1k.model.weights_file import save_weights, weights_to_save
+from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.utils.errors import UserError
 
 
 @pytest.mark.parametrize("architecture", LAYOUTS)

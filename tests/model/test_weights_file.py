@@ -11,10 +11,8 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from resnet_in1k.core import files
-from resnet_in1k.core.errors import UserError
 from resnet_in1k.model.resnet import ResNet, load_model
-from resnet_in1k.model.weights_file import (
+from resnet_in1k.model.weights import (
     clean_keys,
     load_strictly,
     read_weights,
@@ -22,6 +20,8 @@ from resnet_in1k.model.weights_file import (
     weights_file,
     weights_to_save,
 )
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resnet_in1k.core.errors import UserError
 from resnet_in1k.optim.losses import LOSSES, build_loss
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.errors import UserError
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
 LABELS = torch.tensor([0, 1])

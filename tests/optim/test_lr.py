@@ -3,17 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resnet_in1k.core.errors import UserError
 from resnet_in1k.optim.lr import LR_SCHEDULES, describe_lr, lr_at
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.utils.errors import UserError
 
 TUTORIAL, DEMO = (RECIPES[name].recipe for name in ("tutorial", "demo"))
 
 
-def steps_of(recipe: Recipe, steps_per_epoch: int) -> Schedule:
-    return Schedule(recipe, 1, 1, steps_per_epoch * recipe.global_batch_size)
+def steps_of(recipe: Recipe, steps_per_epoch: int) -> StepCounts:
+    return StepCounts(recipe, 1, 1, steps_per_epoch * recipe.global_batch_size)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def steps_of(recipe: Recipe, steps_per_epoch: int) -> Schedule:
 )
 def test_schedule_of_the_tutorial(epoch: int, expected: float):
     """× 0.2 every 5 epochs, at 5004 steps an epoch as with 1,281,167 images in batches of 256."""
-    schedule = Schedule(TUTORIAL, 2, 1, 1_281_167)
+    schedule = StepCounts(TUTORIAL, 2, 1, 1_281_167)
     assert schedule.steps_per_epoch == 5004
     for step in ((epoch - 1) * 5004 + 1, epoch * 5004):
         assert lr_at(step, schedule) == pytest.approx(expected, rel=1e-12)

@@ -5,11 +5,11 @@ import pytest
 import timm.optim
 import torch
 
-from resnet_in1k.core.errors import UserError
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.optim.optimizers import OPTIMIZERS, build_optimizer, parameter_groups, set_lr
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.errors import UserError
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -17,13 +17,13 @@ import pytest
 from helpers.archives import WNIDS, add, meta_mat, tar_of, write_archives, write_devkit
 from helpers.preparing import contents, options, prepare
 
-from resnet_in1k.commands.prepare_data import prepare_data
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.parallel import Progress
-from resnet_in1k.data.sources import open_train_and_val
+from resnet_in1k.cli.prepare_data import prepare_data
+from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.prepare import folder_writer, imagenet_archives
 from resnet_in1k.prepare.checksums import md5_of
 from resnet_in1k.prepare.imagenet_archives import Archives
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.pool import Progress
 
 
 def test_archives_come_out_by_class(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):

@@ -10,14 +10,14 @@ import pytest
 from helpers.preparing import contents, prepare
 from helpers.sources import SILENT
 
-from resnet_in1k.commands.prepare_data import PrepareOptions
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.lock import FolderLock
-from resnet_in1k.data.parallel import Progress
-from resnet_in1k.data.source import FileSource
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.cli.prepare_data import PrepareOptions
+from resnet_in1k.data.dataset import FileSource
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare import folder_writer
 from resnet_in1k.prepare.folder_writer import write_folder
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.lock import FolderLock
+from resnet_in1k.utils.pool import Progress
 
 
 def test_what_is_written_of_a_class_is_not_written_again(
@@ -84,7 +84,7 @@ def test_a_large_class_is_written_by_all_processes_and_its_progress_told(
 ):
     """Not class by class: most people's folders have few."""
     monkeypatch.setattr(folder_writer, "IMAGES_PER_PART", 2)
-    monkeypatch.setattr("resnet_in1k.data.parallel.PRINTED_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("resnet_in1k.utils.pool.PRINTED_EVERY_SECONDS", 0.0)
     both_work, lines = multiprocessing.get_context("fork").Barrier(2, timeout=60), []
     met: list[int] = []
 

@@ -12,10 +12,10 @@ from helpers.archives import WNIDS, tar_of
 from helpers.preparing import contents, options, prepare
 from PIL import Image
 
-from resnet_in1k.commands.prepare_data import PrepareOptions
-from resnet_in1k.core.errors import UserError
+from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.sources import open_source, open_train_and_val
+from resnet_in1k.data.registry import open_source, open_train_and_val
+from resnet_in1k.utils.errors import UserError
 
 
 @pytest.mark.parametrize("resize_val", [False, True])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from helpers.sources import SILENT, as_shards
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare.folder_writer import write_folder
 from resnet_in1k.prepare.shard_writer import key_of, write_shards
+from resnet_in1k.utils.errors import UserError
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from helpers.preparing import options, prepare
 
-from resnet_in1k.commands.prepare_data import PrepareOptions, prepare_data
-from resnet_in1k.core.errors import UserError
+from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
+from resnet_in1k.utils.errors import UserError
 
 
 def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images: list[bytes], tmp_path: Path):

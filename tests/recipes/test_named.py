@@ -1,12 +1,12 @@
 import pytest
 
-from resnet_in1k.data.policies import POLICIES
-from resnet_in1k.data.sources import digits
+from resnet_in1k.augment.auto_augment import POLICIES
+from resnet_in1k.data import digits
 from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.optim.lr import LR_SCHEDULES
 from resnet_in1k.optim.optimizers import OPTIMIZERS
-from resnet_in1k.recipes.named import RECIPES, NamedRecipe
-from resnet_in1k.recipes.schedule import train_image_size
+from resnet_in1k.recipes.published import RECIPES, NamedRecipe
+from resnet_in1k.recipes.step_counts import train_image_size
 
 
 def test_numbers_of_the_tutorial():
@@ -22,7 +22,7 @@ def test_numbers_of_the_tutorial():
 
 
 def test_demo_leaves_digits_readable():
-    """A mirrored digit is another sign, and a grey one has no hue."""
+    """A mirrored digit is another sign, and a gray one has no hue."""
     recipe = RECIPES["demo"].recipe
     assert (recipe.hflip_probability, recipe.hue) == (0, 0)
     assert RECIPES["demo"].default_data == digits.__name__.rpartition(".")[2]

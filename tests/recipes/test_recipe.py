@@ -6,10 +6,10 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.ranges import between
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for, resize_size_for
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.validation import between
 
 TUTORIAL, DEMO = (RECIPES[name].recipe for name in ("tutorial", "demo"))
 PLAIN = {"model": "resnet18", "epochs": 3, "global_batch_size": 8, "lr": 1.0, "image_size": 64}
@@ -46,7 +46,7 @@ def test_all_problems_are_reported_at_once():
         ),
         (
             {"mixup_alpha": 0.2, "global_batch_size": 7},
-            r"global_batch_size \(7\) must be even, as neighbours are mixed",
+            r"global_batch_size \(7\) must be even, as neighbors are mixed",
         ),
         ({"publish": "ema"}, "publish ema needs an ema_decay"),
         ({"publish": "emma"}, "publish must be one of model, ema, not 'emma'"),
@@ -83,7 +83,7 @@ def test_fingerprint_covers_what_is_switched_on():
     """By hand: checkpoints record it, so it must stay the same for a recipe that stays the same."""
     recipe = Recipe(**PLAIN, lr_schedule="cosine", momentum=0.9, label_smoothing=0.0)
     on = {**PLAIN, "lr_schedule": "cosine", "momentum": 0.9}
-    assert recipe.switched_on() == on
+    assert recipe.non_default_fields() == on
     assert recipe.fingerprint() == hashlib.sha256(json.dumps(on, sort_keys=True).encode()).hexdigest()
     step = replace(recipe, lr_schedule="step")
     without_epochs = {name: on[name] for name in on if name not in ("epochs", "lr_schedule")}
@@ -163,7 +163,7 @@ def test_fingerprint_covers_the_weights_that_a_run_starts_from():
 def test_new_field_that_is_off_keeps_the_fingerprint():
     for recipe in (TUTORIAL, DEMO):
         assert extended(recipe).fingerprint() == recipe.fingerprint()
-        assert extended(recipe).switched_on() == recipe.switched_on()
+        assert extended(recipe).non_default_fields() == recipe.non_default_fields()
         assert recipe.incompatibilities(extended(recipe)) == []
         assert extended(recipe).incompatibilities(extended(recipe, new_alpha=0)) == []
 
@@ -173,7 +173,7 @@ def test_new_field_that_is_on_changes_the_fingerprint(new: dict):
     off, on = extended(TUTORIAL), extended(TUTORIAL, **new)
     ((name, value),) = new.items()
     assert on.fingerprint() != off.fingerprint()
-    assert on.switched_on() == {**off.switched_on(), **new}
+    assert on.non_default_fields() == {**off.non_default_fields(), **new}
     change = [f"{name} {getattr(off, name)} → {value}"]
     assert off.differences(on) == off.incompatibilities(on) == change
     longer = replace(on, epochs=30)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import describe_scaling, scaled
+from resnet_in1k.utils.errors import UserError
 
 GOYAL, TV2, A3, BUDGET, TUTORIAL = (RECIPES[name].recipe for name in ("goyal", "tv2", "a3", "budget-16", "tutorial"))
 
@@ -81,5 +81,5 @@ def test_changes_are_told():
 
 
 def test_impossible_numbers_are_refused_as_ever():
-    with pytest.raises(UserError, match="must be even, as neighbours are mixed"):
+    with pytest.raises(UserError, match="must be even, as neighbors are mixed"):
         scaled(A3, global_batch_size=7)

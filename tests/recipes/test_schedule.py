@@ -2,17 +2,17 @@ from dataclasses import replace
 
 import pytest
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule, train_image_size
+from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
+from resnet_in1k.utils.errors import UserError
 
 RECIPE = replace(RECIPES["tutorial"].recipe, epochs=3, global_batch_size=24, image_size=224)
 
 
 def test_sizes_by_hand():
     """100 images in batches of 24 on two processes, in three parts each."""
-    schedule = Schedule(RECIPE, num_processes=2, gradient_accumulation_steps=3, num_train_images=100)
+    schedule = StepCounts(RECIPE, num_processes=2, gradient_accumulation_steps=3, num_train_images=100)
     assert (schedule.per_process_batch_size, schedule.per_device_batch_size) == (12, 4)
     assert (schedule.steps_per_epoch, schedule.total_steps) == (4, 12)
     assert [schedule.epoch_of(step) for step in range(1, 13)] == [1] * 4 + [2] * 4 + [3] * 4
@@ -22,7 +22,7 @@ def test_sizes_by_hand():
 
 @pytest.mark.parametrize(("parts", "following"), [(1, 2), (2, 3), (3, 4), (4, 6), (6, 12), (12, None)])
 def test_next_number_of_accumulation_steps_divides_the_batch(parts: int, following: int | None):
-    assert Schedule(RECIPE, 2, parts, 100).next_accumulation_steps == following
+    assert StepCounts(RECIPE, 2, parts, 100).next_accumulation_steps == following
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,13 @@ def test_next_number_of_accumulation_steps_divides_the_batch(parts: int, followi
 )
 def test_batch_that_cannot_be_divided_is_refused(num_processes: int, parts: int, words: str):
     with pytest.raises(UserError, match=rf"^--global-batch-size 24 cannot be divided evenly among {words}$"):
-        Schedule(RECIPE, num_processes, parts, 100)
+        StepCounts(RECIPE, num_processes, parts, 100)
 
 
 def test_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match=r"^23 training images are fewer than --global-batch-size 24; take a smaller"):
-        Schedule(RECIPE, 1, 1, 23)
-    assert Schedule(RECIPE, 1, 1, 24).steps_per_epoch == 1
+        StepCounts(RECIPE, 1, 1, 23)
+    assert StepCounts(RECIPE, 1, 1, 24).steps_per_epoch == 1
 
 
 def ramp(initial: int, final: int, start: int, end: int) -> Recipe:
@@ -73,10 +73,10 @@ def test_image_size_of_each_epoch_by_hand(recipe: Recipe, sizes: list[int]):
     assert [train_image_size(recipe, epoch) for epoch in range(1, len(sizes) + 1)] == sizes
 
 
-def test_each_process_needs_pairs_where_neighbours_are_mixed():
+def test_each_process_needs_pairs_where_neighbors_are_mixed():
     recipe = replace(RECIPE, global_batch_size=18, mixup_alpha=0.2)
     with pytest.raises(
-        UserError, match="18 is 9 images for each of 2 processes, and neighbours are mixed: take a multiple of 4"
+        UserError, match="18 is 9 images for each of 2 processes, and neighbors are mixed: take a multiple of 4"
     ):
-        Schedule(recipe, 2, 1, 100)
-    assert Schedule(recipe, 1, 1, 100).per_process_batch_size == 18
+        StepCounts(recipe, 2, 1, 100)
+    assert StepCounts(recipe, 1, 1, 100).per_process_batch_size == 18

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import pytest
 from helpers.threads import run_launch, this_rank
 
-from resnet_in1k.core import memory
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.launch import Launch
-from resnet_in1k.core.lock import FolderLock
-from resnet_in1k.data.sources import open_train_and_val
+from resnet_in1k.data.registry import open_train_and_val
+from resnet_in1k.provenance import provenance
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.provenance import provenance
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train import agreement, preflight
 from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.utils import memory
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.lock import FolderLock
 
 
 def outcomes(check, num_processes: int = 3) -> list[str]:
@@ -109,7 +109,7 @@ def check_data(image_folder: Path, other_folder: Path):
 
 
 def test_same_data_elsewhere_agree(image_folder: Path, other_folder: Path, monkeypatch):
-    monkeypatch.setattr("resnet_in1k.data.source.FileSource.image_name", lambda source, index: str(index))
+    monkeypatch.setattr("resnet_in1k.data.dataset.FileSource.image_name", lambda source, index: str(index))
     assert outcomes(check_data(image_folder, other_folder)) == ["", "", ""]
 
 
@@ -119,7 +119,9 @@ def test_same_data_elsewhere_agree(image_folder: Path, other_folder: Path, monke
     ids=["missing", "changed"],
 )
 def test_other_data_are_refused(image_folder: Path, other_folder: Path, monkeypatch, change, words: str):
-    monkeypatch.setattr("resnet_in1k.data.source.FileSource.image_name", lambda source, index: f"{source.split}{index}")
+    monkeypatch.setattr(
+        "resnet_in1k.data.dataset.FileSource.image_name", lambda source, index: f"{source.split}{index}"
+    )
     change(other_folder / "train/ant/0.jpg")
     said = outcomes(check_data(image_folder, other_folder))
     assert len(set(said)) == 1
@@ -155,7 +157,7 @@ def test_machine_with_too_little_memory_is_named(tiny: Recipe, image_folder: Pat
                 val_source=val,
                 options=TrainOptions(),
                 workers=8,
-                schedule=Schedule(tiny, 1, 1, len(train)),
+                schedule=StepCounts(tiny, 1, 1, len(train)),
                 recipe=tiny,
             )
         )

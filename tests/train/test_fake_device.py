@@ -10,14 +10,14 @@ from helpers.fake_device import META, HostMustNotWait, HostWaits, fake_cuda, see
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from resnet_in1k.augment import pipeline
-from resnet_in1k.augment.normalise import normalise
+from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.augment.packing import pack
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.evaluate.evaluation import padded, predict_batch
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.optim.losses import LOSSES
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.train import step as step_module
 from resnet_in1k.train.step import TrainStep
 
@@ -32,7 +32,7 @@ def batch_on(device: torch.device) -> Batch:
 
 def prepare(augmentation: Augmentation) -> int:
     """Augments a batch on the meta device; the number of copies to it."""
-    normalise(torch.zeros(1, 3, 8, 8, device=META))  # its constants go there once
+    normalize(torch.zeros(1, 3, 8, 8, device=META))  # its constants go there once
     with HostMustNotWait() as guard:
         images, targets = augmentation.prepare(batch_on(META))
     assert (images.device, targets.device) == (META, META)
@@ -53,7 +53,7 @@ def test_a_batch_is_augmented_on_a_device_that_says_that_it_is_cuda():
     packed = pack(augmentation.arrange(augmentation.draw(3)), pin=False)
     with fake_cuda() as mode:
         batch = batch_on(torch.device("cuda"))
-        normalise(batch.images)
+        normalize(batch.images)
         sent = replace(packed, buffer=mode.from_tensor(packed.buffer)).to(torch.device("cuda"))
         with HostMustNotWait() as guard:
             images, targets = augmentation.apply_arranged(batch.images, batch.labels, sent)
@@ -171,7 +171,7 @@ def test_a_loss_that_is_read_at_each_step_is_found(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(LOSSES, "cross_entropy", lambda recipe: read)
     step, batch = training_step(META), batch_on(META)
-    images = normalise(batch.images)
+    images = normalize(batch.images)
     with HostMustNotWait(), pytest.raises(RuntimeError, match="meta"):
         step(images, batch.labels, 0.1)
 
@@ -184,9 +184,9 @@ def test_prediction(kind: str, size: int):
     with fake_cuda() if kind == "cuda" else contextlib.nullcontext():
         model = (OnCuda("resnet18", 6) if kind == "cuda" else ResNet("resnet18", 6).to(device)).eval()
         batch = batch_on(device)
-        normalise(batch.images)  # its constants go there once
+        normalize(batch.images)  # its constants go there once
         with torch.inference_mode(), HostMustNotWait() as guard:
-            images = normalise(padded(batch.images[:size], 8))
+            images = normalize(padded(batch.images[:size], 8))
             kept = predict_batch(model, images, batch.labels[:size], batch.indices[:size])
     assert guard.num_copies == 0
     assert {(name, tensor.shape, tensor.device.type) for name, tensor in kept.items()} == {

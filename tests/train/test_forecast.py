@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers.training import run
 
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.train import forecast
 from resnet_in1k.train.forecast import describe_schedule
 
@@ -21,7 +21,7 @@ def rows_of(text: str) -> dict[int, list[str]]:
 
 def test_schedule_shows_rate_and_image_size_at_the_epochs_borders():
     """budget-16 at ten steps an epoch: 1.7 is reached at the end of epoch 2, 192 px from epoch 13 on."""
-    schedule = Schedule(RECIPES["budget-16"].recipe, 8, 1, 40960)
+    schedule = StepCounts(RECIPES["budget-16"].recipe, 8, 1, 40960)
     rows = rows_of(describe_schedule(schedule))
     assert list(rows) == list(range(1, 17))
     assert rows[2][2] == "1.7"
@@ -33,7 +33,7 @@ def test_schedule_shows_rate_and_image_size_at_the_epochs_borders():
 
 
 def test_a_long_schedule_shows_what_changes_and_some_epochs_between():
-    rows = rows_of(describe_schedule(Schedule(RECIPES["goyal"].recipe, 1, 1, 81920)))
+    rows = rows_of(describe_schedule(StepCounts(RECIPES["goyal"].recipe, 1, 1, 81920)))
     assert {1, 5, 31, 61, 81, 90} <= rows.keys()
     assert 10 <= len(rows) <= 22
     assert [float(rows[epoch][0]) for epoch in (31, 61, 81)] == pytest.approx([0.32, 0.032, 0.0032])

@@ -11,13 +11,13 @@ from helpers.images import write_image_folder
 from helpers.training import losses, run
 from safetensors.torch import load_file
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.files import sha256_of
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.model.weights_file import save_weights, weights_to_save
+from resnet_in1k.model.weights import save_weights, weights_to_save
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.train.initial import initial_weights
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.train.init_weights import initial_weights
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import sha256_of
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_pa
 class FakeLaunch:
     """Of one process."""
 
-    def from_main_process(self, value, what: str):
+    def broadcast_from_main(self, value, what: str):
         return value()
 
 

@@ -92,7 +92,7 @@ def test_two_processes_fail_with_our_line_and_a_short_report(run_script):
 
 def test_one_process_on_the_cpu_uses_all_physical_cores(run_script, image_folder: Path, tmp_path: Path, all_cores):
     """accelerate launch sets OMP_NUM_THREADS=1 where a configuration does not say otherwise."""
-    from resnet_in1k.core.devices import usable_cores
+    from resnet_in1k.utils.device import usable_cores
 
     result = run_script(
         "scripts/train.py", *TINY_FLAGS, "--data", image_folder, "--output-dir", tmp_path / "run", "--dry-run",
@@ -115,7 +115,7 @@ def test_bad_image_stops_the_run_by_its_name(run_script, image_folder: Path, tmp
 
 def test_recipes_can_be_replaced_field_by_field(tiny):
     """The flags above are the tiny recipe."""
-    from resnet_in1k.recipes.named import RECIPES
+    from resnet_in1k.recipes.published import RECIPES
 
     flags = dict(zip(TINY_FLAGS[2::2], TINY_FLAGS[3::2], strict=True))
     flags.pop("--log-every")

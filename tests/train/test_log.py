@@ -4,17 +4,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from resnet_in1k.core.console import Console
-from resnet_in1k.core.launch import Launch
-from resnet_in1k.core.timing import Lap
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
-from resnet_in1k.run.checkpoint import TrainState
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.writer import RunWriter
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.train.checkpoint import TrainState
 from resnet_in1k.train.log import TrainLog
 from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.train.writer import RunWriter
+from resnet_in1k.utils.console import Console
+from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.timing import Lap
 
 
 def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
@@ -23,7 +23,7 @@ def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, image_
     accelerator.gather = lambda mine: torch.cat([mine, torch.tensor([[3.0, 1.0, 0.0]])])
     folder = RunFolder(tmp_path)
     log = TrainLog(
-        Schedule(tiny, 2, 1, 37),
+        StepCounts(tiny, 2, 1, 37),
         folder,
         RunWriter(folder, Launch(), keep_checkpoints=1),
         accelerator,

@@ -15,23 +15,22 @@ from helpers.training import losses, run
 from safetensors.torch import load_file
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
-from resnet_in1k.core import rng
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.files import sha256_of
-from resnet_in1k.core.rng import Stream
-from resnet_in1k.data.order import TrainOrder, epoch_order
-from resnet_in1k.data.source import PackedSource, SourceFacts
-from resnet_in1k.data.sources import SOURCES, open_source
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
+from resnet_in1k.data.dataset import PackedSource, SourceFacts
+from resnet_in1k.data.registry import SOURCES, open_source
+from resnet_in1k.data.sampler import TrainOrder, epoch_order
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
-from resnet_in1k.run import writer
-from resnet_in1k.run.checkpoint import TrainState, rewrite_state
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.train import loop, setup
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.train import loop, trainer, writer
+from resnet_in1k.train.checkpoint import TrainState, rewrite_state
 from resnet_in1k.train.options import TrainOptions
-from resnet_in1k.train.setup import train_loader
+from resnet_in1k.train.trainer import train_loader
+from resnet_in1k.utils import rng
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import sha256_of
+from resnet_in1k.utils.rng import Stream
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +73,7 @@ def test_losses_and_updates_are_those_of_a_plain_torch_loop(image_folder, tiny: 
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     expected = []
-    schedule = Schedule(tiny, 1, 1, len(source))
+    schedule = StepCounts(tiny, 1, 1, len(source))
     with train_loader(source, schedule, TrainOptions(), workers=0) as loader:
         batches = list(loader.batches(TrainOrder(schedule, first_step=1, last_step=4)))
     for batch in batches:
@@ -178,7 +177,7 @@ def test_resumed_run_ends_as_if_never_interrupted(tiny, image_folder, finished, 
 
 def test_run_under_a_gradient_scaler_is_resumed_exactly(tiny, image_folder, tmp_path: Path, monkeypatch):
     """As with fp16 on a GPU: its first step is skipped, its scale shrinks and grows, and is part of the state."""
-    whole_accelerator, whole_step = setup.make_accelerator, setup.TrainStep.__call__
+    whole_accelerator, whole_step = trainer.make_accelerator, trainer.TrainStep.__call__
     loss_function = torch.nn.CrossEntropyLoss()
 
     def scaled(*arguments: object) -> Accelerator:
@@ -187,12 +186,12 @@ def test_run_under_a_gradient_scaler_is_resumed_exactly(tiny, image_folder, tmp_
         return accelerator
 
     def too_steep_at_first(self, images: torch.Tensor, labels: torch.Tensor, lr: float, step: int = 0) -> torch.Tensor:
-        steepness = 1e30 if lr == lr_at(1, Schedule(tiny, 1, 1, 37)) else 1.0
+        steepness = 1e30 if lr == lr_at(1, StepCounts(tiny, 1, 1, 37)) else 1.0
         self._loss_function = lambda logits, labels: loss_function(logits * steepness, labels)
         return whole_step(self, images, labels, lr, step)
 
-    monkeypatch.setattr(setup, "make_accelerator", scaled)
-    monkeypatch.setattr(setup.TrainStep, "__call__", too_steep_at_first)
+    monkeypatch.setattr(trainer, "make_accelerator", scaled)
+    monkeypatch.setattr(trainer.TrainStep, "__call__", too_steep_at_first)
     how = {"checkpoint_every": 1, "keep_checkpoints": 9}
     folder = run(tiny, image_folder, tmp_path / "run", **how)
     scales = [

@@ -13,7 +13,7 @@ import pytest
 from helpers.machines import Machine, two_machines
 from helpers.processes import ROOT, SLOW, assert_same_end, free_port, start
 
-from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

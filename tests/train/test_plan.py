@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from resnet_in1k.data.sources import open_train_and_val
-from resnet_in1k.recipes.named import RECIPES
+from resnet_in1k.data.registry import open_train_and_val
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
+from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.train import plan
 from resnet_in1k.train.plan import describe_plan
 
@@ -20,7 +20,7 @@ def plan_of(recipe: Recipe, image_folder: Path) -> str:
     run = SimpleNamespace(
         recipe_name="tutorial",
         recipe=recipe,
-        schedule=Schedule(recipe, num_processes=2, gradient_accumulation_steps=3, num_train_images=len(train)),
+        schedule=StepCounts(recipe, num_processes=2, gradient_accumulation_steps=3, num_train_images=len(train)),
         initial=None,
         train_source=train,
         val_source=val,

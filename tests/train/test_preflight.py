@@ -12,13 +12,13 @@ import pytest
 import torch
 from helpers.training import run
 
-from resnet_in1k.core.errors import BadImageError, UserError
-from resnet_in1k.data import workers
-from resnet_in1k.data.sources import open_source
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.tensor_groups import ModelGroup
+from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train import preflight
+from resnet_in1k.train.tensor_groups import ModelGroup
+from resnet_in1k.utils import workers
+from resnet_in1k.utils.errors import BadImageError, UserError
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -15,11 +15,11 @@ from helpers.processes import ROOT, assert_same_end, log_without_times
 from helpers.training import losses, run, shallow_resnet18, small_version
 from safetensors.torch import load_file
 
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
-from resnet_in1k.core.files import sha256_of
-from resnet_in1k.recipes.named import RECIPES
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.recipe_file import read_recipe
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
+from resnet_in1k.recipe_file import read_recipe
+from resnet_in1k.recipes.published import RECIPES
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.files import sha256_of
 
 pytestmark = pytest.mark.slow
 

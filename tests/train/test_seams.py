@@ -17,20 +17,20 @@ from helpers.training import losses, run
 from safetensors.torch import load_file
 
 from resnet_in1k.augment import pipeline
-from resnet_in1k.commands.evaluate import EvalOptions, evaluate
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.data.order import TrainOrder
-from resnet_in1k.data.source import SourceFacts
-from resnet_in1k.data.sources import SOURCES, open_source
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
+from resnet_in1k.data.dataset import SourceFacts
+from resnet_in1k.data.registry import SOURCES, open_source
+from resnet_in1k.data.sampler import TrainOrder
 from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.optim.lr import LR_SCHEDULES
 from resnet_in1k.optim.optimizers import OPTIMIZERS
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.schedule import Schedule
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.train import setup
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.train import trainer
 from resnet_in1k.train.options import TrainOptions
-from resnet_in1k.train.setup import train_loader
+from resnet_in1k.train.trainer import train_loader
+from resnet_in1k.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ class BrightOrDarkType:
 
 def test_source(tiny: Recipe, tmp_path: Path, monkeypatch):
     """By its prefix, with workers; and its facts are on the card."""
-    from resnet_in1k.hub.package import build_hub_folder
+    from resnet_in1k.hub.hub_folder import build_hub_folder
 
     monkeypatch.setitem(SOURCES, "bright_or_dark", BrightOrDarkType())
     recipe = replace(tiny, brightness=0, contrast=0, lr=0.01, epochs=3)
@@ -113,10 +113,10 @@ def test_source(tiny: Recipe, tmp_path: Path, monkeypatch):
     assert "It is generated." in card
 
 
-class SwapNeighbours:
-    """Mixes the neighbours of a batch, so its targets are probabilities; the weight is drawn for each image."""
+class SwapNeighbors:
+    """Mixes the neighbors of a batch, so its targets are probabilities; the weight is drawn for each image."""
 
-    name = "swap_neighbours"
+    name = "swap_neighbors"
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
@@ -126,17 +126,17 @@ class SwapNeighbours:
 
     def apply(self, images, targets, draws):
         weight = draws["weight"].view(-1, 2)[:, :1].repeat(1, 2).flatten()
-        neighbour = torch.arange(len(images)) ^ 1
-        mixed = images * weight.view(-1, 1, 1, 1) + images[neighbour] * (1 - weight).view(-1, 1, 1, 1)
+        neighbor = torch.arange(len(images)) ^ 1
+        mixed = images * weight.view(-1, 1, 1, 1) + images[neighbor] * (1 - weight).view(-1, 1, 1, 1)
         dense = torch.nn.functional.one_hot(targets, self.num_classes).float()
-        return mixed, dense * weight[:, None] + dense[neighbour] * (1 - weight)[:, None]
+        return mixed, dense * weight[:, None] + dense[neighbor] * (1 - weight)[:, None]
 
 
 def test_augmentation_with_dense_targets(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
     """Trained, accumulated and resumed exactly; the draws of the other operations are as without it."""
     before = pipeline.Augmentation(tiny, 6).draw(step=3)
     monkeypatch.setattr(
-        pipeline, "OPERATIONS", [lambda recipe, num_classes: SwapNeighbours(num_classes), *pipeline.OPERATIONS]
+        pipeline, "OPERATIONS", [lambda recipe, num_classes: SwapNeighbors(num_classes), *pipeline.OPERATIONS]
     )
     after = pipeline.Augmentation(tiny, 6).draw(step=3)
     assert len(after) == len(before) + 1
@@ -191,15 +191,15 @@ class Average:
 def test_tensor_group(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
     """Saved with its own sum and loaded again; a damaged one is named, and the checkpoint before it is taken."""
     averages: list[Average] = []
-    plain = setup.Run.groups
+    plain = trainer.Trainer.groups
 
-    def with_average(self: setup.Run):
+    def with_average(self: trainer.Trainer):
         if not averages or averages[-1].owner is not self:
             averages.append(Average(self.train_step.model))
             averages[-1].owner = self
         return {**plain.fget(self), "average": averages[-1]}
 
-    monkeypatch.setattr(setup.Run, "groups", property(with_average))
+    monkeypatch.setattr(trainer.Trainer, "groups", property(with_average))
     folder = run(tiny, image_folder, tmp_path / "run", keep_checkpoints=9)
     checkpoint = folder.checkpoints / "step_00000008"
     assert "average.safetensors" in json.loads((checkpoint / "state.json").read_text())["sha256"]
@@ -233,7 +233,7 @@ def test_image_size_changes_with_the_epoch(tiny: Recipe, image_folder: Path, tmp
     assert evaluation.to_json("")["top1_correct"] == result["top1_correct"]
     assert evaluation.preprocessing.interpolation == "bicubic"
 
-    schedule = Schedule(recipe, 1, 1, 37)
+    schedule = StepCounts(recipe, 1, 1, 37)
     source = open_source(str(image_folder), "train")
     with train_loader(source, schedule, TrainOptions(), workers=0) as loader:
         sizes = [batch.images.shape[-1] for batch in loader.batches(TrainOrder(schedule, 1, schedule.total_steps))]

@@ -56,8 +56,8 @@ PROCESS = """
 import sys
 sys.path[:0] = ["tests", "tests/train"]
 from pathlib import Path
-from resnet_in1k.core import distributed
-from resnet_in1k.core.launch import Launch
+from resnet_in1k.utils import distributed
+from resnet_in1k.utils.launch import Launch
 from test_several_processes import train_ten_steps
 
 launch = Launch.connect()
@@ -67,7 +67,7 @@ launch.gather(None, "trains")
 
 
 @pytest.mark.slow
-def test_two_processes_with_synchronised_norms_equal_one(tmp_path: Path):
+def test_two_processes_with_synchronized_norms_equal_one(tmp_path: Path):
     """Losses, weights and norm statistics of ten steps, to 1e-5."""
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [

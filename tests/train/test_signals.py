@@ -11,15 +11,15 @@ import pytest
 from helpers.processes import ROOT, TWO_PROCESSES, assert_same_end, at, rank_of, start
 from helpers.training import run
 
-from resnet_in1k.core import signals
-from resnet_in1k.core.errors import Preempted
-from resnet_in1k.data.source import Source
-from resnet_in1k.data.sources import open_train_and_val
+from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.evaluate import evaluation
+from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run.folder import RunFolder
-from resnet_in1k.run.recipe_file import read_recipe
-from resnet_in1k.train import setup
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.train import trainer
+from resnet_in1k.utils import signals
+from resnet_in1k.utils.errors import Preempted
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_second_signal_ends_the_process_at_once():
     """In a process whose main thread is not in Python, as while it waits for another that has hung."""
     code = """
 import hashlib, signal
-from resnet_in1k.core import signals
+from resnet_in1k.utils import signals
 signal.signal(signal.SIGCHLD, lambda *_: None)  # as the DataLoader has one
 signals.ECHO_SECONDS = 0.0
 with signals.StopSignals():
@@ -113,7 +113,7 @@ def test_stopped_in_validation_and_resumed(
     """In this process, so that the signal surely comes between two batches of the validation."""
 
     recipe, _ = read_recipe(finished)
-    whole = evaluation.normalise
+    whole = evaluation.normalize
 
     def send(images, *how):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -122,8 +122,8 @@ def test_stopped_in_validation_and_resumed(
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     folder = RunFolder(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "normalise", send)
-        patch.setattr(setup, "EVAL_BATCH_SIZE", 5)
+        patch.setattr(evaluation, "normalize", send)
+        patch.setattr(trainer, "EVAL_BATCH_SIZE", 5)
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 4 of 8"):
             run(recipe, image_folder, folder.path, keep_checkpoints=9)
     assert [record["kind"] for record in folder.records()] == ["train"] * 4
@@ -141,7 +141,7 @@ def test_signal_while_the_data_is_being_opened_is_not_lost(
         os.kill(os.getpid(), signal.SIGUSR1)
         return open_train_and_val(*how)
 
-    monkeypatch.setattr(setup, "open_train_and_val", signalled)
+    monkeypatch.setattr(trainer, "open_train_and_val", signalled)
     with pytest.raises(Preempted, match="stopped by SIGUSR1 before the first step; start with the same command and"):
         run(tiny, image_folder, tmp_path / "run")
     monkeypatch.undo()

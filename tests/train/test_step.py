@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from resnet_in1k.model.weights_file import weights_to_save
+from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.optim.optimizers import OPTIMIZERS
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.train.step import TrainStep
@@ -153,7 +153,7 @@ def test_steps_are_undone(tiny):
     """For an optimizer that counts its steps in its parameter groups, too."""
     step = TrainStep(tiny, 6, Accelerator(cpu=True))
     before = weights_to_save(step.model)
-    with step.undone():
+    with step.rolled_back():
         step(torch.randn(8, 3, 32, 32), torch.arange(8) % 6, lr=1.0)
         step.optimizer.param_groups[0]["count"] = 1
         assert not torch.equal(before["fc.weight"], step.model.fc.weight)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.processes import TWO_PROCESSES, assert_same_end, at, rank_of, start
 
-from resnet_in1k.run.folder import RunFolder
+from resnet_in1k.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from helpers.threads import run_launch, this_rank
 
-from resnet_in1k.core.errors import UserError
-from resnet_in1k.core.launch import Launch
 from resnet_in1k.train.trackers import Trackers
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
 
 CONFIG = {"model": "resnet18", "lr": 0.1}
 

@@ -1,0 +1,56 @@
+"""scripts/push_to_hub.py: a run folder to a repository on the Hub."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_in1k.hub.hub_folder import build_hub_folder
+from resnet_in1k.hub.upload import MAIN, Upload, files_in
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import file_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    """Publish a run's best weights, with their metrics as a model card."""
+
+    run: Path
+    """The run folder; what is published is first written to its hub/."""
+    repo_id: str
+    """USER/NAME on the Hub."""
+    license: str = "apache-2.0"
+    """License of the weights, by the Hub's identifier."""
+    private: bool = False
+    """Create the repository as private."""
+    revision: str = MAIN
+    """The branch to publish on, created if it does not exist."""
+    pr: bool = False
+    """Open a pull request instead of publishing on a branch."""
+    dry_run: bool = False
+    """Show what would be published, and stop."""
+
+    def __post_init__(self) -> None:
+        if self.pr and self.revision != MAIN:
+            raise UserError("--pr opens a pull request to main; leave out --revision")
+
+
+def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
+    """Build RUN/hub, list its files, upload them and verify what arrived.
+
+    Raises:
+        UserError: before anything is sent, if run, repository id, license or token are not valid; or if the Hub
+            refuses, or cannot be reached after several attempts.
+    """
+    run = RunFolder(options.run)
+    folder = build_hub_folder(run, options.repo_id, options.license)
+    paths = files_in(folder)
+    width = max(map(len, paths))
+    target = "a pull request" if options.pr else f"branch {options.revision}"
+    say(f"{options.repo_id}, {target} ← {folder}" + (", private" * options.private))
+    for name, path in paths.items():
+        say(f"  {name:<{width}}  {file_size(path.stat().st_size):>8}")
+    if options.dry_run:
+        say("dry run: nothing was sent; the Hub has not checked the card")
+        return
+    Upload(folder, run.weights, options.repo_id, options.private, options.revision, options.pr, say).run()

@@ -1,0 +1,147 @@
+"""A decoded image to the uint8 square that the network sees: training's random crop, evaluation's center crop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop
+
+from resnet_in1k.augment.auto_augment import Policy, build_policy
+from resnet_in1k.data.decode import decode
+from resnet_in1k.data.sampler import Sample
+from resnet_in1k.recipes.recipe import Interpolation, Recipe, TrainInterpolation
+from resnet_in1k.utils import imagenet, rng
+from resnet_in1k.utils.rng import Stream
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+"""Of training crops, https://arxiv.org/abs/1409.4842."""
+MAX_ASPECT_RATIO = 16
+"""Of a longer or taller image, evaluation resizes only the middle: it crops the center all the same."""
+
+
+class Crop(ABC):
+    """What makes squares of images."""
+
+    @abstractmethod
+    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
+        """Of each (3, H, W) uint8 one of (3, size, size)."""
+
+    def __call__(self, image: Tensor, sample: Sample, size: int) -> Tensor:
+        """Of one image."""
+        return next(self.many([image], [sample], size))
+
+
+class TrainCrop(Crop):
+    """Random resized crop (https://arxiv.org/abs/1409.4842), then the recipe's policy and alternating flip, all drawn
+    for (seed, sample)."""
+
+    def __init__(
+        self,
+        *,
+        scale_min: float,
+        seed: int,
+        interpolation: TrainInterpolation = "bilinear",
+        policy: Policy | None = None,
+        alternating_flip: bool = False,
+    ):
+        self._crop = RandomResizedCrop(1, scale=(scale_min, 1.0), ratio=ASPECT_RATIOS)  # draws do not depend on size
+        self._seed, self._interpolation = seed, interpolation
+        self._policy, self._alternating_flip = policy, alternating_flip
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "TrainCrop":
+        """Raises UserError if the recipe's augment_policy is not known."""
+        return cls(
+            scale_min=recipe.crop_scale_min,
+            seed=recipe.seed,
+            interpolation=recipe.train_interpolation,
+            policy=build_policy(recipe),
+            alternating_flip=recipe.alternating_flip,
+        )
+
+    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
+        # All are drawn before the first is resized, for the sake of the CPU's caches: see the loader.
+        drawn = [self._drawn(image, sample) for image, sample in zip(images, samples, strict=True)]
+        for (cut, mode), sample in zip(drawn, samples, strict=True):
+            square = _resized(cut, size, mode)
+            if self._policy is not None:
+                rng.key_global_generators(self._seed, Stream.POLICY, *sample.key)
+                square = _through_pillow(self._policy, square)
+            yield square.flip(-1) if self._alternating_flip and self._is_mirrored(sample) else square
+
+    def _drawn(self, image: Tensor, sample: Sample) -> tuple[Tensor, str]:
+        """What is cut out of the image, and how it is resized."""
+        rng.key_global_generator(self._seed, Stream.CROP, *sample.key)
+        box = self._crop.make_params([image])
+        mode = self._interpolation
+        if mode == "random":
+            mode = "bicubic" if torch.rand(()) < 0.5 else "bilinear"
+        return image[:, box["top"] :, box["left"] :][:, : box["height"], : box["width"]], mode
+
+    def _is_mirrored(self, sample: Sample) -> bool:
+        """By a random bit of the image, in the even or in the odd epochs; copies within an epoch in turn."""
+        bit = rng.key(self._seed, Stream.FLIP, sample.index)
+        return (bit + sample.epoch + sample.copy) % 2 == 1
+
+
+def _resized(image: Tensor, size: int, mode: str) -> Tensor:
+    """(3, H, W) uint8 to (3, size, size), antialiased; torchvision's `resize` gives the same."""
+    # Copied to channels_last first, which is how it was decoded: for any other layout PyTorch converts it twice.
+    packed = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    return interpolate(packed, [size, size], mode=mode, align_corners=False, antialias=True).squeeze(0)
+
+
+def _through_pillow(policy: Policy, image: Tensor) -> Tensor:
+    """(3, S, S) uint8 to the same."""
+    picture = policy(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+class EvalCrop(Crop):
+    """Short side to `resize_size`, antialiased, then the center square."""
+
+    def __init__(self, *, resize_size: int, interpolation: Interpolation = "bilinear"):
+        self._resize_size, self._interpolation = resize_size, InterpolationMode(interpolation)
+
+    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
+        return (self._square(image, size) for image in images)
+
+    def _square(self, image: Tensor, size: int) -> Tensor:
+        height, width = image.shape[-2:]
+        longest = MAX_ASPECT_RATIO * min(height, width)
+        if max(height, width) > longest:  # a line of a million pixels, enlarged, would fill the memory
+            image = F.center_crop(image, [min(height, longest), min(width, longest)])
+        resized = F.resize(image, [self._resize_size], self._interpolation, antialias=True)
+        return F.center_crop(resized, [size])
+
+
+@dataclass(frozen=True)
+class EvalPreprocessing:
+    """What evaluation, prediction and publication do to an image before it is normalized."""
+
+    image_size: int
+    """Side of the center crop, in pixels."""
+    resize_size: int
+    """Short side before the crop, in pixels."""
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = imagenet.MEAN
+    std: tuple[float, float, float] = imagenet.STD
+    """Of the RGB values from 0 to 1, by which they are normalized."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "EvalPreprocessing":
+        return cls(recipe.eval_size, recipe.eval_resize_size, recipe.eval_interpolation)
+
+    @property
+    def crop(self) -> EvalCrop:
+        return EvalCrop(resize_size=self.resize_size, interpolation=self.interpolation)
+
+    def square(self, encoded: np.ndarray) -> np.ndarray:
+        """An encoded image as the network sees it, (S, S, 3) uint8, for figures."""
+        return self.crop(decode(encoded), Sample(0, 0), self.image_size).permute(1, 2, 0).numpy()

@@ -1,0 +1,84 @@
+"""Trained weights in somebody else's program: three lines, without what training needs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from PIL import Image
+
+from resnet_in1k.augment.normalize import normalize
+from resnet_in1k.data.crop import EvalPreprocessing
+from resnet_in1k.data.decode import decode
+from resnet_in1k.model import resnet
+from resnet_in1k.model.resolve import DEFAULT_PREPROCESSING, resolve_checkpoint
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.imagenet import human_names
+from resnet_in1k.utils.precision import reproducible_float32
+
+
+class ResNet(resnet.ResNet, PyTorchModelHubMixin):
+    """torchvision's ResNet with the Hub's `from_pretrained`, and with names for what it sees.
+
+    Args:
+        architecture: torchvision's name, resnet18 to resnet152.
+        num_classes: width of the last layer.
+        zero_init_residual: start each residual branch at zero (https://arxiv.org/abs/1706.02677).
+    """
+
+    class_names: list[str] | None = None
+    """In the order of the logits, for people; None if nothing says them."""
+    preprocessing: EvalPreprocessing = DEFAULT_PREPROCESSING
+    """What `predict` does to an image: as the weights were evaluated."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **client_options: Any
+    ) -> "ResNet":
+        """Weights from a run folder, a checkpoint folder, a file, a repository on the Hub, or
+        `torchvision/MODEL.WEIGHTS`, with their class names and preprocessing; strict; in eval mode.
+
+        Unlike the mixin's own, it executes no pickle, and takes the architecture from the tensors.
+
+        Args:
+            revision: of a repository: branch, tag or commit.
+            client_options: `token`, `cache_dir` … of huggingface_hub's snapshot_download.
+
+        Raises:
+            UserError: if there are no weights of a ResNet, or the repository cannot be downloaded.
+        """
+        weights = resolve_checkpoint(pretrained_model_name_or_path, revision=revision, **client_options)
+        model = resnet.load_model(weights.file, cls)
+        names = weights.class_names
+        model.class_names = human_names(names) if names and len(names) == model.fc.out_features else None
+        model.preprocessing = weights.preprocessing()
+        return model.eval()
+
+    def predict(self, image: str | Path | Image.Image, top_k: int = 5) -> list[tuple[str, float]]:
+        """Names and probabilities of the most probable classes, best first, as scripts/predict.py gives them.
+
+        Args:
+            image: a file, or a Pillow image, which is taken as it is, without turning it upright.
+
+        Raises:
+            UserError: if the file cannot be read.
+        """
+        if isinstance(image, Image.Image):
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        else:
+            try:
+                pixels = decode(np.frombuffer(bytearray(Path(image).read_bytes()), dtype=np.uint8))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{image} cannot be read ({error})") from None
+        preprocessing, device, was_training = self.preprocessing, self.fc.weight.device, self.training
+        square = preprocessing.crop(pixels, None, preprocessing.image_size).unsqueeze(0).to(device)
+        self.eval()
+        try:
+            with torch.inference_mode(), reproducible_float32():
+                probabilities = self(normalize(square, preprocessing.mean, preprocessing.std)).softmax(dim=1)[0]
+        finally:
+            self.train(was_training)
+        best = probabilities.topk(min(top_k, len(probabilities)))
+        names = self.class_names or [f"class {number}" for number in range(len(probabilities))]
+        return [(names[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

@@ -1,0 +1,151 @@
+"""What a training run writes to its run folder: the main process writes, the others wait, and fail with it."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from resnet_in1k.evaluate.evaluation import Evaluation
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.recipe_file import add_resume, write_recipe
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.train.checkpoint import (
+    TrainState,
+    list_checkpoints,
+    prune_checkpoints,
+    rewrite_state,
+    save_checkpoint,
+)
+from resnet_in1k.train.curves import LiveFigure, draw_curves, save_curves
+from resnet_in1k.train.tensor_groups import TensorGroup
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.lock import FolderLock
+
+
+class RunWriter:
+    """All processes call each method alike, with the same arguments; the main process writes.
+
+    Raises:
+        UserError: on all processes, if the main process cannot write; what was there before is intact then.
+    """
+
+    def __init__(self, folder: RunFolder, launch: Launch, keep_checkpoints: int):
+        self._folder, self._launch, self._keep_checkpoints = folder, launch, keep_checkpoints
+        self._damaged: set[int] = set()
+        """Steps of checkpoints that were skipped when the run was resumed."""
+        self._lock: FolderLock | None = None
+        self._live_figure = LiveFigure()
+
+    def acquire_lock(self) -> None:
+        """Make the folder, lock it until this process ends, and remove what a killed run has left incomplete."""
+
+        def acquire() -> None:
+            self._folder.create()
+            if self._lock is None:  # this may be a retry, and a second lock would release the first
+                self._lock = FolderLock(self._folder.path)
+            files.remove_temporaries(self._folder.path)
+
+        self._launch.on_main_process(acquire, "locks the run folder", advice="")
+
+    def start(
+        self,
+        state: TrainState,
+        recipe_name: str,
+        recipe: Recipe,
+        data: dict[str, Any],
+        facts: dict[str, Any],
+        *,
+        evaluation_pending: bool,
+    ) -> None:
+        """Describe the run, or that it is resumed after `state`; what was written after that state is rolled_back."""
+
+        def write() -> None:
+            self._damaged = {step for step, _ in list_checkpoints(self._folder.checkpoints) if step > state.step}
+            self._folder.truncate_log(state.step, evaluation_pending)
+            self._restore_best(state)
+            if self._folder.recipe.exists():  # last, as all this may be retried
+                add_resume(self._folder, recipe_name, recipe, {"after_step": state.step, **facts})
+            else:
+                write_recipe(self._folder, recipe_name, recipe, data, facts)
+
+        self._launch.on_main_process(write, "describes the run")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line to log.jsonl."""
+        self._launch.on_main_process(lambda: self._folder.append(record), "writes the log")
+
+    def write_list(self, path: Path, lines: Iterable[str]) -> None:
+        """A text file of those lines; without lines only if there is such a file already."""
+        text = "".join(f"{line}\n" for line in lines)
+
+        def write() -> None:
+            if text or path.exists():
+                files.write_text(path, text)
+
+        self._launch.on_main_process(write, "writes a list")
+
+    def save_checkpoint(self, state: TrainState, groups: Mapping[str, TensorGroup]) -> None:
+        """Write the checkpoint of `state`, then delete those that are no longer needed.
+
+        Raises:
+            UserError: also if a tensor of the model is not finite.
+        """
+
+        def write() -> None:
+            tensors = {name: group.tensors() for name, group in groups.items()}
+            if broken := [name for name, tensor in tensors["model"].items() if not tensor.isfinite().all()]:
+                raise UserError(
+                    f"after step {state.step:,} {broken[0]} is not finite, and was not saved; try a lower --lr in "
+                    "another --output-dir"
+                )
+            save_checkpoint(self._folder.checkpoints, state, tensors)
+            self._damaged.discard(state.step)
+            self._prune(state)
+
+        self._launch.on_main_process(write, "writes a checkpoint")
+
+    def finish_epoch(self, state: TrainState, evaluation: Evaluation, model: ResNet, title: str) -> None:
+        """After the epoch's record: publish `model` if it is the best so far, draw the curves, add both to the state.
+
+        In this order, so that a run killed in between undoes all of it when it is resumed, and does it again.
+        """
+        best_so_far = evaluation.top1_accuracy > state.best_top1_accuracy
+        if best_so_far:
+            state.best_step, state.best_top1_accuracy = state.step, evaluation.top1_accuracy
+
+        def write() -> None:
+            if best_so_far:
+                save_weights(weights_to_save(model), self._folder.weights)
+                state.best_evaluation = evaluation.to_json(files.sha256_of(self._folder.weights))
+                files.write_json(self._folder.evaluation, state.best_evaluation)
+            figure = draw_curves(self._folder.records(), title, evaluation.top_k)
+            save_curves(figure, self._folder.curves)
+            self._live_figure.show(figure)
+            rewrite_state(self._folder.checkpoints, state)
+            self._prune(state)
+
+        self._launch.on_main_process(write, "publishes the best weights and draws the curves")
+
+    def _restore_best(self, state: TrainState) -> None:
+        """Undo the publication of an epoch that the checkpoint does not contain, as after a kill just then."""
+        best, weights = state.best_evaluation, self._folder.weights
+        if best is None:
+            return
+        if not _has_sha256(weights, best["weights_sha256"]):
+            group = f"{best.get('weights', 'model')}.safetensors"
+            kept = self._folder.checkpoints / f"step_{state.best_step:08d}" / group
+            if not _has_sha256(kept, best["weights_sha256"]):
+                return  # what is published stays until the epoch, done again, publishes it again
+            files.write_atomically(weights, lambda path: shutil.copyfile(kept, path))
+        files.write_json(self._folder.evaluation, best)
+
+    def _prune(self, state: TrainState) -> None:
+        prune_checkpoints(self._folder.checkpoints, self._keep_checkpoints, state.best_step, self._damaged)
+
+
+def _has_sha256(file: Path, sha256: str) -> bool:
+    return file.is_file() and files.sha256_of(file) == sha256

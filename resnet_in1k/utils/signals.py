@@ -1,0 +1,89 @@
+"""Signals to stop: all processes agree at which step, save, and exit with a status of its own."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from resnet_in1k.utils.console import in_notebook
+from resnet_in1k.utils.launch import Launch, launcher_has_ended
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+POLL_EVERY = 4
+"""Steps or batches between two comparisons of the pending signals, with several processes."""
+ECHO_SECONDS = 2.0
+"""A launcher forwards signals that the terminal has already sent to its processes: not a second request yet."""
+LAUNCHER_ENDED = 255
+"""In place of a signal's number, above all of them: the launcher was killed, and forwards no signals any more."""
+
+
+class StopSignals:
+    """Catches SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 in the body of a `with`; a second one ends the process at once.
+
+    A handler may do next to nothing, and it runs only in the process that got the signal. So it stores the number, and
+    `agreed` compares all processes' numbers, without a collective: no process stops where another goes on to wait for
+    it. Python runs no handler while this process is blocked in a collective, so a thread watches for the second signal.
+    In a notebook, whose kernel must live on, the second one raises KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._launch = Launch()
+        """Until the others are known, this process decides alone."""
+
+    def __enter__(self) -> "StopSignals":
+        received, self._wakeup_fd = os.pipe()
+        os.set_blocking(self._wakeup_fd, False)
+        watch = _discard if in_notebook() else _exit_at_second_signal
+        threading.Thread(target=watch, args=(received,), daemon=True).start()
+        self._previous_wakeup_fd = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
+        self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that Python does not know
+        signal.set_wakeup_fd(self._previous_wakeup_fd)
+        os.close(self._wakeup_fd)
+
+    def agree_within(self, launch: Launch) -> None:
+        """From now on all processes of the launch must call `agreed` alike."""
+        self._launch = launch
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and in_notebook():
+            raise KeyboardInterrupt
+        self._signal = self._signal or number
+
+    def agreed(self, count: int) -> str:
+        """The signal's name if any process has received one, else "". All processes must call with the same counts."""
+        if not self._signal and launcher_has_ended():
+            self._signal = LAUNCHER_ENDED
+        if count % POLL_EVERY and self._launch.world_size > 1:
+            return ""
+        return _name(self._launch.agreed_signal(self._signal))
+
+
+def _name(number: int) -> str:
+    if number == LAUNCHER_ENDED:
+        return "the end of its launcher"
+    return signal.Signals(number).name if number else ""
+
+
+def _discard(received: int) -> None:
+    with open(received, "rb") as numbers:
+        numbers.read()
+
+
+def _exit_at_second_signal(received: int) -> None:
+    """Read the numbers of arriving signals until the writing end is closed."""
+    first_seconds = None
+    with open(received, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if number[0] not in SIGNALS:
+                continue  # such as SIGCHLD
+            if first_seconds is None:
+                first_seconds = time.monotonic()
+            elif time.monotonic() - first_seconds > ECHO_SECONDS:
+                os._exit(128 + number[0])  # safe at any moment: files are replaced atomically

@@ -1,0 +1,94 @@
+"""Where the time of a run goes, measured on the device's own clock, without making the host wait for the device."""
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+
+from resnet_in1k.utils.device import capabilities
+from resnet_in1k.utils.format import count
+
+
+class Stopwatch:
+    """Adds up the seconds spent in named sections.
+
+    A GPU works through a queue: when Python has launched a training step, hardly any of it is done, and `time.time()`
+    around it measures how fast Python launches kernels. Where the device has timing events, each section is therefore
+    marked by two of them in its queue. A "load" section then lasts as long as the *device* had nothing to do but wait
+    for data, however long Python waited for the loader. `lap` is the only point where the host waits for the device.
+
+    A device without timing events is waited for at the end of each section. On a CPU work is synchronous, and the
+    host's clock is right.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._pending: dict[str, list[tuple[torch.Event, torch.Event]]] = defaultdict(list)
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        if capabilities(self._device.type).timing_events:
+            start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._pending[name].append((start, end))
+        else:
+            start_seconds = time.perf_counter()
+            yield
+            synchronize(self._device)
+            self._seconds[name] += time.perf_counter() - start_seconds
+
+    def lap(self) -> "Lap":
+        """The seconds of each section since the last lap. A host-device synchronization."""
+        for name, events in self._pending.items():
+            for start, end in events:
+                end.synchronize()
+                self._seconds[name] += start.elapsed_time(end) / 1000
+        lap = Lap(self._seconds)
+        self._pending.clear()
+        self._seconds = defaultdict(float)
+        return lap
+
+
+def synchronize(device: torch.device) -> None:
+    """Let the host wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+class Lap(dict[str, float]):
+    """Seconds by section; a section that never ran took 0."""
+
+    def __missing__(self, name: str) -> float:
+        return 0.0
+
+    def add(self, other: "Lap") -> None:
+        for name, seconds in other.items():
+            self[name] += seconds
+
+    @property
+    def waiting_share(self) -> float:
+        """The share of training time, from 0 to 1, that the device waited for data."""
+        total = self["load"] + self["train"]
+        return self["load"] / total if total else 0.0
+
+
+REPORTED_WAITING_SHARE = 0.10
+"""A larger share of waiting for data is reported."""
+
+
+def bottleneck(lap: Lap, workers: int) -> str:
+    """Whether loading or computing limits the speed; and if loading, what would help.
+
+    While the device waits, `workers` workers make a batch in load + train seconds; to keep up they must need no more
+    than the train seconds.
+    """
+    if lap.waiting_share <= REPORTED_WAITING_SHARE:
+        return "compute-bound"
+    more = math.ceil(max(workers, 1) * lap["load"] / lap["train"])
+    return f"input-bound: needs about {count(more, 'more worker')}, or images resized beforehand"

@@ -1,0 +1,84 @@
+"""scripts/compare.py, without the script."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.training import run
+
+from resnet_in1k.cli.compare import CompareOptions, compare
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.errors import UserError
+
+
+@pytest.fixture
+def other(tiny: Recipe, image_folder: Path, tmp_path: Path) -> RunFolder:
+    return run(replace(tiny, epochs=1, lr=0.01), image_folder, tmp_path / "$other$")
+
+
+def test_two_runs_on_the_same_images(finished: RunFolder, other: RunFolder, tmp_path: Path):
+    picture = tmp_path / "compared.svg"
+    text = compare(CompareOptions(items=(str(finished.path), str(other.path)), picture=picture))
+    _, first, second, *rest = text.splitlines()
+    for line, folder in ((first, finished), (second, other)):
+        recorded = json.loads(folder.evaluation.read_text())
+        assert line.split()[:2] == [folder.path.name, f"{recorded['top1_accuracy']:.2%}"]
+        rates = sorted(record["images_per_second"] for record in folder.records() if record["kind"] == "train")
+        assert float(line.split()[-1].replace(",", "")) == pytest.approx(
+            sum(rates[len(rates) // 2 - 1 :][:2]) / 2, abs=1
+        )
+    assert "  $other$: epochs 2 → 1; lr 0.002 → 0.01" in rest
+    right = [json.loads(folder.evaluation.read_text())["top1_correct"] for folder in (finished, other)]
+    (pair,) = [line for line in rest if "McNemar" in line]
+    only = [int(word) for word in pair.split() if word.isdigit()]
+    assert only[0] - only[1] == right[0] - right[1]
+    assert picture.read_text().count("<path") > 10
+    assert text.endswith(f"figure written to {picture}")
+
+
+def test_what_a_run_started_from_is_a_difference(finished: RunFolder, tmp_path: Path):
+    copied = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "tuned")))
+    facts = json.loads(copied.recipe.read_text()) | {"init_from": {"checkpoint": "timm/resnet18.a1_in1k"}}
+    copied.recipe.write_text(json.dumps(facts))
+    text = compare(CompareOptions(items=(str(finished.path), str(copied.path))))
+    assert "\n  tuned: started from random weights → timm/resnet18.a1_in1k\n" in text
+
+
+def test_evaluations_of_files_and_of_other_images(finished: RunFolder, image_folder: Path, tmp_path: Path):
+    weights = shutil.copy(finished.weights, tmp_path / "mine.safetensors")
+    for split in ("val", "train"):
+        evaluate(
+            EvalOptions(
+                ckpt=weights,
+                data=str(image_folder),
+                split=split,
+                image_size=32,
+                workers=0,
+                output=tmp_path / f"{split}.json",
+            )
+        )
+    text = compare(CompareOptions(items=(str(finished.path), str(tmp_path / "val.json"))))
+    assert "0 images only finished has right, 0 only val: the difference could be chance, p = 1 (McNemar)" in text
+    assert text.splitlines()[2].split()[-2:] == ["–", "–"]  # neither time nor speed is known
+    text = compare(CompareOptions(items=(str(tmp_path / "val.json"), str(tmp_path / "train.json"))))
+    assert "image by image: these are evaluations of different images" in text
+
+
+def test_what_cannot_be_compared_is_named(finished: RunFolder, tmp_path: Path):
+    alone = shutil.copy(finished.weights, tmp_path / "mine.safetensors")
+    (tmp_path / "no.json").write_text("{}")
+    for items, message in [
+        ((str(finished.path),), "nothing to compare; name at least two"),
+        ((str(finished.path), "nowhere"), "nowhere: no such file or folder"),
+        ((str(finished.path), alone), r"mine.safetensors has no evaluation beside it: python scripts/evaluate.py"),
+        ((str(finished.path), str(tmp_path / "no.json")), r"no.json is no evaluation; evaluate.py --output writes one"),
+        (("a",) * 11, "11 are too many"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            compare(CompareOptions(items=items))
+    with pytest.raises(UserError, match=r"--picture x.pdf: a file that ends in"):
+        CompareOptions(items=("a", "b"), picture=Path("x.pdf"))

@@ -1,0 +1,182 @@
+"""scripts/evaluate.py, without the script."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.images import write_image_folder
+from PIL import Image
+
+from resnet_in1k.augment.normalize import normalize
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
+from resnet_in1k.data.crop import EvalPreprocessing
+from resnet_in1k.evaluate.class_matching import match_classes
+from resnet_in1k.model.resnet import load_model
+from resnet_in1k.model.resolve import Weights
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import sha256_of
+
+
+@pytest.fixture
+def weights(evaluated: RunFolder, tmp_path: Path) -> Path:
+    """A weights file of its own."""
+    return Path(shutil.copy(evaluated.weights, tmp_path / "weights.safetensors"))
+
+
+@pytest.fixture
+def run(evaluated: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy to change."""
+    return RunFolder(Path(shutil.copytree(evaluated.path, tmp_path / "run")))
+
+
+def test_weights_outside_a_run_are_evaluated_on_the_given_data(weights: Path, image_folder: Path, tmp_path: Path):
+    output = tmp_path / "result.json"
+    evaluation = evaluate(
+        EvalOptions(ckpt=str(weights), data=str(image_folder), split="train", image_size=32, workers=0, output=output)
+    )
+    result = json.loads(output.read_text())
+    assert result["top1_accuracy"] == evaluation.top1_correct / 37
+    assert result["num_images"] == 37
+    assert (result["image_size"], result["resize_size"], result["interpolation"]) == (32, 36, "bilinear")
+    assert (result["split"], result["data"]) == ("train", str(image_folder))
+    assert result["weights_sha256"] == sha256_of(weights)
+    assert result["class_num_images"] == [7, 6, 6, 6, 6, 6]
+
+
+def test_a_recorded_evaluation_is_reproduced_and_reported(evaluated: RunFolder, tmp_path: Path, capsys):
+    evaluation = evaluate(EvalOptions(ckpt=str(evaluated.path), workers=1, batch_size=5, report=tmp_path / "report"))
+    out = capsys.readouterr().out
+    assert "reproduced: the recorded eval.json has the same counts\nbalanced accuracy " in out
+    rows = list(csv.DictReader((tmp_path / "report/per_class.csv").open()))
+    assert [row["class"] for row in rows] == ["ant", "bee", "cat", "dog", "eel", "fox"]
+    assert sum(int(row["top1_correct"]) for row in rows) == evaluation.top1_correct
+    mistakes = sum(int(row["num_images"]) for row in csv.DictReader((tmp_path / "report/confused_pairs.csv").open()))
+    assert mistakes == 12 - evaluation.top1_correct
+
+
+def test_other_counts_than_recorded_are_named(run: RunFolder, capsys):
+    recorded = json.loads(run.evaluation.read_text())
+    run.evaluation.write_text(json.dumps(recorded | {"top1_correct": recorded["top1_correct"] + 1}))
+    evaluate(EvalOptions(ckpt=str(run.path), workers=0))
+    assert f"not reproduced: top1_correct {recorded['top1_correct'] + 1} there, " in capsys.readouterr().out
+
+
+def test_other_conditions_than_recorded_are_named(evaluated: RunFolder, capsys):
+    evaluation = evaluate(EvalOptions(ckpt=str(evaluated.path), image_size=48, workers=0))
+    assert evaluation.preprocessing == EvalPreprocessing(48, 54)
+    assert (
+        "not comparable to the recorded eval.json: image_size 32 there, 48 here; resize_size 36 there, 54 here"
+        in capsys.readouterr().out
+    )
+
+
+def test_other_weights_than_those_recorded_are_noticed(run: RunFolder, capsys):
+    data = bytearray(run.weights.read_bytes())
+    data[-1] ^= 1
+    run.weights.write_bytes(data)
+    evaluate(EvalOptions(ckpt=str(run.path), workers=0))
+    out = capsys.readouterr().out
+    assert "model.safetensors is not what the eval.json beside it was measured on: replaced since, or damaged\n" in out
+    assert "reproduced" not in out
+
+
+def test_unreadable_images_are_counted_as_wrong_and_listed(
+    evaluated: RunFolder, image_folder: Path, tmp_path: Path, capsys
+):
+    data = Path(shutil.copytree(image_folder, tmp_path / "dirty"))
+    bad = [data / "val" / name / "0.jpg" for name in ("ant", "fox")]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:200])
+    evaluation = evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=1))
+    assert [Path(name) for name in evaluation.bad_images] == bad
+    out = capsys.readouterr().out
+    assert "12 images, 2 of them unreadable, counted as wrong" in out
+    assert f"counted as wrong: {bad[0]} (" in out
+    assert "not comparable to the recorded eval.json: num_bad_images 0 there, 2 here; data images of the same" in out
+
+
+def test_copies_of_the_recorded_images_are_not_taken_for_them(
+    evaluated: RunFolder, image_folder: Path, tmp_path: Path, capsys
+):
+    """They have the same names; the same images in another folder are the same."""
+    data = Path(shutil.copytree(image_folder, tmp_path / "copies"))
+    evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=0))
+    assert "reproduced: the recorded eval.json has the same counts" in capsys.readouterr().out
+    for path in (data / "val").rglob("*.jpg"):
+        with Image.open(path) as picture:
+            picture.reduce(2).save(path)
+    evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=0))
+    assert (
+        "not comparable to the recorded eval.json: data images of the same names but other content, such as resized "
+        "copies, there, copies here\n"
+    ) in capsys.readouterr().out
+
+
+def test_the_classes_of_the_run_must_be_those_of_the_data(evaluated: RunFolder, photographs, tmp_path: Path):
+    data = write_image_folder(tmp_path, photographs, dict.fromkeys(("ant", "bee", "cat", "dog", "eel", "yak"), 1))
+    with pytest.raises(UserError, match=r"only in the run: fox; only in .*: yak; "):
+        evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "is not in a run folder, so nothing says what to evaluate it on; give --data"),
+        ({"data": "digits"}, "has 6 classes, but digits has 10: these are not the data it was trained for"),
+        ({"data": "nowhere"}, "no such folder"),
+        ({"data": "digits", "output": Path("no/such/folder.json")}, "--output no/such/folder.json: no folder no/such"),
+        ({"data": "digits", "report": Path(__file__)}, "--report .* is a file, not a folder"),
+        ({"data": "digits", "batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"data": "digits", "image_size": 0}, "--image-size 0"),
+        ({"data": "digits", "eval_crop_ratio": 1.5}, "--eval-crop-ratio 1.5: must be above 0, at most 1"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(weights: Path, options: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        evaluate(EvalOptions(ckpt=str(weights), **options))
+
+
+def test_classes_of_unusual_names_are_those_of_their_own_run():
+    """What cannot be printed is escaped where weights are found, and must be where it is compared."""
+    names = ["ant\x1b[2J", "anguila_\udcf1", "nörz"]
+    weights = Weights(Path("file"), names, None, 224, 0.875, "bilinear", "model", None, "")
+    assert weights.class_names == ["ant\\x1b[2J", "anguila_\\udcf1", "nörz"]
+    assert match_classes(weights.class_names, 3, names, "mine", "run").is_identity
+    with pytest.raises(UserError, match=r"only in the run: ant\\x1b\[2J; only in mine: ant;"):
+        match_classes(weights.class_names, 3, ["ant", *names[1:]], "mine", "run")
+
+
+def test_other_normalization_and_interpolation_than_recorded(evaluated: RunFolder, tmp_path: Path):
+    """Each changes the loss, and is recorded."""
+    output, losses = tmp_path / "result.json", set()
+    for changes in ({}, {"mean": (0.5, 0.4, 0.3)}, {"std": (0.5, 0.4, 0.3)}, {"eval_interpolation": "bicubic"}):
+        losses.add(evaluate(EvalOptions(ckpt=str(evaluated.path), workers=0, output=output, **changes)).loss)
+        result = json.loads(output.read_text())
+        assert result["mean"] == list(changes.get("mean", (0.485, 0.456, 0.406)))
+        assert result["std"] == list(changes.get("std", (0.229, 0.224, 0.225)))
+        assert result["interpolation"] == changes.get("eval_interpolation", "bilinear")
+    assert len(losses) == 4
+
+
+def test_a_part_of_the_classes_is_evaluated_by_their_logits_alone(
+    evaluated: RunFolder, image_folder: Path, tmp_path, capsys
+):
+    """Against the whole evaluation's model, its logits of two classes, counted by hand."""
+    for name in ("bee", "fox"):
+        shutil.copytree(image_folder / "val" / name, tmp_path / "val" / name)
+    part = evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(tmp_path), workers=0))
+    assert "only 2 of the model's 6 classes are in the data" in capsys.readouterr().out
+    assert (part.num_images, part.num_classes, part.class_names) == (4, 2, ("bee", "fox"))
+    model, preprocessing, correct = load_model(evaluated.weights).eval(), part.preprocessing, 0
+    for label, name in enumerate(part.class_names):
+        for file in (tmp_path / "val" / name).iterdir():
+            image = preprocessing.square(np.fromfile(file, dtype=np.uint8))
+            with torch.inference_mode():
+                logits = model(normalize(torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)))
+            correct += int(logits[0, [1, 5]].argmax() == label)
+    assert part.top1_correct == correct

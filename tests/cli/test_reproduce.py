@@ -1,0 +1,151 @@
+"""--recipe of a run, from its folder or from a local Hub: trained again, and how far it came."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.hub_server import Blob, HubServer, Repo
+from helpers.training import TINY, run
+
+from resnet_in1k.cli import train
+from resnet_in1k.cli.load_recipe import find_recipe
+from resnet_in1k.hub.hub_folder import build_hub_folder
+from resnet_in1k.recipes.published import RECIPES
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.imagenet import names_by_wnid
+
+REPO = "someone/resnet18-1.5"
+
+
+@pytest.fixture
+def original(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    copied = shutil.copytree(finished.path, tmp_path / "first", ignore=shutil.ignore_patterns("checkpoints"))
+    return RunFolder(Path(copied))
+
+
+def publish(hub: HubServer, folder: Path) -> None:
+    names = ("model.safetensors", "config.json", "eval.json", "recipe.json")
+    blobs = {name: Blob((folder / name).read_bytes(), lfs=name.endswith("safetensors")) for name in names}
+    hub.repos.setdefault(REPO, Repo(private=False)).add("main", "", blobs)
+
+
+def train_main(monkeypatch: pytest.MonkeyPatch, *words: object) -> RunFolder:
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", *map(str, words), "--workers", "0"])
+    folder = train.main()
+    assert folder is not None
+    return RunFolder(folder)
+
+
+def test_a_published_run_is_trained_again_to_the_same_weights(
+    hub: HubServer, original: RunFolder, image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    publish(hub, build_hub_folder(original, REPO))
+    recorded = json.loads(original.evaluation.read_text())
+    hub.requests.clear()
+    folder = train_main(monkeypatch, "--recipe", f"hub:{REPO}", "--data", image_folder)
+    assert not any("model.safetensors" in request.path for request in hub.requests), "the recipe needs no weights"
+    assert folder.path == Path("runs/resnet18-1.5-reproduced")
+    assert folder.weights.read_bytes() == original.weights.read_bytes()
+    top1 = f"{recorded['top1_accuracy']:.2%}"
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line.startswith(f"hub:{REPO} published top-1 {top1}: here {top1}, the same (95 % interval ")
+    assert last_line.endswith(
+        f"0 images only this run has right, 0 only hub:{REPO}: the difference could be chance, p = 1 (McNemar)"
+    )
+
+    other = train_main(
+        monkeypatch, "--recipe", f"hub:{REPO}", "--data", image_folder, "--seed", 7, "--output-dir", "other"
+    )
+    result = json.loads(other.evaluation.read_text())
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert f"here {result['top1_accuracy']:.2%}" in last_line
+    assert last_line.endswith("; trained with seed 0 → 7")
+
+
+def test_of_another_run_on_this_machine_all_is_taken_over(original: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Precision, data and accumulation too: as many images in each forward pass as there."""
+    facts = json.loads(original.recipe.read_text())
+    facts |= {"mixed_precision": "bf16", "world_size": 4}
+    facts["data"] |= {"val_share": 0.25}
+    original.recipe.write_text(json.dumps(facts))
+    for path in (original.path, original.recipe):
+        monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--recipe", str(path)])
+        arguments = train.parse(train.given_recipe())
+        assert arguments.what == TINY
+        how = arguments.how
+        assert (how.data, how.val_share, how.precision) == (facts["data"]["source"], 0.25, "bf16")
+        assert how.gradient_accumulation_steps == 4
+        assert how.output_dir == Path("runs/first-reproduced")
+
+
+def test_the_initial_weights_are_those_of_the_run(original: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    facts = json.loads(original.recipe.read_text())
+    initial = {"checkpoint": "somewhere/base", "origin": "timm/resnet18.a1_in1k", "sha256": "00", "head": "with its"}
+    for origin, expected in (("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"), ("", "somewhere/base")):
+        original.recipe.write_text(json.dumps(facts | {"init_from": initial | {"origin": origin}}))
+        monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--recipe", str(original.path)])
+        assert train.parse(train.given_recipe()).how.init_from == expected
+
+
+def test_initial_weights_that_are_not_published_must_be_given(
+    hub: HubServer, original: RunFolder, monkeypatch: pytest.MonkeyPatch
+):
+    facts = json.loads(original.recipe.read_text())
+    initial = {"checkpoint": "base", "origin": "", "sha256": "00", "architecture": "resnet18", "head": "with its head"}
+    original.recipe.write_text(json.dumps(facts | {"init_from": initial}))
+    publish(hub, build_hub_folder(original, REPO))
+    with pytest.raises(UserError, match=rf"--recipe hub:{REPO} starts from trained weights: give --init-from"):
+        train_main(monkeypatch, "--recipe", f"hub:{REPO}")
+
+
+def test_what_is_no_recipe_is_one_line(hub: HubServer, original: RunFolder, tmp_path: Path):
+    hub.repos["someone/none"] = Repo(private=False)
+    (tmp_path / "empty").mkdir()
+    broken = json.loads(original.recipe.read_text())
+    del broken["world_size"]
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    named = json.loads(original.recipe.read_text())
+    named["recipe"]["name"] = "../../elsewhere"
+    (tmp_path / "named.json").write_text(json.dumps(named))
+    for given, message in (
+        ("hub:someone", "'someone' is no repository; give hub:USER/NAME"),
+        ("hub:someone/none", r"no recipe\.json there, so how it was trained is not published"),
+        ("hub:someone/nowhere", "no repository that could be downloaded"),
+        (tmp_path / "empty", r"no .*empty/recipe\.json; give a run folder"),
+        (tmp_path / "broken.json", r"broken\.json is incomplete \(KeyError: 'world_size'\)"),
+        (tmp_path / "named.json", r"is incomplete \(ValueError: recipe name '\.\./"),
+        (original.log, r"no .*recipe\.json|cannot be read as a run's recipe"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            find_recipe(str(given))
+        assert "\n" not in str(caught.value)
+
+
+def test_on_other_images_nothing_is_compared(original: RunFolder, tiny, tmp_path: Path):
+    given = find_recipe(str(original.path))
+    other = run(replace(tiny, epochs=1, global_batch_size=64), "digits", tmp_path / "other")
+    outcome = train.describe_outcome(given, other)
+    assert "not comparable: num_images 12 there, 355 here; num_classes 6 there, 10 here; data other images" in outcome
+    assert "other training images" in outcome
+
+
+def test_the_published_figure_of_a_named_recipe(original: RunFolder):
+    """Only of ImageNet-1k's whole val split; here by a record as of one."""
+    assert train.describe_outcome(find_recipe("tv1"), original) == ""
+    result = json.loads(original.evaluation.read_text())
+    result |= {"class_names": list(names_by_wnid()), "num_images": 50_000}
+    result |= {"top1_correct": 38_000, "top1_accuracy": 0.76}
+    original.evaluation.write_text(json.dumps(result))
+    facts = json.loads(original.recipe.read_text())
+    facts["data"]["num_train_images"] = 1_281_167
+    facts["recipe"] = {"name": "tv1", **vars(replace(RECIPES["tv1"].recipe, seed=3))}
+    original.recipe.write_text(json.dumps(facts))
+    assert train.describe_outcome(find_recipe("tv1"), original) == (
+        "published top-1 of tv1 76.13 %: here 76.00%, 0.13 points lower (95 % interval 75.62% to 76.37%); trained with "
+        "seed 0 → 3"
+    )
+    assert train.describe_outcome(find_recipe("tutorial"), original) == ""  # nothing is published of it

@@ -1,0 +1,106 @@
+import sys
+
+import pytest
+
+from resnet_in1k.cli import train
+from resnet_in1k.recipes.published import RECIPES
+from resnet_in1k.recipes.scaling import describe_scaling
+from resnet_in1k.utils.errors import UserError
+
+
+def parse(monkeypatch, *arguments: str) -> train.Arguments:
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", *arguments])
+    return train.parse(train.given_recipe())
+
+
+def test_defaults_are_those_of_the_named_recipe(monkeypatch):
+    for name, named in RECIPES.items():
+        given = ["--init-from", "runs/base"] if named.needs_weights else []
+        arguments = parse(monkeypatch, "--recipe", name, *given)
+        assert (arguments.recipe, arguments.what, arguments.how.data) == (name, named.recipe, named.default_data)
+    assert parse(monkeypatch).recipe == "tutorial"
+
+
+def test_fields_of_recipe_and_options_are_flags(monkeypatch):
+    arguments = parse(monkeypatch, "--recipe=demo", "--lr", "0.5", "--no-zero-init-residual", "--workers", "0")
+    assert (arguments.what.lr, arguments.what.zero_init_residual, arguments.how.workers) == (0.5, False, 0)
+
+
+def test_values_out_of_range_are_refused_all_at_once(monkeypatch):
+    with pytest.raises(
+        UserError, match=r"invalid recipe: lr must be above 0, not 0\.0; hue must be between 0 and 0\.5"
+    ):
+        parse(monkeypatch, "--lr", "0", "--hue", "2")
+    with pytest.raises(UserError, match="--log-every 0: must be at least 1"):
+        parse(monkeypatch, "--log-every", "0")
+
+
+def test_recipes_that_start_from_weights_need_them(monkeypatch):
+    with pytest.raises(UserError, match="--recipe finetune starts from trained weights: give --init-from, such as"):
+        parse(monkeypatch, "--recipe", "finetune")
+    assert parse(monkeypatch, "--recipe", "linear-probe", "--list-recipes").list_recipes
+
+
+def test_unknown_recipe_is_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"--recipe tutrial: must be one of a1, .*; perhaps you meant tutorial"):
+        parse(monkeypatch, "--recipe", "tutrial")
+
+
+def test_defaults_follow_the_batch_epochs_and_image_size(monkeypatch):
+    """By the recipe's rule and in proportion, by hand: a3's rule is the root, and it warms up for 5 of 100 epochs; the
+    batch of one-gpu-24gb passes through the model in 8 parts."""
+    what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size=512", "--epochs", "20").what
+    assert (what.lr, what.warmup_epochs) == (pytest.approx(4e-3), pytest.approx(1))
+    assert parse(monkeypatch, "--recipe", "a3", "--global-batch-size=512", "--lr", "0.1").what.lr == 0.1
+    what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--global_batch_size", "512").what
+    assert (what.lr, what.lr_milestones) == (pytest.approx(0.2), (15, 30))
+    what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--lr-milestones", "40", "--image-size", "112").what
+    assert (what.lr, what.lr_milestones, what.image_size) == (0.1, (40,), 112)
+    for epochs in ("30", "40"):  # a run of the schedule `step` may grow: nothing but the epochs changes
+        what = parse(monkeypatch, "--epochs", epochs).what
+        assert RECIPES["tutorial"].recipe.incompatibilities(what) == []
+
+
+def test_a_given_rule_is_the_one_that_is_applied(monkeypatch):
+    for rule, lr in (("none", 8e-3), ("linear", 1e-3), ("sqrt", 8e-3 / 8**0.5)):
+        what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size", "256", "--lr-batch-rule", rule).what
+        assert (what.lr, what.lr_batch_rule) == (pytest.approx(lr), rule)
+        (line,) = describe_scaling(RECIPES["a3"].recipe, what)
+        assert rule in line or (rule == "none" and "lr stays 0.008" in line)
+
+
+def test_an_odd_batch_needs_mixing_switched_off(monkeypatch):
+    off = ["--mixup-alpha", "0", "--cutmix-alpha", "0"]
+    what = parse(monkeypatch, "--recipe", "tv2", "--global-batch-size", "33", "--epochs", "60", *off).what
+    assert (what.lr, what.warmup_epochs) == (pytest.approx(0.5 * 33 / 1024), 0.5)
+    assert describe_scaling(RECIPES["tv2"].recipe, what)[0].startswith("batch 1024 → 33: lr 0.5 → ")
+    with pytest.raises(UserError, match=r"global_batch_size \(33\) must be even, as neighbors are mixed"):
+        parse(monkeypatch, "--recipe", "tv2", "--global-batch-size", "33")
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "steps"),
+    [("2048", "1", 8), ("2048", "2", 4), ("256", "1", 1), ("8", "2", 1), ("1000", "1", 4)],
+)
+def test_accumulation_follows_the_images_of_a_forward_pass(monkeypatch, batch: str, processes: str, steps: int):
+    """one-gpu-24gb: at most 256 at once."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    how = parse(monkeypatch, "--recipe", "one-gpu-24gb", "--global-batch-size", batch).how
+    assert how.gradient_accumulation_steps == steps
+    given = parse(monkeypatch, "--recipe", "one-gpu-24gb", "--gradient-accumulation-steps", "2")
+    assert given.how.gradient_accumulation_steps == 2
+
+
+def test_recipes_are_listed_with_what_is_published_of_them(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--list-recipes"])
+    assert train.main() is None
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["recipe", "epochs", "px", "batch"]
+    rows = {line.split()[0]: line.split() for line in lines[: len(RECIPES)]}
+    assert rows.keys() == RECIPES.keys()
+    assert rows["a3"][:8] == ["a3", "100", "160", "2048", "78.052", "93.78", "60", "4"]
+    assert rows["budget-16"][1:4] == ["16", "160-192", "4096"]
+    assert rows["tutorial"][4] == "–"
+    sources = {line.split()[0]: line for line in lines[len(RECIPES) + 2 :] if line.startswith("  ")}
+    assert sources.keys() == RECIPES.keys()
+    assert "https://arxiv.org/abs/2110.00476" in sources["a1"]

@@ -1,0 +1,147 @@
+"""The order of images: the same on any number of processes, from any step, in any run of the same seed."""
+
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import WeightedRandomSampler
+
+from resnet_in1k.data.sampler import EvalOrder, TrainOrder, balanced_order, epoch_order, occurrences, windowed_order
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.utils import rng
+
+
+def order_of_50(recipe: Recipe, first_step: int = 1, rank: int = 0, num_processes: int = 1) -> TrainOrder:
+    """Eight steps on 50 images, four an epoch."""
+    recipe = replace(recipe, global_batch_size=12)
+    return TrainOrder(StepCounts(recipe, num_processes, 1, 50), first_step, 8, rank)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_global_batches_do_not_depend_on_the_number_of_processes(tiny: Recipe, num_processes: int):
+    ranks = [order_of_50(tiny, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
+    together = [list(chain(*(batch.samples for batch in parts))) for parts in zip(*ranks, strict=True)]
+    assert together == [batch.samples for batch in order_of_50(tiny)]
+    assert [len(samples) for samples in together] == [12] * 8
+
+
+def test_an_epoch_has_each_image_at_most_once_and_the_next_epoch_another_order(tiny: Recipe):
+    steps = list(order_of_50(tiny))
+    for epoch, batches in ((1, steps[:4]), (2, steps[4:])):
+        samples = list(chain(*(batch.samples for batch in batches)))
+        assert {sample.epoch for sample in samples} == {epoch}
+        assert len({sample.index for sample in samples}) == 48
+    assert [sample.index for sample in steps[0].samples] != [sample.index for sample in steps[4].samples]
+
+
+@pytest.mark.parametrize("first_step", [3, 5, 8])
+def test_the_order_can_start_at_any_step(tiny: Recipe, first_step: int):
+    assert list(order_of_50(tiny, first_step)) == list(order_of_50(tiny))[first_step - 1 :]
+    assert [batch.step for batch in order_of_50(tiny, first_step)] == list(range(first_step, 9))
+
+
+def test_batches_carry_the_image_size_of_their_epoch(tiny: Recipe):
+    recipe = replace(
+        tiny, image_size=96, initial_image_size=32, image_size_ramp_start=1, image_size_ramp_end=3, epochs=3
+    )
+    order = TrainOrder(StepCounts(recipe, 1, 1, 16), 1, 6)
+    assert [batch.image_size for batch in order] == [32, 32, 64, 64, 96, 96]
+
+
+def test_epoch_order_is_a_permutation_of_its_own():
+    order = epoch_order(1000, seed=0, epoch=1)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert not torch.equal(order, epoch_order(1000, seed=0, epoch=2))
+    assert not torch.equal(order, epoch_order(1000, seed=1, epoch=1))
+    # The first images of ImageNet's first epoch: were these to change, no run could be resumed or reproduced.
+    assert epoch_order(1_281_167, seed=0, epoch=1)[:4].tolist() == [850991, 147023, 218125, 826740]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
+@pytest.mark.parametrize(("num_images", "batch_size"), [(250, 64), (7, 3), (5, 128), (24, 8)])
+def test_evaluation_has_each_image_once_on_any_number_of_processes(
+    num_images: int, batch_size: int, num_processes: int
+):
+    orders = [EvalOrder(num_images, batch_size, 64, rank, num_processes) for rank in range(num_processes)]
+    batches = [batch for order in orders for batch in order]
+    assert sorted(sample.index for batch in batches for sample in batch.samples) == list(range(num_images))
+    assert all(1 <= len(batch.samples) <= batch_size and batch.image_size == 64 for batch in batches)
+    assert all([batch.step for batch in order] == list(range(len(order))) for order in orders)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+@pytest.mark.parametrize("repeats", [2, 3, 4, 5])
+def test_repeated_augmentation_keeps_the_epochs_length(tiny: Recipe, repeats: int, num_processes: int):
+    """As torchvision's RASampler: consecutive copies, so that a batch of 12 has 12 / repeats different images."""
+    recipe = replace(tiny, global_batch_size=12, repeated_augmentation=repeats)
+    orders = [TrainOrder(StepCounts(recipe, num_processes, 1, 50), 1, 8, rank) for rank in range(num_processes)]
+    batches = [list(chain(*(batch.samples for batch in parts))) for parts in zip(*orders, strict=True)]
+    assert [len(samples) for samples in batches] == [12] * 8
+    order = epoch_order(50, recipe.seed, 1).tolist()
+    seen = [sample for samples in batches[:4] for sample in samples]
+    expected = [(1, index, copy) for index in order for copy in range(repeats)][:48]
+    assert sorted(seen) == sorted(expected)
+    assert len(set(seen)) == 48
+    for samples in batches:
+        pairs = zip(samples[::2], samples[1::2], strict=True)
+        assert all(one.index != other.index for one, other in pairs), "neighbors, which may be mixed, differ"
+        assert len({sample.index for sample in samples}) <= -(-12 // repeats) + 1
+
+
+def test_balanced_sampling_draws_as_torchs_weighted_sampler():
+    """Nine images of a class and one of another: half of the draws are of the one."""
+    labels = np.array([0] * 9 + [1])
+    order = balanced_order(labels, seed=3, epoch=2)
+    sampler = WeightedRandomSampler([1 / 9] * 9 + [1.0], 10, generator=rng.generator(3, rng.Stream.ORDER, 2))
+    assert order.tolist() == list(sampler)
+    drawn = torch.cat([balanced_order(labels, seed=0, epoch=epoch) for epoch in range(400)])
+    assert (drawn == 9).double().mean() == pytest.approx(0.5, abs=0.02)
+    assert not torch.equal(drawn[:10], drawn[10:20])
+
+
+def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
+    """So that its crops differ; on two processes the same as on one."""
+    assert occurrences(torch.tensor([4, 2, 4, 4, 2, 0])).tolist() == [0, 0, 1, 2, 1, 0]
+    labels = np.array([0] * 46 + [1] * 4)
+    recipe = replace(tiny, sampling="balanced", epochs=1)
+    samples = []
+    for num in (1, 2):
+        ranks = [TrainOrder(StepCounts(recipe, num, 1, 50), 1, 6, rank, labels) for rank in range(num)]
+        steps = zip(*ranks, strict=True)
+        samples.append([sample for batches in steps for batch in batches for sample in batch.samples])
+    assert samples[0] == samples[1]
+    assert len(set(samples[0])) == len(samples[0]) == 48
+    assert len({sample.index for sample in samples[0]}) < 40
+
+
+def test_a_window_of_shards_is_shuffled_at_a_time():
+    """Five shards of unequal size, two at a time: each image once, and no window begins before the last has ended."""
+    shard_of = np.repeat(np.arange(5), [3, 5, 2, 7, 4])[torch.randperm(21, generator=torch.Generator().manual_seed(0))]
+    seen = set()
+    for epoch in (1, 2, 3, 4):
+        order = windowed_order(shard_of, 2, seed=0, epoch=epoch)
+        assert sorted(order.tolist()) == list(range(21))
+        assert torch.equal(order, windowed_order(shard_of, 2, seed=0, epoch=epoch))
+        shards = shard_of[order.numpy()].tolist()
+        windows = []
+        while shards:
+            window = list(dict.fromkeys(shards))[:2]  # the first two that come
+            rest = [shard for shard in shards if shard not in window]
+            assert shards[len(shards) - len(rest) :] == rest
+            windows.append(window)
+            shards = rest
+        assert [len(window) for window in windows] == [2, 2, 1]
+        seen.add(tuple(order.tolist()))
+    assert len(seen) == 4
+
+
+def test_a_window_of_all_shards_leaves_images_anywhere():
+    """The mean place of each shard's images is then near the middle."""
+    shard_of = np.repeat(np.arange(4), 1000)
+    places = np.empty(4000)
+    places[windowed_order(shard_of, 4, seed=1, epoch=1).numpy()] = np.arange(4000)
+    for shard in range(4):
+        assert abs(places[shard_of == shard].mean() - 2000) < 4 * 4000 / np.sqrt(12 * 1000)

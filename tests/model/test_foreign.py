@@ -1,0 +1,192 @@
+"""Weights of other projects, saved by each one's own code: the same model and preprocessing."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from resnet_in1k.augment.normalize import normalize
+from resnet_in1k.model.resnet import load_model
+from resnet_in1k.model.resolve import Weights, resolve_checkpoint
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.imagenet import names_by_wnid
+
+
+def randomized(model: torch.nn.Module) -> torch.nn.Module:
+    """With norm statistics that are not those of a new model."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def prepared(weights: Weights, image: Image.Image) -> torch.Tensor:
+    """(1, 3, S, S), as this project prepares an image for these weights."""
+    preprocessing = weights.preprocessing()
+    square = preprocessing.crop(torch.from_numpy(np.array(image)).permute(2, 0, 1), None, preprocessing.image_size)
+    return normalize(square.unsqueeze(0), preprocessing.mean, preprocessing.std)
+
+
+@pytest.fixture
+def photograph(photographs: list[np.ndarray]) -> Image.Image:
+    return Image.fromarray(photographs[0])
+
+
+GREY_LEVEL = 1 / 255 / 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({"interpolation": "bicubic", "crop_pct": 0.95, "input_size": (3, 160, 160)}, (160, 168)),
+        ({"interpolation": "bilinear", "crop_pct": 0.875, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.4, 0.3)}, (224, 256)),
+        ({"test_input_size": (3, 288, 288), "test_crop_pct": 1.0, "crop_pct": 0.95}, (288, 288)),
+    ],
+)
+def test_timms_own_files(changes: dict, sizes: tuple, photograph: Image.Image, tmp_path: Path):
+    """Saved by timm, prepared by the transform that its validate.py makes."""
+    import timm
+    from timm.data import create_transform, resolve_data_config
+    from timm.models import save_for_hf
+
+    model = randomized(timm.create_model("resnet18", pretrained=False))
+    model.pretrained_cfg.update({"test_input_size": None, "test_crop_pct": None} | changes)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    weights = resolve_checkpoint(tmp_path)
+    preprocessing = weights.preprocessing()
+    assert (preprocessing.image_size, preprocessing.resize_size) == sizes
+    assert weights.class_names == list(names_by_wnid())
+    settings = resolve_data_config({}, pretrained_cfg=model.pretrained_cfg, use_test_size=True)
+    theirs = create_transform(**settings)(photograph).unsqueeze(0)
+    ours = prepared(weights, photograph)
+    assert (ours - theirs).abs().max() < 1.01 * GREY_LEVEL
+    with torch.inference_mode():
+        torch.testing.assert_close(load_model(weights.file).eval()(theirs), model(theirs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", ["basic", "bottleneck"])
+def test_transformers_own_files(depth: str, photograph: Image.Image, tmp_path: Path):
+    """A model made on the spot, with the processor of microsoft/resnet-50."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"basic": ((64, 128, 256, 512), (2, 2, 2, 2)), "bottleneck": ((256, 512, 1024, 2048), (3, 4, 6, 3))}
+    hidden_sizes, depths = sizes[depth]
+    labels = {number: f"name {number}" for number in range(12)}
+    config = transformers.ResNetConfig(
+        layer_type=depth, hidden_sizes=list(hidden_sizes), depths=list(depths), id2label=labels
+    )
+    model = randomized(transformers.ResNetForImageClassification(config))
+    model.save_pretrained(tmp_path)
+    processor = transformers.ConvNextImageProcessor(
+        size={"shortest_edge": 224}, crop_pct=0.875, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
+    )
+    processor.save_pretrained(tmp_path)
+    weights = resolve_checkpoint(tmp_path)
+    assert weights.class_names == list(labels.values())
+    square = photograph.crop((0, 0, 400, 400))  # it rounds the corner of a crop otherwise
+    theirs = processor(square, return_tensors="pt")["pixel_values"]
+    ours = prepared(weights, square)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 1.01 * GREY_LEVEL
+    with torch.inference_mode():
+        logits = load_model(weights.file).eval()(theirs)
+        torch.testing.assert_close(logits, model(theirs).logits, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def torchvision_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's, empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch/hub/checkpoints"
+
+
+def serve(model: torch.nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "") -> Path:
+    """As torchvision publishes it: a pickle, with the beginning of its sha256 in its name."""
+    from resnet_in1k.utils.files import sha256_of
+
+    torch.save(model.state_dict(), folder / "new.pth")
+    file = (folder / "new.pth").rename(folder / (name or f"resnet18-{sha256_of(folder / 'new.pth')[:8]}.pth"))
+    real = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    published = SimpleNamespace(url=file.as_uri(), transforms=real.transforms, meta=real.meta)
+    monkeypatch.setattr("resnet_in1k.model.resolve.torchvision_weights", lambda _: published)
+    return file
+
+
+def test_torchvisions_own_files(photograph: Image.Image, torchvision_cache: Path, tmp_path: Path, monkeypatch):
+    model = randomized(torchvision.models.resnet18())
+    served = serve(model, tmp_path, monkeypatch)
+    weights = resolve_checkpoint("torchvision/resnet18.IMAGENET1K_V1")
+    assert weights.file == torchvision_cache / served.name
+    assert weights.class_names == list(names_by_wnid())
+    theirs = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()(photograph).unsqueeze(0)
+    assert (prepared(weights, photograph) - theirs).abs().max() < 1.01 * GREY_LEVEL
+    with torch.inference_mode():
+        torch.testing.assert_close(load_model(weights.file).eval()(theirs), model(theirs), rtol=0, atol=1e-6)
+
+    served.unlink()  # what was downloaded is enough
+    assert resolve_checkpoint("torchvision/resnet18.IMAGENET1K_V1").file == weights.file
+    data = bytearray(weights.file.read_bytes())
+    data[-1] ^= 1
+    weights.file.write_bytes(data)
+    with pytest.raises(UserError, match=r"resnet18-\w+\.pth is damaged: its sha256 does not begin with \w{8}; remove"):
+        resolve_checkpoint("torchvision/resnet18.IMAGENET1K_V1")
+
+
+def test_torchvision_weights_that_cannot_be_had(torchvision_cache: Path, tmp_path: Path, monkeypatch):
+    with pytest.raises(
+        UserError, match=r"torchvision/resnet50.V3: torchvision has resnet50.IMAGENET1K_V1, resnet50.*V2$"
+    ):
+        resolve_checkpoint("torchvision/resnet50.V3")
+    with pytest.raises(UserError, match="torchvision/vgg16: no vgg16 here, only resnet18"):
+        resolve_checkpoint("torchvision/vgg16")
+    served = serve(randomized(torchvision.models.resnet18()), tmp_path, monkeypatch, name="resnet18-00000000.pth")
+    with pytest.raises(UserError, match=r"could not be downloaded from file:.* \(invalid hash value"):
+        resolve_checkpoint("torchvision/resnet18")
+    served.unlink()
+    with pytest.raises(
+        UserError, match=r"could not be downloaded .*No such file.*; with a copy of it in .*checkpoints no"
+    ):
+        resolve_checkpoint("torchvision/resnet18")
+    assert not list(torchvision_cache.iterdir())
+
+
+TIMM = {"architecture": "resnet50", "num_classes": 2, "pretrained_cfg": {"input_size": [3, 224, 224]}}
+TRANSFORMERS = {"model_type": "resnet", "id2label": {"0": "a", "1": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "message"),
+    [
+        ({**TIMM, "architecture": "resnet50d"}, {}, "timm's resnet50d is none of resnet18"),
+        ({**TIMM, "architecture": "resnetaa50"}, {}, "timm's resnetaa50 is none of"),  # the same tensor names
+        ({**TIMM, "pretrained_cfg": {"input_size": [1, 28, 28]}}, {}, "made for images of 1 × 28 × 28, no RGB squares"),
+        ({**TIMM, "pretrained_cfg": {"input_size": [3, 9, 9], "crop_mode": "squash"}}, {}, "timm's mode squash"),
+        (
+            {**TIMM, "pretrained_cfg": {"input_size": [3, 9, 9], "std": [1, 0, 1]}},
+            {},
+            r"incomplete \(ValueError: mean or",
+        ),
+        ({**TIMM, "pretrained_cfg": {"input_size": [3, 9, 9], "mean": ["x"]}}, {}, r"incomplete \(ValueError"),
+        ({**TIMM, "pretrained_cfg": {}}, {}, r"incomplete \(KeyError: 'input_size'\)"),
+        ({**TRANSFORMERS, "hidden_act": "gelu"}, {}, "hidden_act is gelu, unlike torchvision's ResNets"),
+        ({**TRANSFORMERS, "downsample_in_bottleneck": True}, {}, "downsample_in_bottleneck is True"),
+        (TRANSFORMERS, {"size": {"height": 224, "width": 224}}, "made for distorted images"),
+        (TRANSFORMERS, {"size": {"shortest_edge": 384}}, "made for distorted images of 384 px"),
+        (TRANSFORMERS, {"resample": 1}, "images resized by another interpolation"),
+        (TRANSFORMERS, {"size": "big"}, "size 'big'; must be a whole number"),
+    ],
+)
+def test_what_is_not_computed_or_prepared_here_is_refused(config: dict, processor: dict, message: str, tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(UserError, match=message) as error:
+        resolve_checkpoint(tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,268 @@
+"""--ckpt to a weights file and what the files beside it say."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from resnet_in1k.data.crop import EvalPreprocessing
+from resnet_in1k.model import hub_files
+from resnet_in1k.model.resolve import resolve_checkpoint
+from resnet_in1k.model.weights import save_weights
+from resnet_in1k.recipe_file import write_recipe
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import sha256_of
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "run/model.safetensors"
+    path.parent.mkdir()
+    save_weights({"fc.bias": torch.zeros(2)}, path)
+    return path
+
+
+def record_evaluation(weights: Path, **changes: object) -> dict:
+    """An eval.json beside them."""
+    recorded = {"weights_sha256": sha256_of(weights), "image_size": 64, "resize_size": 73, "interpolation": "bicubic"}
+    recorded |= {"class_names": ["ant", "bee"], **changes}
+    (weights.parent / "eval.json").write_text(json.dumps(recorded))
+    return recorded
+
+
+def publish_config(weights: Path, **changes: object) -> None:
+    """A config.json beside them, as timm's."""
+    mean = [0.485, 0.456, 0.406]
+    settings = {"mean": mean, "input_size": [3, 96, 96], "crop_pct": 0.95, "interpolation": "bicubic", **changes}
+    config = {"pretrained_cfg": settings, "label_names": ["tench", "goldfish"]}
+    (weights.parent / "config.json").write_text(json.dumps(config))
+
+
+def write_run(weights: Path, recipe: Recipe) -> None:
+    write_recipe(RunFolder(weights.parent), "tiny", recipe, {"source": "digits", "class_names": ["a", "b"]}, {})
+
+
+def test_of_a_file_of_its_own_nothing_is_known(weights: Path):
+    found = resolve_checkpoint(weights)
+    assert (found.file, found.class_names, found.data, found.recorded_evaluation) == (weights, None, None, None)
+    assert found.preprocessing() == EvalPreprocessing(224, 256, "bilinear")
+    assert found.note == ""
+
+
+def test_without_an_evaluation_the_preprocessing_is_the_recipes(weights: Path, tiny: Recipe):
+    write_run(weights, replace(tiny, eval_image_size=48, eval_crop_ratio=0.75, eval_interpolation="bicubic"))
+    for checkpoint in (weights.parent, str(weights)):
+        found = resolve_checkpoint(checkpoint)
+        assert (found.class_names, found.data) == (["a", "b"], "digits")
+        assert found.preprocessing() == EvalPreprocessing(48, 64, "bicubic")
+
+
+def test_the_preprocessing_is_that_of_the_recorded_evaluation_of_these_weights(weights: Path, tiny: Recipe):
+    write_run(weights, tiny)
+    publish_config(weights)
+    recorded = record_evaluation(weights)
+    found = resolve_checkpoint(weights.parent)
+    assert (found.recorded_evaluation, found.class_names, found.note) == (recorded, ["ant", "bee"], "")
+    assert found.preprocessing() == EvalPreprocessing(64, 73, "bicubic")
+    assert found.preprocessing(image_size=32) == EvalPreprocessing(32, 36, "bicubic")
+    assert found.preprocessing(eval_crop_ratio=0.5) == EvalPreprocessing(64, 128, "bicubic")
+
+
+def test_an_evaluation_recorded_before_interpolations_was_bilinear(weights: Path):
+    recorded = record_evaluation(weights)
+    del recorded["interpolation"]
+    (weights.parent / "eval.json").write_text(json.dumps(recorded))
+    assert resolve_checkpoint(weights).preprocessing() == EvalPreprocessing(64, 73, "bilinear")
+
+
+def test_an_evaluation_of_other_weights_is_ignored_with_a_warning(weights: Path):
+    record_evaluation(weights, weights_sha256="0" * 64)
+    found = resolve_checkpoint(weights)
+    assert (found.recorded_evaluation, found.preprocessing().image_size) == (None, 224)
+    assert found.note == (f"{weights} is not what the eval.json beside it was measured on: replaced since, or damaged")
+
+
+def test_published_weights_have_their_config(weights: Path):
+    publish_config(weights)
+    found = resolve_checkpoint(weights.parent)
+    assert found.class_names == ["tench", "goldfish"]
+    assert found.preprocessing() == EvalPreprocessing(96, 101, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"interpolation": "lanczos"}, "made for images resized by lanczos interpolation; use timm"),
+        ({"input_size": None}, r"config\.json is incomplete \(TypeError"),
+    ],
+)
+def test_published_weights_of_another_preprocessing_are_refused(weights: Path, changes: dict, message: str):
+    publish_config(weights, **changes)
+    with pytest.raises(UserError, match=message):
+        resolve_checkpoint(weights.parent)
+
+
+def test_an_evaluation_that_lacks_its_preprocessing_is_an_error(weights: Path):
+    (weights.parent / "eval.json").write_text(json.dumps({"weights_sha256": sha256_of(weights)}))
+    with pytest.raises(UserError, match=r"files beside .*model.safetensors are incomplete \(KeyError: 'image_size'\)"):
+        resolve_checkpoint(weights)
+
+
+@pytest.fixture
+def hub(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
+    """Serves the weights' folder as someone/resnet50; what was asked of it."""
+    asked: list[tuple] = []
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str], **_: object) -> str:
+        asked.append((repository, revision, *allow_patterns))
+        return str(weights.parent)
+
+    def tree(*_: object, **__: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(path=path.name, size=path.stat().st_size) for path in weights.parent.iterdir()]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", tree)
+    return asked
+
+
+def test_a_repository_is_downloaded_without_pickles(weights: Path, hub: list[tuple]):
+    assert resolve_checkpoint("someone/resnet50").file == weights
+    assert hub == [("someone/resnet50", None, "model.safetensors", *hub_files.JSON_NAMES)]
+
+
+def test_files_that_are_too_large_are_not_downloaded(weights: Path, hub: list[tuple], monkeypatch):
+    monkeypatch.setitem(hub_files.MAX_BYTES, "model.safetensors", 20)
+    with pytest.raises(UserError, match=r"someone/resnet50: model\.safetensors has \d+ B, more than the 20 B"):
+        resolve_checkpoint("someone/resnet50")
+    assert hub == []
+
+
+@pytest.mark.parametrize(("source", "known"), [("/etc/secrets", None), ("data/imagenet", None), ("digits", "digits")])
+def test_a_stranger_does_not_choose_a_path(weights: Path, tiny: Recipe, hub: list[tuple], source: str, known):
+    """Only what comes with this project is taken from a downloaded recipe.json."""
+    data = {"source": source, "class_names": ["a", "b"]}
+    write_recipe(RunFolder(weights.parent), "tiny", tiny, data, {})
+    assert resolve_checkpoint("someone/resnet50").data == known
+    assert resolve_checkpoint(weights.parent).data == source
+
+
+@pytest.mark.parametrize("size", [0, -224, 10**9, True, "224", 224.0, None, [224]])
+def test_sizes_that_no_image_can_have_are_refused(weights: Path, size: object):
+    publish_config(weights, input_size=[3, size, size])
+    with pytest.raises(UserError, match=r"model\.safetensors: image size .*; must be a whole number from 1 to 4096"):
+        resolve_checkpoint(weights)
+    record_evaluation(weights, image_size=size)
+    with pytest.raises(UserError):
+        resolve_checkpoint(weights)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 1e-9, 1.5, "0.9", True, None])
+def test_crop_ratios_that_no_image_can_have_are_refused(weights: Path, ratio: object):
+    publish_config(weights, crop_pct=ratio)
+    with pytest.raises(UserError, match=r"model\.safetensors: crop ratio .*; must be a number from 0\.1 to 1"):
+        resolve_checkpoint(weights)
+
+
+@pytest.mark.parametrize("resize_size", [0, 10**9, "73", None, True])
+def test_a_resize_size_that_no_image_can_have_is_refused(weights: Path, resize_size: object):
+    record_evaluation(weights, resize_size=resize_size)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        resolve_checkpoint(weights)
+
+
+@pytest.mark.parametrize(("image_size", "resize_size"), [(64, 73.5), (64, "1e999"), ("1e999", 73), (10**400, 73)])
+def test_a_recorded_evaluation_of_impossible_sizes_is_refused_at_once(weights: Path, image_size, resize_size):
+    """A resize size between two whole numbers would be searched for without end; 1e999 is infinite."""
+    record_evaluation(weights, image_size="IMAGE", resize_size="RESIZE")
+    text = (weights.parent / "eval.json").read_text()
+    text = text.replace('"IMAGE"', str(image_size)).replace('"RESIZE"', str(resize_size))
+    (weights.parent / "eval.json").write_text(text)
+    with pytest.raises(UserError, match=r"size \S{1,40}; must be a whole number from 1 to \d+$"):
+        resolve_checkpoint(weights)
+
+
+def test_a_crop_ratio_that_no_float_can_hold_is_refused(weights: Path):
+    publish_config(weights, crop_pct=10**400)
+    with pytest.raises(UserError, match=r"crop ratio 10{39}; must be"):
+        resolve_checkpoint(weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": []},
+        {"data": None},
+        {"data": {"class_names": ["a"]}},
+        {"data": {"source": ["a"], "class_names": ["a"]}},
+        {"data": {"source": 5, "class_names": ["a"]}},
+        {"recipe": {"lr": 10**400}},
+        {"recipe": {"image_size": 10**400}},
+        {"recipe": {"image_size": 32.5}},
+        {"recipe": {"eval_image_size": True}},
+        {"recipe": {"eval_crop_ratio": 1e-9}},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_a_recipe_of_wrong_types_or_sizes_is_one_line(weights: Path, tiny: Recipe, changes: dict):
+    write_run(weights, tiny)
+    whole = json.loads((weights.parent / "recipe.json").read_text())
+    recipe = {**whole["recipe"], **changes.get("recipe", {})}
+    (weights.parent / "recipe.json").write_text(json.dumps({**whole, **changes, "recipe": recipe}))
+    with pytest.raises(UserError, match=r"model\.safetensors|recipe\.json") as error:
+        resolve_checkpoint(weights)
+    assert "\n" not in str(error.value)
+
+
+def test_class_names_cannot_write_to_the_terminal(weights: Path):
+    record_evaluation(weights, class_names=["\x1b[2Jant", "bee\r\n"])
+    assert resolve_checkpoint(weights).class_names == ["\\x1b[2Jant", "bee\\r\\n"]
+    for names in ("ant", [1, 2], {"a": 1}):
+        record_evaluation(weights, class_names=names)
+        with pytest.raises(UserError, match="the class names are no list of texts"):
+            resolve_checkpoint(weights)
+
+
+def test_json_that_is_nested_too_deeply_is_like_none(weights: Path):
+    for name in ("config.json", "eval.json"):
+        (weights.parent / name).write_text('{"a":' + "[" * 100_000)
+    assert resolve_checkpoint(weights).image_size == 224
+    (weights.parent / "recipe.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"recipe\.json cannot be read .*nested too deeply"):
+        resolve_checkpoint(weights)
+
+
+def test_a_repository_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def fail(*_: object, **__: object) -> str:
+        raise ValueError("404 Client Error\nwith many lines")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", fail)
+    with pytest.raises(UserError, match=r"someone/resnet50 is no file or folder here, .* \(404 Client Error\)$"):
+        resolve_checkpoint("someone/resnet50")
+
+
+@pytest.mark.parametrize("checkpoint", ["run/gone", "gone/model.safetensors", "nowhere", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_taken_for_a_repository(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(UserError, match=f"^{checkpoint}: no such file or folder; give a run folder"):
+        resolve_checkpoint(checkpoint)
+
+
+def test_published_weights_of_a_run_are_those_that_its_recipe_publishes(weights: Path, tiny: Recipe):
+    """Also while no eval.json says it."""
+    for publish in ("ema", "model"):
+        write_run(weights, replace(tiny, ema_decay=0.9, publish=publish))
+        assert resolve_checkpoint(weights.parent).kind == publish
+    other = shutil.copy(weights, weights.parent / "ema.safetensors")
+    assert resolve_checkpoint(other).kind == "ema"

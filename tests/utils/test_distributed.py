@@ -1,0 +1,257 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator, DistributedType
+from helpers.processes import ROOT
+
+from resnet_in1k.utils import distributed
+from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.launch import Launch
+
+LOST = r"^process 3 has lost the others \({}\): one of them has ended, .* go on with --resume$"
+CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_DEBUG=INFO says more, .*/dev/shm"
+
+
+def test_unrelated_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """A launch of two in which Accelerate sees only one: each would train alone and write over the other."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "Accelerator", lambda **_: SimpleNamespace(num_processes=1, log_with=[]))
+    with pytest.raises(UserError, match="2 processes were launched, but this one sees 1"):
+        distributed.make_accelerator(Launch())
+
+
+def test_too_few_gpus_are_refused_before_the_processes_connect(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "Accelerator", None)
+    with pytest.raises(UserError, match="only 1 GPU is visible"):
+        distributed.make_accelerator(Launch())
+
+
+def test_failed_start_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def refuse(**_: object) -> None:
+        raise RuntimeError("The server socket has failed to listen\nmore")
+
+    monkeypatch.setattr(distributed, "Accelerator", refuse)
+    with pytest.raises(UserError, match=r"^Accelerate cannot start here: The server socket has failed to listen$"):
+        distributed.make_accelerator(Launch(), "fp32")
+
+
+@pytest.mark.parametrize(
+    ("launched", "asked", "fast", "expected"),
+    [
+        ("no", "auto", True, "bf16"),
+        ("no", "auto", False, "no"),
+        ("fp16", "auto", True, "fp16"),
+        ("bf16", "auto", False, "bf16"),
+        ("bf16", "fp32", True, "no"),
+        ("no", "fp16", True, "fp16"),
+        (None, "auto", True, "bf16"),
+    ],
+)
+def test_precision_follows_the_launch_then_the_device(monkeypatch, launched, asked, fast, expected):
+    chosen = {}
+
+    class Recorder:
+        num_processes, device, log_with = 1, torch.device("cpu"), ()
+        distributed_type = DistributedType.NO
+
+        def __init__(self, **how: object):
+            chosen.update(how)
+
+    monkeypatch.setattr(distributed, "Accelerator", Recorder)
+    monkeypatch.setattr(distributed, "has_fast_bf16", lambda device: fast)
+    if launched is None:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    else:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    distributed.make_accelerator(Launch(), asked)
+    assert chosen["mixed_precision"] == expected
+
+
+def test_accumulation_of_the_launch_does_not_divide_the_loss(monkeypatch: pytest.MonkeyPatch):
+    """Accelerate's backward divides by its own number of accumulation steps; the step divides already."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert Accelerator(cpu=True).gradient_accumulation_steps == 4  # it reads the variable
+    weight = torch.ones((), requires_grad=True)
+    distributed.make_accelerator(Launch(), "fp32").backward(3 * weight)
+    assert weight.grad == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_launch_that_divides_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(
+        UserError, match=rf"^the launch configuration asks for {name}, .*: use distributed_type MULTI_GPU"
+    ):
+        distributed.make_accelerator(Launch(), "fp32")
+
+
+def test_other_kinds_of_launch_are_refused(monkeypatch: pytest.MonkeyPatch):
+    accelerator = SimpleNamespace(num_processes=1, log_with=[], distributed_type=DistributedType.XLA)
+    monkeypatch.setattr(distributed, "Accelerator", lambda **_: accelerator)
+    with pytest.raises(UserError, match="asks for XLA"):
+        distributed.make_accelerator(Launch(), "fp32")
+
+
+def test_gloo_takes_the_interface_that_leads_to_the_main_process(monkeypatch: pytest.MonkeyPatch):
+    """Where the host's name resolves to 127.0.1.1, it would by itself listen where no other machine can connect."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that it is restored afterwards
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    distributed.choose_gloo_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    distributed.choose_gloo_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+
+
+@pytest.mark.parametrize(("name", "message"), [("abacus", "unknown tracker.*tensorboard"), ("wandb", "not installed")])
+def test_tracker_that_cannot_report_is_refused(name: str, message: str):
+    with pytest.raises(UserError, match=f"--report-to {name}: {message}"):
+        distributed.make_accelerator(Launch(), "fp32", report_to=name)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"),
+            r"Connection closed by peer \[127\.0\.0\.1\]:4711",
+        ),
+        (RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms"), "Timed out .*ms"),
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:2] Read error [::1]:1: Connection reset by peer"), "Read .* peer"),
+        (
+            torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error\nmore"),
+            "NCCL error: remote process exited or there was a network error",
+        ),
+    ],
+)
+def test_lost_process_is_explained(monkeypatch: pytest.MonkeyPatch, error: RuntimeError, reason: str):
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(ProcessError, match=LOST.format(reason)), distributed.translate_process_errors():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            torch.distributed.DistBackendError(
+                "NCCL error in: NCCLUtils.cpp:94, unhandled system error\nLast error:\n"
+                "Error while creating shared memory segment /dev/shm/nccl-1 (size 9637888)"
+            ),
+            r"NCCL error in: .* unhandled system error Last error: Error while creating .* \(size 9637888\)",
+        ),
+        (RuntimeError("[/gloo/transport/tcp/device.cc:84] Unable to find interface for: eth7"), r"\[/gloo.* eth7"),
+        (torch.distributed.DistNetworkError("Connection refused"), "Connection refused"),
+    ],
+)
+def test_other_failure_of_communication_keeps_its_reason(monkeypatch, error: RuntimeError, reason: str):
+    """In one line, with all that the library says: nobody has ended."""
+    monkeypatch.setenv("RANK", "3")
+    with (
+        pytest.raises(ProcessError, match=CANNOT_COMMUNICATE.format(reason)) as raised,
+        distributed.translate_process_errors(),
+    ):
+        raise error
+    assert "\n" not in str(raised.value)
+
+
+def test_error_of_another_kind_is_not_explained():
+    with pytest.raises(RuntimeError, match=r"^Timed out in user code$"), distributed.translate_process_errors():
+        raise RuntimeError("Timed out in user code")
+
+
+PROCESS = """
+import collections
+import torch
+from dataclasses import replace
+from torch.profiler import profile
+from resnet_in1k.recipes.published import RECIPES
+from resnet_in1k.train.step import TrainStep
+from resnet_in1k.utils import distributed
+from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.launch import Launch
+
+launch = Launch.connect()
+accelerator = distributed.make_accelerator(launch, "fp32")
+rank = accelerator.process_index
+
+norm = torch.nn.BatchNorm1d(2)
+norm.running_mean += rank + 1
+distributed.broadcast_buffers(norm, accelerator)
+print(norm.running_mean.tolist())
+
+def write():
+    print("writes")
+    raise OSError(28, "No space left on device", "file")
+
+try:
+    launch.on_main_process(write, "writes")
+except UserError as error:
+    print(str(error).split(";")[0])
+
+def trained(compress_gradients):
+    # Two steps more than the first two, in which DistributedDataParallel settles; the gradients have 45 MB.
+    accelerator = distributed.make_accelerator(launch, "fp32", compress_gradients=compress_gradients)
+    recipe = replace(RECIPES["demo"].recipe, model="resnet18", image_size=32, momentum=0.0, weight_decay=0.0)
+    step = TrainStep(recipe, 10, accelerator)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
+    for _ in range(2):
+        step(images, torch.arange(4), 0.01)
+    before = step.model.fc.weight.detach().clone()
+    with profile() as profiler:
+        for _ in range(2):
+            step(images, torch.arange(4), 0.01)
+    names = [event.name for event in profiler.events()]
+    collectives = collections.Counter(name for name in names if name.startswith("gloo:"))
+    print(dict(collectives), names.count("aten::item"))
+    return step.model.fc.weight - before
+
+exact, compressed = trained(False), trained(True)
+print("compressed", bool(0 < (exact - compressed).norm() / exact.norm() < 0.02))
+
+if rank == 0:  # the other process has ended
+    try:
+        with distributed.translate_process_errors():
+            for _ in range(2):
+                torch.distributed.all_reduce(torch.ones(1))
+    except ProcessError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path):
+    """They share buffers and the failure of a write, exchange gradients only, and report that the other has ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS],
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    main, other = (process.communicate(timeout=120)[0].splitlines() for process in processes)
+    failure = "file cannot be written: No space left on device"
+    # Three buckets of gradients for each of two steps, no other collective, and nothing that the host waits for.
+    steps = ["{'gloo:all_reduce': 6} 0", "{'gloo:all_reduce': 6} 0", "compressed True"]
+    assert main[:6] == ["[1.0, 1.0]", "writes", failure, *steps]
+    assert other == ["[1.0, 1.0]", failure, *steps]
+    assert main[6].startswith("process 0 has lost the others (")

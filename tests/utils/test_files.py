@@ -1,0 +1,240 @@
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from resnet_in1k.utils import files
+from resnet_in1k.utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0)
+
+
+def failing_once(target: object, name: str, error: OSError, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Let the first call of `target.name` raise `error`; the list receives the arguments of all calls."""
+    plain, calls = getattr(target, name), []
+
+    def call(*arguments: object, **options: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise error
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(target, name, call)
+    return calls
+
+
+def test_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def half(path: Path) -> None:
+        assert path.parent == tmp_path  # a rename within one file system
+        path.write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as error:
+        files.write_atomically(target, half)
+    assert error.value.filename == str(target)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_atomic_write_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """First the content is synced, then the file is renamed, then the folder is synced."""
+    order = []
+    plain_fsync, plain_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        order.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name.split('.')[1:2] or 'folder'}")
+        plain_fsync(descriptor)
+
+    def replace(*paths: Path) -> None:
+        order.append("rename")
+        plain_replace(*paths)
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    files.write_text(tmp_path / "run" / "file", "new")
+    assert order == ["sync ['file']", "rename", "sync folder"]
+    assert (tmp_path / "run" / "file").read_text() == "new"
+
+
+def test_file_is_readable_by_whom_the_umask_says(tmp_path: Path):
+    mask = os.umask(0o027)
+    try:
+        files.write_json(tmp_path / "file.json", {})
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "file.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_comes_back_as_it_was_even_with_bytes_that_are_no_utf8(tmp_path: Path):
+    value = {"class_names": ["é", os.fsdecode(b"anguila_\xf1")], "loss": 1 / 3}
+    files.write_json(tmp_path / "file.json", value)
+    assert files.read_json(tmp_path / "file.json") == value
+    assert (tmp_path / "file.json").read_bytes().count("é".encode()) == 1
+    assert b"\\udcf1" in (tmp_path / "file.json").read_bytes()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_json_is_neither_written_nor_read(tmp_path: Path, value: float):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "file.json", {"loss": value})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file.json").write_text(json.dumps({"loss": value}))
+    with pytest.raises(ValueError, match="is not JSON"):
+        files.read_json(tmp_path / "file.json")
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_error(tmp_path: Path):
+    (tmp_path / "file.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.read_json(tmp_path / "file.json")
+
+
+def test_new_folder_has_its_name_only_when_it_is_whole(tmp_path: Path):
+    with files.new_folder(tmp_path / "step") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("new")
+        assert not (tmp_path / "step").exists()
+    assert (tmp_path / "step/sub/file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
+
+
+def test_new_folder_whose_content_fails_leaves_the_old_one(tmp_path: Path):
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "file").write_text("old")
+    with pytest.raises(OSError, match="No space left") as error, files.new_folder(tmp_path / "step"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == str(tmp_path / "step")
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
+    assert (tmp_path / "step" / "file").read_text() == "old"
+
+
+def test_new_folder_replaces_one_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The old one is there until the new one is whole and synced."""
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "file").write_text("old")
+    failing_once(os, "rename", OSError(errno.EIO, "Input/output error"), monkeypatch)
+
+    def replace() -> None:
+        with files.new_folder(tmp_path / "step") as folder:
+            (folder / "file").write_text("new")
+            assert (tmp_path / "step" / "file").read_text() == "old"
+
+    with pytest.raises(OSError, match="Input/output error"):
+        replace()
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
+    assert (tmp_path / "step" / "file").read_text() == "old"
+    replace()
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
+    assert (tmp_path / "step" / "file").read_text() == "new"
+
+
+def test_new_folder_does_not_create_its_parents(tmp_path: Path):
+    with pytest.raises(FileNotFoundError), files.new_folder(tmp_path / "gone" / "step"):
+        pass
+    assert not (tmp_path / "gone").exists()
+
+
+def test_temporaries_of_killed_writers_are_removed(tmp_path: Path):
+    (tmp_path / ".step_1.77.tmp").mkdir()
+    (tmp_path / ".step_1.77.tmp" / "file").write_text("half")
+    (tmp_path / f"{files.TEMPORARY_FOLDER}abc").mkdir()
+    (tmp_path / ".state.json.77.tmp").write_text("{")
+    (tmp_path / "notes.tmp").write_text("a user's")
+    (tmp_path / "checkpoints" / "step_1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step_2.77.tmp" / ".file.77.tmp").mkdir(parents=True)
+    files.remove_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoints", "notes.tmp", "step_1"]
+
+
+def test_deleted_folder_is_gone_even_if_its_content_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a network file system keeps while another process has it open is left to `remove_temporaries`."""
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "file").write_text("open elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path, ignore_errors=False: None)
+        files.delete_folder(tmp_path / "step")
+    assert not (tmp_path / "step").exists()
+    files.remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log = tmp_path / "log.jsonl"
+    files.append_line(log, "one")
+    failing_once(os, "fsync", OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
+    with pytest.raises(OSError, match="No space left") as error:
+        files.append_line(log, "two")
+    assert error.value.filename == str(log)
+    assert log.read_bytes() == b"one\n"
+    files.append_line(log, "thrée")
+    assert log.read_bytes() == "one\nthrée\n".encode()
+
+
+@pytest.mark.parametrize(("number", "calls"), [(errno.EIO, 2), (errno.ESTALE, 2), (errno.EDQUOT, 1), (errno.EACCES, 1)])
+def test_transient_error_is_retried_once(number: int, calls: int):
+    called = []
+
+    def write() -> None:
+        called.append(1)
+        raise OSError(number, os.strerror(number), "a/file")
+
+    assert files.failure_of(write) == f"a/file cannot be written: {os.strerror(number)}"
+    assert len(called) == calls
+
+
+def test_retry_waits_before_the_second_call(monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 1.5)
+    monkeypatch.setattr("time.sleep", waits.append)
+    errors = [OSError(errno.EIO, "once")]
+
+    def read() -> str:
+        if errors:
+            raise errors.pop()
+        return "content"
+
+    assert files.retry_once(read) == "content"
+    assert waits == [1.5]
+
+
+def test_failure_of_a_write_is_none_or_one_line():
+    errors = [OSError(errno.EIO, "once")]
+
+    def write() -> None:
+        if errors:
+            raise errors.pop()
+
+    assert files.failure_of(write) is None
+
+    def refuse() -> None:
+        raise UserError("the folder is another run's")
+
+    assert files.failure_of(refuse) == "the folder is another run's"
+    with pytest.raises(ZeroDivisionError):  # a bug stays one
+        files.failure_of(lambda: 1 / 0)
+
+
+def test_reads_are_retried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "file"
+    file.write_text("content")
+    calls = failing_once(Path, "read_text", OSError(errno.ESTALE, "Stale file handle"), monkeypatch)
+    assert files.read_text(file) == "content"
+    calls += failing_once(Path, "open", OSError(errno.ESTALE, "Stale file handle"), monkeypatch)
+    assert files.sha256_of(file) == hashlib.sha256(b"content").hexdigest()
+    assert calls == [(file,), (file,)]
+
+
+def test_sha256_of_more_than_one_block(tmp_path: Path):
+    data = bytes(range(256)) * 5000  # 1.28 MB
+    (tmp_path / "file").write_bytes(data)
+    assert files.sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()

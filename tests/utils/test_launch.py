@@ -1,0 +1,181 @@
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+from helpers.processes import ROOT
+from helpers.threads import run_launch
+
+from resnet_in1k.utils import files, launch
+from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.launch import Launch
+
+
+def test_process_alone_needs_no_store():
+    with Launch.connect() as alone:
+        assert (alone.rank, alone.world_size, alone.is_main_process) == (0, 1, True)
+        assert alone.broadcast_from_main(lambda: 3, "counts") == 3
+        assert alone.gather("a", "spells") == ["a"]
+        assert [alone.agreed_signal(number) for number in (0, 15)] == [0, 15]
+
+
+def test_value_of_the_main_process_reaches_all():
+    made = []
+
+    large = random.Random(0).randbytes(20 << 20)  # as the paths of two million images
+
+    def body(launch: Launch) -> list[object]:
+        return launch.broadcast_from_main(lambda: made.append(launch.rank) or [launch.rank, large], "makes it")
+
+    assert run_launch(body, body, body) == [[0, large]] * 3
+    assert made == [0]
+
+
+def test_gathered_values_are_in_order_and_do_not_mix():
+    def body(launch: Launch) -> list[object]:
+        return [launch.gather((name, launch.rank), "names it") for name in "ab"]
+
+    assert run_launch(body, body) == [[[("a", 0), ("a", 1)], [("b", 0), ("b", 1)]]] * 2
+
+
+def test_error_of_the_main_process_is_raised_by_all():
+    def body(launch: Launch) -> None:
+        def make() -> None:
+            raise UserError("no such folder")
+
+        launch.broadcast_from_main(make, "lists")
+
+    assert [(type(error), str(error)) for error in run_launch(body, body)] == [(UserError, "no such folder")] * 2
+
+
+def test_failed_write_ends_with_advice(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0)
+
+    def write() -> None:
+        raise OSError(28, "No space left on device", "run/log.jsonl")
+
+    def body(launch: Launch) -> None:
+        launch.on_main_process(write, "writes")
+
+    words = r"^run/log\.jsonl cannot be written: No space left on device; what was saved before is intact: .*--resume$"
+    for error in run_launch(body, body):
+        with pytest.raises(UserError, match=words):
+            raise error
+    with pytest.raises(UserError, match=r"No space left on device, so there$"):
+        Launch().on_main_process(write, "writes", advice=", so there")
+
+    errors = [OSError(5, "Input/output error")]
+    Launch().on_main_process(lambda: (_ for _ in ()).throw(errors.pop()) if errors else None, "writes")
+    assert errors == []
+
+
+def test_process_that_fails_alone_is_named_to_those_that_wait(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launch, "FAILURE_POLL_SECONDS", 0.1)
+
+    def fails(launch: Launch) -> None:
+        launch.machine = "node7"
+        raise ProcessError("its disk is gone")
+
+    waits, failed = run_launch(lambda launch: launch.gather(0, "adds up"), fails)
+    assert str(failed) == "its disk is gone"
+    assert type(waits) is ProcessError
+    assert str(waits) == "stopped, as process 1 on node7: its disk is gone"
+
+
+def test_process_that_waits_long_says_for_what(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(launch, "REPORT_SECONDS", 0.1)
+    reported = threading.Event()
+
+    class Errors:
+        def write(self, text: str) -> None:
+            lines.append(text)
+            reported.set()
+
+    lines: list[str] = []
+    monkeypatch.setattr(sys, "stderr", Errors())
+
+    def body(launch: Launch) -> None:
+        launch.machine = "node7"
+        launch.broadcast_from_main(lambda: reported.wait(30), "lists the images")
+
+    run_launch(body, body)
+    assert lines[0] == "process 1 on node7 waits for process 0, which lists the images: 0 s"
+
+
+def test_signal_stops_all_processes_at_the_same_call():
+    """That of a process other than the main one is known to all by the main one's next call."""
+    received, stopped = threading.Event(), []
+
+    def main(launch: Launch) -> int:
+        calls = 1
+        assert launch.agreed_signal(0) == 0
+        received.wait(30)
+        while not launch.agreed_signal(0):
+            calls += 1
+        return calls
+
+    def other(launch: Launch) -> int:
+        calls = 1
+        assert launch.agreed_signal(0) == 0
+        received.set()
+        while not stopped and not launch.agreed_signal(10):
+            calls += 1
+        return calls
+
+    calls = run_launch(main, other, other)
+    assert calls[0] == calls[1] == calls[2]
+
+
+def test_old_answers_are_deleted():
+    def body(launch: Launch) -> int:
+        for _ in range(200):
+            launch.agreed_signal(0)
+            launch.broadcast_from_main(lambda: 0, "does nothing")
+            launch.gather(0, "goes on")
+        return launch._store.num_keys()
+
+    assert max(run_launch(body, body)) < 100
+
+
+def test_unreachable_main_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match="2 processes were launched, but MASTER_ADDR and MASTER_PORT do not say"):
+        Launch.connect()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "9")  # discard: nobody listens there
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(launch, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(launch, "CONNECT_SECONDS", 0.0)
+    with pytest.raises(UserError, match=r"^process 1 on \S+ cannot reach process 0 at 127\.0\.0\.1:9 \(.*firewall$"):
+        Launch.connect()
+
+
+CONNECTS = """
+import sys
+from resnet_in1k.utils import launch
+launch.FAILURE_POLL_SECONDS = 0.1
+print("ready", flush=True)
+launch.Launch.connect()
+"""
+
+
+@pytest.mark.slow
+def test_process_that_connects_ends_with_its_launcher(tmp_path):
+    """A launcher killed while its processes wait for others that never come must not leave them behind."""
+    launcher = f"""
+import os, subprocess, sys
+environment = {{**os.environ, "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}}
+process = subprocess.Popen([sys.executable, "-c", {CONNECTS!r}], env={{**environment, "TORCHELASTIC_RUN_ID": "7"}})
+print(process.pid, flush=True)
+process.wait()
+"""
+    import psutil
+
+    running = subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = psutil.Process(int(running.stdout.readline()))
+    assert running.stdout.readline() == "ready\n"
+    running.kill()
+    _, alive = psutil.wait_procs([process], timeout=20)
+    assert not alive

@@ -1,0 +1,49 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.validation import above, at_least, at_least_and_below, between, check_options, out_of_range
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words", "inside", "outside"),
+    [
+        (at_least(1), "at least 1", [1, 2.5, 1e9], [0, 0.99]),
+        (above(0), "above 0", [1e-9, 5], [0, -1]),
+        (above(0, at_most=1), "above 0, at most 1", [1e-9, 1], [0, 1.01]),
+        (between(0, 0.5), "between 0 and 0.5", [0, 0.5], [-0.01, 0.51]),
+        (at_least_and_below(0, 1), "at least 0 and below 1", [0, 0.999], [-0.01, 1]),
+    ],
+)
+def test_range_in_words_and_at_its_ends(metadata, words: str, inside: list[float], outside: list[float]):
+    @dataclass
+    class Options:
+        value: float = field(metadata=metadata)
+
+    for value in inside:
+        assert list(out_of_range(Options(value))) == []
+    for value in [*outside, float("nan"), float("inf")]:
+        assert [(name, text) for name, text, _ in out_of_range(Options(value))] == [("value", words)]
+
+
+@dataclass
+class Options:
+    num_things: int | None = field(default=None, metadata=at_least(1))
+    sizes: tuple[int, ...] = field(default=(1, 2), metadata=between(1, 9))
+    anything: str = ""
+
+
+def test_none_is_in_range_and_each_item_of_a_tuple_is_checked():
+    assert list(out_of_range(Options())) == []
+    assert list(out_of_range(Options(num_things=0, sizes=(3, 10, 0)))) == [
+        ("num_things", "at least 1", 0),
+        ("sizes", "between 1 and 9", 10),
+        ("sizes", "between 1 and 9", 0),
+    ]
+
+
+def test_option_out_of_range_is_named_by_its_flag():
+    check_options(Options(num_things=1))
+    with pytest.raises(UserError, match=r"^--num-things -3: must be at least 1$"):
+        check_options(Options(num_things=-3))
