@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from resnet_in1k.data.registry import open_train_and_val
-from resnet_in1k.recipe_file import add_resume, describe_data, read_recipe, write_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, add_resume, describe_data, read_recipe, write_recipe
 from resnet_in1k.utils.errors import UserError
 
 VERSION_1 = {

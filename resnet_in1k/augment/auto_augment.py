@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import imagenet
-from resnet_in1k.utils.registry import lookup
+from resnet_in1k.utils.validation import lookup
 
 Policy = Callable[[Image.Image], Image.Image]
 """A square RGB image to one of the same size."""

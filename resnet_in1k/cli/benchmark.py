@@ -21,25 +21,29 @@ from resnet_in1k.cli.benchmark_parts import beside_off, input_recipes, random_im
 from resnet_in1k.cli.communication import collectives_per_step, costs, ways_of_several
 from resnet_in1k.cli.reference import DecodeOnly, TutorialDataset, TutorialStep, bare_step, reference_loader
 from resnet_in1k.data.dataset import Source
-from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch
-from resnet_in1k.data.prefetch import Prefetched, Tensors, prefetch_to_device
+from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Prefetched, Tensors, prefetch_to_device
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.data.sampler import TrainOrder
-from resnet_in1k.provenance import provenance
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Architecture, Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.run_folder import provenance
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.step import TrainStep
 from resnet_in1k.train.trainer import train_loader
-from resnet_in1k.utils.device import capabilities, choose_cpu_threads, choose_workers, hardware_name, usable_cores
-from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
+from resnet_in1k.utils.device import (
+    PrecisionFlag,
+    capabilities,
+    choose_cpu_threads,
+    choose_workers,
+    hardware_name,
+    usable_cores,
+)
+from resnet_in1k.utils.distributed import Launch, make_accelerator, translate_process_errors, world_size
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch, world_size
-from resnet_in1k.utils.precision import PrecisionFlag
+from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize
 from resnet_in1k.utils.validation import at_least, check_options
-from resnet_in1k.utils.workers import translate_worker_errors
 
 TUTORIAL = RECIPES["tutorial"].recipe
 

@@ -11,9 +11,8 @@ import tyro
 
 from resnet_in1k.evaluate.statistics import confidence_interval, paired
 from resnet_in1k.model.resolve import resolve_checkpoint
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration

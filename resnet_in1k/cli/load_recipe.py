@@ -7,14 +7,13 @@ from typing import Any
 
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.model.hub_files import REPOSITORY, download
-from resnet_in1k.recipe_file import read_recipe_file
 from resnet_in1k.recipes.published import RECIPES, NamedRecipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME
+from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, read_recipe_file
 from resnet_in1k.utils import files
+from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.precision import PRECISIONS
-from resnet_in1k.utils.registry import lookup
+from resnet_in1k.utils.validation import lookup
 
 HUB = "hub:"
 

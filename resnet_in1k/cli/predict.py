@@ -15,21 +15,18 @@ from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.cli.preprocessing import PreprocessingOptions
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_paths import list_images, open_paths
-from resnet_in1k.data.loader import Batch, Loader
-from resnet_in1k.data.prefetch import prefetch_to_device
+from resnet_in1k.data.loader import Batch, Loader, prefetch_to_device
 from resnet_in1k.data.sampler import EvalOrder
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
-from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, translate_memory_errors
-from resnet_in1k.utils.distributed import make_accelerator
+from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, reproducible_float32, translate_memory_errors
+from resnet_in1k.utils.distributed import Launch, make_accelerator, world_size
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.imagenet import human_names
-from resnet_in1k.utils.launch import Launch, world_size
 from resnet_in1k.utils.plots import image_grid, save_figure
-from resnet_in1k.utils.precision import reproducible_float32
+from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.validation import at_least, check_options
-from resnet_in1k.utils.workers import translate_worker_errors
 
 MAX_IMAGES_IN_FIGURE = 100
 

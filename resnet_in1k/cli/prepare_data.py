@@ -23,8 +23,8 @@ from resnet_in1k.prepare.written import content_sha256, mean_written_bytes
 from resnet_in1k.utils import files
 from resnet_in1k.utils.device import usable_cores
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import FolderLock, NoLocksError
 from resnet_in1k.utils.format import count, file_size, shorten
-from resnet_in1k.utils.lock import FolderLock, NoLocksError
 from resnet_in1k.utils.pool import Progress
 from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
 

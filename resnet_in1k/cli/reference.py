@@ -15,8 +15,8 @@ from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import PREFETCH_FACTOR
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import imagenet
-from resnet_in1k.utils.precision import PRECISIONS
-from resnet_in1k.utils.workers import worker_context
+from resnet_in1k.utils.device import PRECISIONS
+from resnet_in1k.utils.pool import worker_context
 
 
 class TutorialDataset(Dataset):

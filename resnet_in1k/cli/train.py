@@ -6,17 +6,16 @@ from pathlib import Path
 from resnet_in1k.cli import arguments as cli
 from resnet_in1k.cli.load_recipe import GivenRecipe, find_recipe
 from resnet_in1k.evaluate.reproduction import describe_distance, distance
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import scaled_fields
 from resnet_in1k.recipes.step_counts import accumulation_steps
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.utils import files, imagenet
+from resnet_in1k.utils.distributed import world_size
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import world_size
 
 DEFAULT_RECIPE = "tutorial"
 

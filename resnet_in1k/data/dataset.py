@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from resnet_in1k.utils.errors import UserError
+
 Split = Literal["train", "val"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 """Of a file's name; files of others are looked into."""
@@ -197,3 +199,35 @@ def sample_sums(source: Source, num_images: int) -> dict[str, str]:
         except OSError as error:
             sums[source.image_name(index)] = f"cannot be read: {error.strerror or error}"
     return sums
+
+
+def split_by_hash(whole: Divisible, split: Split, val_share: float) -> Source:
+    """The images of `whole` whose names' hashes are in the val share, or the others.
+
+    An image that is added moves no other; only that each class has at least one image in either split.
+
+    Raises:
+        UserError: if a class has one image only.
+    """
+    places = np.array([_place_of(whole.key(index)) for index in range(len(whole))])
+    is_val = places < val_share
+    by_class = np.argsort(whole.labels, kind="stable")
+    ends = np.cumsum(np.bincount(whole.labels, minlength=len(whole.class_names)))
+    for name, members in zip(whole.class_names, np.split(by_class, ends[:-1]), strict=True):
+        if len(members) == 1:
+            image = whole.image_name(int(members[0]))
+            raise UserError(
+                f"--val-share {val_share:g}: class {name} has one image, {image}, which cannot be in both splits; "
+                "add some, or remove it"
+            )
+        if len(members) and not is_val[members].any():
+            is_val[members[places[members].argmin()]] = True
+        elif len(members) and is_val[members].all():
+            is_val[members[places[members].argmax()]] = False
+    (chosen,) = np.nonzero(is_val if split == "val" else ~is_val)
+    return whole.take(chosen, split)
+
+
+def _place_of(key: bytes) -> float:
+    """From 0 to 1."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64

@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_in1k.data.dataset import PackedBytes
 from resnet_in1k.utils import files
-from resnet_in1k.utils.cache import cache_file
+from resnet_in1k.utils.files import cache_file
 
 FORMAT_VERSION = 1
 SETTLED_AFTER_SECONDS = 2.0

@@ -6,7 +6,7 @@ device, by `augment`. No float tensor crosses a process border.
 
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from resnet_in1k.data.corrupt_images import IfBad, read_image
 from resnet_in1k.data.crop import Crop
 from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.decode import IfBad, read_image
 from resnet_in1k.data.sampler import BatchSpec, Sample
 from resnet_in1k.utils.device import capabilities, device_type
 from resnet_in1k.utils.errors import ProcessError
-from resnet_in1k.utils.workers import (
+from resnet_in1k.utils.pool import (
     check_workers_can_start,
     init_worker,
     shared_bytes,
@@ -206,3 +206,52 @@ def _num_slots(num_workers: int) -> int:
 def shared_bytes_needed(num_workers: int, batch_size: int, image_size: int) -> int:
     """Memory that a loader shares with its workers."""
     return _num_slots(num_workers) * batch_size * 3 * image_size**2
+
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Prefetched:
+    """A batch on its way to the device."""
+
+    bad_images: dict[int, str]
+    tensors: Callable[[], Tensors]
+    """Gives the prepared tensors to the current stream; to be called before the next batch is asked for."""
+
+
+def prefetch_to_device(
+    batches: Iterable[Batch], device: torch.device, prepare: Callable[[Batch], Tensors]
+) -> Iterator[Prefetched]:
+    """Copy each batch to the device and prepare it there.
+
+    Waiting for the next item is waiting for the loader; what calling its `tensors` costs is work of the device.
+
+    Where the device has streams, both happen on a side stream. As the host runs ahead of the device, it asks for the
+    next batch while the device still computes the step before: copy and augmentation run beside that step, not after
+    it.
+    """
+    if not capabilities(device.type).streams:
+        for batch in batches:
+            yield Prefetched(batch.bad_images, functools.partial(prepare, batch.to(device)))
+        return
+
+    side_stream = _side_stream(device)
+    for batch in batches:
+        with side_stream:
+            prepared = prepare(batch.to(device))
+        yield Prefetched(batch.bad_images, functools.partial(_on_compute_stream, prepared, side_stream))
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.Stream:
+    # One for training and every evaluation: the caching allocator keeps freed blocks per stream.
+    return torch.Stream(device)
+
+
+def _on_compute_stream(prepared: Tensors, side_stream: torch.Stream) -> Tensors:
+    compute_stream = torch.accelerator.current_stream(side_stream.device)
+    compute_stream.wait_stream(side_stream)
+    for tensor in prepared:
+        tensor.record_stream(compute_stream)  # else its memory could be reused while the step still reads it
+    return prepared

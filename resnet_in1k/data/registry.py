@@ -6,8 +6,7 @@ from resnet_in1k.data import digits, synthetic
 from resnet_in1k.data import hf_dataset as hf
 from resnet_in1k.data import image_folder as folder
 from resnet_in1k.data import tar_shards as shards
-from resnet_in1k.data.dataset import Divisible, Source, SourceFacts, SourceType, Split
-from resnet_in1k.data.split import split_by_hash
+from resnet_in1k.data.dataset import Divisible, Source, SourceFacts, SourceType, Split, split_by_hash
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from resnet_in1k.data.dataset import IMAGE_SUFFIXES, PackedBytes
 from resnet_in1k.utils import files
-from resnet_in1k.utils.cache import cache_file, digest_of
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import cache_file, digest_of
 from resnet_in1k.utils.pool import Progress, run_parallel
 
 FORMAT_VERSION = 1

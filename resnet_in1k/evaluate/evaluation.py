@@ -14,14 +14,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.dataset import Source, samples_sha256
-from resnet_in1k.data.loader import Batch, Loader
-from resnet_in1k.data.prefetch import prefetch_to_device
+from resnet_in1k.data.loader import Batch, Loader, prefetch_to_device
 from resnet_in1k.data.sampler import EvalOrder
 from resnet_in1k.recipes.recipe import PublishedWeights
 from resnet_in1k.utils.console import Console
-from resnet_in1k.utils.device import translate_memory_errors
+from resnet_in1k.utils.device import reproducible_float32, translate_memory_errors
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.precision import reproducible_float32
 
 EVAL_BATCH_SIZE = 128
 """Images per process and forward pass. Another number, as another number of processes or kind of device, moves logits

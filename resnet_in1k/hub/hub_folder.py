@@ -22,9 +22,8 @@ from resnet_in1k.model.exported import is_exported
 from resnet_in1k.model.foreign import CONFIG_NAME
 from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
 from resnet_in1k.model.weights import PREFIXES, WEIGHTS_NAME
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.recipe import Interpolation
-from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder
+from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line

@@ -19,8 +19,8 @@ from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for
 from resnet_in1k.recipes.scaling import scaled_fields
 from resnet_in1k.recipes.step_counts import accumulation_steps
 from resnet_in1k.utils import imagenet
+from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.format import duration
-from resnet_in1k.utils.precision import PRECISIONS
 
 PROJECT = "resnet-in1k"
 ALWAYS_SHOWN = (

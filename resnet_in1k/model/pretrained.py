@@ -13,9 +13,9 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.decode import decode
 from resnet_in1k.model import resnet
 from resnet_in1k.model.resolve import DEFAULT_PREPROCESSING, resolve_checkpoint
+from resnet_in1k.utils.device import reproducible_float32
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.imagenet import human_names
-from resnet_in1k.utils.precision import reproducible_float32
 
 
 class ResNet(resnet.ResNet, PyTorchModelHubMixin):

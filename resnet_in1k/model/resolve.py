@@ -22,9 +22,8 @@ from resnet_in1k.model.foreign import (
 from resnet_in1k.model.hub_files import REPOSITORY, download
 from resnet_in1k.model.torchvision_weights import PREFIX, download_torchvision_weights, torchvision_weights
 from resnet_in1k.model.weights import WEIGHTS_NAME, weights_file
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, Recipe, crop_ratio_for, resize_size_for
-from resnet_in1k.run_folder import EVALUATION_NAME, find_run
+from resnet_in1k.run_folder import EVALUATION_NAME, find_run, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import printable

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.registry import lookup
+from resnet_in1k.utils.validation import lookup
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, targets) to the mean loss over the batch, ()."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.utils.registry import lookup
+from resnet_in1k.utils.validation import lookup
 
 LRSchedule = Callable[[Recipe, float, float], float]
 """The factor on the recipe's lr after warm-up, from (recipe, epochs done as a fraction, share from 0 to 1 of the steps

@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.registry import lookup
+from resnet_in1k.utils.validation import lookup
 
 NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
 

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from resnet_in1k.utils import files
-from resnet_in1k.utils.cache import cache_file
+from resnet_in1k.utils.files import cache_file
 from resnet_in1k.utils.pool import Progress
 
 BLOCK_BYTES = 16 << 20

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from resnet_in1k.data.dataset import Source, sample_sums
-from resnet_in1k.provenance import provenance
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, provenance
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.utils import files
+from resnet_in1k.utils.distributed import Launch, local_rank
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration
-from resnet_in1k.utils.launch import Launch, local_rank
 
 MAX_CLOCK_DIFFERENCE_SECONDS = 60.0
 """More would make file times, logs and time-outs of the machines contradict one another."""

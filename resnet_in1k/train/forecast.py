@@ -6,16 +6,15 @@ from collections.abc import Callable
 import torch
 
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.data.loader import Batch
-from resnet_in1k.data.prefetch import prefetch_to_device
+from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
 from resnet_in1k.train.preflight import CPU_SMOKE_TEST_IMAGES
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils import rng
+from resnet_in1k.utils.device import reproducible_float32
 from resnet_in1k.utils.format import dollars, duration
-from resnet_in1k.utils.precision import reproducible_float32
 from resnet_in1k.utils.rng import Stream
 from resnet_in1k.utils.timing import synchronize
 

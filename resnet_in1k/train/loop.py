@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from resnet_in1k.data.prefetch import prefetch_to_device
+from resnet_in1k.data.loader import prefetch_to_device
 from resnet_in1k.evaluate.evaluation import evaluate_model
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
@@ -17,11 +17,10 @@ from resnet_in1k.train.preflight import preflight
 from resnet_in1k.train.resume import check_resumable
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils.device import is_out_of_memory
-from resnet_in1k.utils.distributed import broadcast_buffers, translate_process_errors
+from resnet_in1k.utils.distributed import Launch, broadcast_buffers, translate_process_errors
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
-from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.signals import StopSignals
-from resnet_in1k.utils.workers import translate_worker_errors
 
 
 def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:

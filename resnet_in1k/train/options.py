@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resnet_in1k.data.corrupt_images import OnBadImage
-from resnet_in1k.utils.precision import PrecisionFlag
+from resnet_in1k.data.decode import OnBadImage
+from resnet_in1k.utils.device import PrecisionFlag
 from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
 
 

@@ -7,9 +7,8 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import describe_scaling
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.train.trainer import Trainer
-from resnet_in1k.utils.device import hardware_name, missing_capabilities
+from resnet_in1k.utils.device import PRECISIONS, hardware_name, missing_capabilities
 from resnet_in1k.utils.format import count
-from resnet_in1k.utils.precision import PRECISIONS
 
 
 def describe_plan(run: Trainer) -> str:

@@ -13,25 +13,27 @@ from safetensors.torch import save
 from torch import Tensor
 
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.data.corrupt_images import OnBadImage
 from resnet_in1k.data.dataset import Source
-from resnet_in1k.data.decode import decode
-from resnet_in1k.data.loader import Batch, shared_bytes_needed
-from resnet_in1k.data.prefetch import prefetch_to_device
+from resnet_in1k.data.decode import OnBadImage, decode
+from resnet_in1k.data.loader import Batch, prefetch_to_device, shared_bytes_needed
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.train.agreement import check_run_folder_is_shared
 from resnet_in1k.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils import files, rng
-from resnet_in1k.utils.device import local_world_size, translate_memory_errors, usable_cores
+from resnet_in1k.utils.device import (
+    available_memory,
+    local_world_size,
+    reproducible_float32,
+    translate_memory_errors,
+    usable_cores,
+)
+from resnet_in1k.utils.distributed import local_rank
 from resnet_in1k.utils.errors import BadImageError, UserError
 from resnet_in1k.utils.format import count, file_size
-from resnet_in1k.utils.launch import local_rank
-from resnet_in1k.utils.memory import available_memory
-from resnet_in1k.utils.precision import reproducible_float32
+from resnet_in1k.utils.pool import worker_context
 from resnet_in1k.utils.rng import Stream
-from resnet_in1k.utils.workers import worker_context
 
 SAMPLED_AT_EACH_PLACE = 4
 """Images decoded from the start, the middle and the end of a split."""

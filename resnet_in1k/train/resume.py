@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from resnet_in1k.provenance import provenance
-from resnet_in1k.recipe_file import FORMAT_VERSION, read_recipe
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import FORMAT_VERSION, RunFolder, provenance, read_recipe
 from resnet_in1k.train.init_weights import InitialWeights
 from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.utils.device import PRECISIONS, PrecisionFlag
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.precision import PRECISIONS, PrecisionFlag
 
 SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", "hardware", "cpu_threads")
 """What must stay as it was for a resumed run to end with the same bits."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from resnet_in1k.data.corrupt_images import max_bad_images, too_many_bad_images
 from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.decode import max_bad_images, too_many_bad_images
 from resnet_in1k.train.checkpoint import TrainState
 from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils.errors import UserError

@@ -9,10 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from resnet_in1k.model.head import FrozenBody
+from resnet_in1k.model.layers import FrozenBody, StochasticDepth, synchronize_norms
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.model.stochastic_depth import StochasticDepth
-from resnet_in1k.model.sync_batch_norm import synchronize_norms
 from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.optim.losses import build_loss
 from resnet_in1k.optim.optimizers import build_optimizer, set_lr

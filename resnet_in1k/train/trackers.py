@@ -9,9 +9,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from resnet_in1k.utils import files
+from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line
-from resnet_in1k.utils.launch import Launch
 
 TO_GO_ON: dict[str, Callable[[str, int], dict[str, Any]]] = {
     "tensorboard": lambda run_id, first_step: {"purge_step": first_step},  # hides what was taken back

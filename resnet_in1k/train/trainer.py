@@ -14,25 +14,22 @@ from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
 from resnet_in1k.model.ema import MovingAverage
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.recipe_file import describe_data
 from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, describe_data
 from resnet_in1k.train.agreement import check_same_data, check_same_program
-from resnet_in1k.train.checkpoint import TrainState
+from resnet_in1k.train.checkpoint import ModelGroup, OptimizerGroup, TensorGroup, TrainState
 from resnet_in1k.train.init_weights import initial_weights
 from resnet_in1k.train.log import TrainLog
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.resume import precision_of, run_facts
 from resnet_in1k.train.skipped_images import SkippedImages
 from resnet_in1k.train.step import TrainStep
-from resnet_in1k.train.tensor_groups import ModelGroup, OptimizerGroup, TensorGroup
 from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils import device as devices
 from resnet_in1k.utils.console import Console
-from resnet_in1k.utils.distributed import make_accelerator
+from resnet_in1k.utils.distributed import Launch, make_accelerator
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.signals import StopSignals
 
 

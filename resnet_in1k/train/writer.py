@@ -8,22 +8,21 @@ from typing import Any
 from resnet_in1k.evaluate.evaluation import Evaluation
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights import save_weights, weights_to_save
-from resnet_in1k.recipe_file import add_resume, write_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, add_resume, write_recipe
 from resnet_in1k.train.checkpoint import (
+    TensorGroup,
     TrainState,
     list_checkpoints,
     prune_checkpoints,
     rewrite_state,
     save_checkpoint,
 )
-from resnet_in1k.train.curves import LiveFigure, draw_curves, save_curves
-from resnet_in1k.train.tensor_groups import TensorGroup
 from resnet_in1k.utils import files
+from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch
-from resnet_in1k.utils.lock import FolderLock
+from resnet_in1k.utils.files import FolderLock
+from resnet_in1k.utils.plots import LiveFigure, draw_curves, save_curves
 
 
 class RunWriter:

@@ -1,4 +1,4 @@
-"""What this machine has: its device, its cores, its memory; how many threads and workers follow from that."""
+"""What this machine has: its device, cores and memory; the precisions it computes in."""
 
 import contextlib
 import functools
@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
@@ -211,3 +212,80 @@ def check_enough_gpus() -> None:
             f"{'GPU is' if visible == 1 else 'GPUs are'} visible; set num_processes: {visible} in the Accelerate "
             f"config (or --num_processes {visible}){check}"
         )
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated before the machine swaps or a limit ends a process.
+
+    Docker, Slurm and Kubernetes limit memory by cgroups, which psutil does not look at. A limit may be set on any
+    group above this process's own.
+    """
+    return min([psutil.virtual_memory().available, *_left_in_cgroups()])
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """Bytes left in each group that has a limit, of cgroup version 1 or 2."""
+    try:
+        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = root / path.strip("/")
+        for folder in [group, *group.parents]:
+            if folder.is_relative_to(root):
+                yield from _left_in(folder, *names)
+
+
+def _left_in(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> Iterator[int]:
+    # ValueError: "max" for no limit.
+    with contextlib.suppress(OSError, ValueError):
+        limit, usage = (int((folder / name).read_text(encoding="ascii")) for name in (limit_name, usage_name))
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        # The page cache counts as used, but is dropped where memory is needed.
+        yield max(0, limit - usage + int(statistics.get(cache_name, 0)))
+
+
+PrecisionFlag = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    flag: PrecisionFlag
+    """As --precision takes it."""
+    label: str
+    """As people read it."""
+    autocast_dtype: torch.dtype | None
+    """None: no autocast."""
+
+
+PRECISIONS: dict[str, Precision] = {
+    "no": Precision("fp32", "float32", None),
+    "bf16": Precision("bf16", "bfloat16 autocast", torch.bfloat16),
+    "fp16": Precision("fp16", "float16 autocast", torch.float16),
+}
+"""By Accelerate's name, which is also what recipe.json records as mixed_precision."""
+
+ACCELERATE_NAMES: dict[PrecisionFlag, str] = {precision.flag: name for name, precision in PRECISIONS.items()}
+
+
+@contextlib.contextmanager
+def reproducible_float32() -> Iterator[None]:
+    """Float32 that is no TF32, which moves logits by about 1e-3, and algorithms that are not chosen by timing."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision
+    cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = False, True, "ieee", "ieee"
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = before

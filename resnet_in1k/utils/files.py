@@ -6,12 +6,14 @@ of a folder finds a whole one or none.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +32,14 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename the result to `path`."""
+    """Call `write` with a temporary path next to `path`, then rename the result to `path`.
+
+    A transient error of the file system is retried once.
+    """
+    retry_once(lambda: _write_atomically(path, write))
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -158,6 +167,19 @@ def failure_of(write: Callable[[], None]) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def user_errors(prefix: str = "") -> Iterator[None]:
+    """Raise UserError for an OSError in the body, naming the file and the system's reason.
+
+    Args:
+        prefix: put before the message, such as "--output: ".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{prefix}{error.filename or 'a file'} cannot be written: {error.strerror or error}") from None
+
+
 def sha256_of(path: Path) -> str:
     def read_all() -> str:
         digest = hashlib.sha256()
@@ -181,3 +203,58 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """Where there is no home, as for a container's user without a name, one that cannot be made: nothing is kept."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
+    except RuntimeError:
+        return Path(os.devnull, "resnet_in1k")
+
+
+def cache_file(kind: str, paths: Sequence[Path], suffix: str) -> Path:
+    """Whether what is kept there still holds is for its reader to tell."""
+    return cache_folder() / f"{kind}-{digest_of(str(path.absolute()) for path in paths)}{suffix}"
+
+
+def digest_of(names: Iterable[str]) -> str:
+    """16 hexadecimal digits."""
+    joined = "\0".join(names).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(joined).hexdigest()[:16]
+
+
+class NoLocksError(UserError):
+    """The folder's file system has no locks."""
+
+
+class FolderLock:
+    """Locks a folder, until `close` or until this process ends, however it ends.
+
+    A record lock: the kernel releases it with the process, and children, such as loader workers, do not inherit it.
+
+    Raises:
+        NoLocksError: if the file system has none.
+        UserError: if another process holds it.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = (folder / LOCK_NAME).open("a+")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                self._file.close()
+                raise NoLocksError(
+                    f"{folder} cannot be locked ({error.strerror}); it has to be on a file system with locks"
+                ) from None
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise UserError(f"{folder} is being written to by {holder}; wait for it or stop it first") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

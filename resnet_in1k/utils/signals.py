@@ -7,7 +7,7 @@ import time
 from types import FrameType
 
 from resnet_in1k.utils.console import in_notebook
-from resnet_in1k.utils.launch import Launch, launcher_has_ended
+from resnet_in1k.utils.distributed import Launch, launcher_has_ended
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL_EVERY = 4

@@ -1,9 +1,10 @@
-"""The range of a dataclass field, kept in its metadata: for the fields of recipes and of command-line options."""
+"""Check values that a user gives: the range of a field, and names of registered functions."""
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from resnet_in1k.utils.errors import UserError
 
@@ -45,3 +46,15 @@ def check_options(options: Any) -> None:
     """Raises UserError for the first option that is out of range, by its flag's name."""
     for name, words, value in out_of_range(options):
         raise UserError(f"--{name.replace('_', '-')} {value}: must be {words}")
+
+
+T = TypeVar("T")
+
+
+def lookup(table: Mapping[str, T], name: str, field: str) -> T:
+    """Raises UserError with all names, and the nearest one, if the table has no such name."""
+    if name in table:
+        return table[name]
+    nearest = difflib.get_close_matches(name, table, n=1)
+    meant = f"; perhaps you meant {nearest[0]}" if nearest else ""
+    raise UserError(f"--{field.replace('_', '-')} {name}: must be one of {', '.join(sorted(table))}{meant}")

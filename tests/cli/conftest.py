@@ -11,8 +11,7 @@ from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights import save_weights, weights_to_save
-from resnet_in1k.recipe_file import describe_data, write_recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, describe_data, write_recipe
 
 
 @pytest.fixture(scope="session")

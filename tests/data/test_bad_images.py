@@ -8,10 +8,9 @@ import pytest
 import torch
 from helpers.loading import eval_batches, packed_source, train_batches, with_bad_images
 
-from resnet_in1k.data.corrupt_images import max_bad_images
 from resnet_in1k.data.crop import TrainCrop
 from resnet_in1k.data.dataset import FileSource, PackedBytes, PackedSource, Source
-from resnet_in1k.data.decode import decode
+from resnet_in1k.data.decode import decode, max_bad_images
 from resnet_in1k.data.sampler import Sample, epoch_order
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import files

@@ -25,7 +25,7 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source, open_train_and_val, source_facts
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
-from resnet_in1k.utils import workers
+from resnet_in1k.utils import pool as workers
 from resnet_in1k.utils.errors import BadImageError, ProcessError, UserError
 
 KINDS = ("folder", "shards", "hf")

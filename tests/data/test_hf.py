@@ -10,7 +10,7 @@ from helpers.images import encoded
 from helpers.sources import as_parquet
 from PIL import Image
 
-from resnet_in1k.data.corrupt_images import read_image
+from resnet_in1k.data.decode import read_image
 from resnet_in1k.data.registry import open_source, open_train_and_val, source_facts
 from resnet_in1k.utils.errors import ProcessError, UserError
 from resnet_in1k.utils.imagenet import names_by_wnid

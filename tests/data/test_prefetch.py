@@ -5,10 +5,9 @@ import torch
 from helpers.fake_device import META, fake_streams
 from helpers.loading import train_batches
 
-from resnet_in1k.data import prefetch
+from resnet_in1k.data import loader as prefetch
 from resnet_in1k.data.dataset import Source
-from resnet_in1k.data.loader import Batch
-from resnet_in1k.data.prefetch import prefetch_to_device
+from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.device import Capabilities
 

@@ -15,7 +15,7 @@ from helpers.sources import as_shards
 
 from resnet_in1k.data import tar_index as shard_index
 from resnet_in1k.data import tar_shards as shards
-from resnet_in1k.data.corrupt_images import read_image
+from resnet_in1k.data.decode import read_image
 from resnet_in1k.data.registry import open_source, open_train_and_val
 from resnet_in1k.utils.errors import ProcessError, UserError
 

@@ -16,7 +16,7 @@ from resnet_in1k.data.crop import Crop
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.sampler import BatchSpec, Sample
-from resnet_in1k.utils import workers
+from resnet_in1k.utils import pool as workers
 from resnet_in1k.utils.errors import ProcessError
 
 

@@ -18,16 +18,10 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.data.sampler import EvalOrder
 from resnet_in1k.evaluate import evaluation as evaluation_module
-from resnet_in1k.evaluate.evaluation import (
-    NO_CLASS,
-    Evaluation,
-    eval_loader,
-    evaluate_model,
-    pads_batches,
-)
+from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, eval_loader, evaluate_model, pads_batches
 from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.utils.device import reproducible_float32
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.precision import reproducible_float32
 
 
 def evaluate(

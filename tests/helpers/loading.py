@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from resnet_in1k.data.corrupt_images import IfBad
 from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.dataset import PackedBytes, PackedSource, Source
+from resnet_in1k.data.decode import IfBad
 from resnet_in1k.data.loader import Batch, Loader
 from resnet_in1k.data.sampler import EvalOrder, TrainOrder
 from resnet_in1k.recipes.recipe import Recipe

@@ -2,7 +2,7 @@
 
 import torch
 
-from resnet_in1k.train.tensor_groups import ModelGroup, OptimizerGroup, TensorGroup
+from resnet_in1k.train.checkpoint import ModelGroup, OptimizerGroup, TensorGroup
 
 
 class SmallNetwork(torch.nn.Module):

@@ -14,9 +14,8 @@ from resnet_in1k.cli import train
 from resnet_in1k.hub.hub_folder import make_config, read_run
 from resnet_in1k.hub.model_card import RunRecord, make_card
 from resnet_in1k.model.resnet import LAYOUTS
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.published import RECIPES
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.utils.imagenet import names_by_wnid
 
 

@@ -14,9 +14,8 @@ from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.model import hub_files
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import save_weights, weights_to_save
-from resnet_in1k.recipe_file import write_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, write_recipe
 from resnet_in1k.utils.errors import UserError
 
 REPO = "someone/resnet18"

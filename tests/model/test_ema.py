@@ -10,7 +10,7 @@ from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.train.tensor_groups import ModelGroup
+from resnet_in1k.train.checkpoint import ModelGroup
 
 TV2 = RECIPES["tv2"].recipe
 

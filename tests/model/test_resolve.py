@@ -13,9 +13,8 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.model import hub_files
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import save_weights
-from resnet_in1k.recipe_file import write_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, write_recipe
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import sha256_of
 

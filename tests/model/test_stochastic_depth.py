@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.ops import stochastic_depth
 
+from resnet_in1k.model.layers import StochasticDepth
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.model.stochastic_depth import StochasticDepth
 from resnet_in1k.recipes.recipe import Recipe
 
 CPU = torch.device("cpu")

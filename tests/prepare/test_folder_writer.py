@@ -16,7 +16,7 @@ from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare import folder_writer
 from resnet_in1k.prepare.folder_writer import write_folder
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.lock import FolderLock
+from resnet_in1k.utils.files import FolderLock
 from resnet_in1k.utils.pool import Progress
 
 

@@ -10,16 +10,15 @@ import pytest
 from helpers.threads import run_launch, this_rank
 
 from resnet_in1k.data.registry import open_train_and_val
-from resnet_in1k.provenance import provenance
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, provenance
 from resnet_in1k.train import agreement, preflight
 from resnet_in1k.train.options import TrainOptions
-from resnet_in1k.utils import memory
+from resnet_in1k.utils import device as memory
+from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch
-from resnet_in1k.utils.lock import FolderLock
+from resnet_in1k.utils.files import FolderLock
 
 
 def outcomes(check, num_processes: int = 3) -> list[str]:

@@ -12,6 +12,7 @@ from helpers.small_network import SmallNetwork, all_tensors, assert_same_tensors
 
 from resnet_in1k.model.weights import weights_file
 from resnet_in1k.train.checkpoint import (
+    TensorGroup,
     TrainState,
     list_checkpoints,
     load_checkpoint,
@@ -21,7 +22,6 @@ from resnet_in1k.train.checkpoint import (
     save_checkpoint,
     state_sha256,
 )
-from resnet_in1k.train.tensor_groups import TensorGroup
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 

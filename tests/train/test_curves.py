@@ -10,7 +10,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from resnet_in1k.train.curves import LiveFigure, draw_curves, save_curves
+from resnet_in1k.utils.plots import LiveFigure, draw_curves, save_curves
 
 TOP1 = [0.1, 0.55, 0.9, 0.85]
 RECORDS = [{"kind": "train", "epoch": 1, "step": 5, "loss": 9.0}] + [

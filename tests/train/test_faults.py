@@ -16,9 +16,8 @@ import torch
 from helpers.processes import ROOT, SLOW, TWO_PROCESSES, at, rank_of, start
 from helpers.training import run
 
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.train.checkpoint import list_checkpoints
 from resnet_in1k.train.step import TrainStep
 from resnet_in1k.utils.errors import ProcessError, UserError

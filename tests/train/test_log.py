@@ -13,7 +13,7 @@ from resnet_in1k.train.log import TrainLog
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils.console import Console
-from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.timing import Lap
 
 

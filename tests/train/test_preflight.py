@@ -16,8 +16,8 @@ from resnet_in1k.data.registry import open_source
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train import preflight
-from resnet_in1k.train.tensor_groups import ModelGroup
-from resnet_in1k.utils import workers
+from resnet_in1k.train.checkpoint import ModelGroup
+from resnet_in1k.utils import pool as workers
 from resnet_in1k.utils.errors import BadImageError, UserError
 
 Usage = namedtuple("Usage", "total used free")

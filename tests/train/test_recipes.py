@@ -16,9 +16,8 @@ from helpers.training import losses, run, shallow_resnet18, small_version
 from safetensors.torch import load_file
 
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.published import RECIPES
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.utils.files import sha256_of
 
 pytestmark = pytest.mark.slow

@@ -57,7 +57,7 @@ import sys
 sys.path[:0] = ["tests", "tests/train"]
 from pathlib import Path
 from resnet_in1k.utils import distributed
-from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.distributed import Launch
 from test_several_processes import train_ten_steps
 
 launch = Launch.connect()

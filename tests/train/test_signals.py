@@ -14,9 +14,8 @@ from helpers.training import run
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.evaluate import evaluation
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.train import trainer
 from resnet_in1k.utils import signals
 from resnet_in1k.utils.errors import Preempted

@@ -12,8 +12,14 @@ from safetensors.torch import load_file
 from timm.optim import Lamb
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from resnet_in1k.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from resnet_in1k.train.tensor_groups import ModelGroup, OptimizerGroup, TensorGroup
+from resnet_in1k.train.checkpoint import (
+    ModelGroup,
+    OptimizerGroup,
+    TensorGroup,
+    TrainState,
+    load_checkpoint,
+    save_checkpoint,
+)
 from resnet_in1k.utils.errors import UserError
 
 Parameters = list[torch.nn.Parameter]

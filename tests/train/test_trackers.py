@@ -12,8 +12,8 @@ from accelerate.utils import LoggerType
 from helpers.threads import run_launch, this_rank
 
 from resnet_in1k.train.trackers import Trackers
+from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch
 
 CONFIG = {"model": "resnet18", "lr": 0.1}
 

@@ -7,14 +7,12 @@ import pytest
 import torch
 from helpers.small_network import SmallNetwork, groups_of
 
-from resnet_in1k.recipe_file import read_recipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder
-from resnet_in1k.train.checkpoint import TrainState, list_checkpoints
-from resnet_in1k.train.tensor_groups import TensorGroup
+from resnet_in1k.run_folder import RunFolder, read_recipe
+from resnet_in1k.train.checkpoint import TensorGroup, TrainState, list_checkpoints
 from resnet_in1k.train.writer import RunWriter
+from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch
 
 
 @pytest.fixture

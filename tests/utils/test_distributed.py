@@ -11,8 +11,8 @@ from accelerate import Accelerator, DistributedType
 from helpers.processes import ROOT
 
 from resnet_in1k.utils import distributed
+from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.launch import Launch
 
 LOST = r"^process 3 has lost the others \({}\): one of them has ended, .* go on with --resume$"
 CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_DEBUG=INFO says more, .*/dev/shm"
@@ -181,7 +181,7 @@ from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.train.step import TrainStep
 from resnet_in1k.utils import distributed
 from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.distributed import Launch
 
 launch = Launch.connect()
 accelerator = distributed.make_accelerator(launch, "fp32")

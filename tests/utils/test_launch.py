@@ -7,9 +7,10 @@ import pytest
 from helpers.processes import ROOT
 from helpers.threads import run_launch
 
-from resnet_in1k.utils import files, launch
+from resnet_in1k.utils import distributed as launch
+from resnet_in1k.utils import files
+from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.launch import Launch
 
 
 def test_process_alone_needs_no_store():
@@ -154,7 +155,7 @@ def test_unreachable_main_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
 
 CONNECTS = """
 import sys
-from resnet_in1k.utils import launch
+from resnet_in1k.utils import distributed as launch
 launch.FAILURE_POLL_SECONDS = 0.1
 print("ready", flush=True)
 launch.Launch.connect()

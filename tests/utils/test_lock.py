@@ -10,12 +10,12 @@ import pytest
 from helpers.processes import ROOT
 
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.lock import FolderLock, NoLocksError
+from resnet_in1k.utils.files import FolderLock, NoLocksError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from resnet_in1k.utils.lock import FolderLock
+from resnet_in1k.utils.files import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)

@@ -3,7 +3,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from resnet_in1k.utils import memory
+from resnet_in1k.utils import device as memory
 
 VERSION_2 = {"max": "memory.max", "current": "memory.current", "cache": "inactive_file"}
 VERSION_1 = {"max": "memory.limit_in_bytes", "current": "memory.usage_in_bytes", "cache": "total_inactive_file"}

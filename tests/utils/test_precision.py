@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import PrecisionType
 
-from resnet_in1k.utils.precision import ACCELERATE_NAMES, PRECISIONS, PrecisionFlag
+from resnet_in1k.utils.device import ACCELERATE_NAMES, PRECISIONS, PrecisionFlag
 
 
 def test_names_are_accelerates_and_flags_are_those_of_the_option():

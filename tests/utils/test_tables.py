@@ -1,7 +1,7 @@
 import pytest
 
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.registry import lookup
+from resnet_in1k.utils.validation import lookup
 
 
 def test_choice_is_the_entry_of_that_name():

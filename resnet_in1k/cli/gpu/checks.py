@@ -9,14 +9,12 @@ import torch
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.cli.gpu.setting import LeftOutError, Setting, check
-from resnet_in1k.data.loader import Batch
-from resnet_in1k.data.prefetch import prefetch_to_device
+from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.evaluate.evaluation import padded, predict_batch
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.train.step import TrainStep
 from resnet_in1k.utils import imagenet
-from resnet_in1k.utils.device import capabilities, missing_capabilities
-from resnet_in1k.utils.precision import reproducible_float32
+from resnet_in1k.utils.device import capabilities, missing_capabilities, reproducible_float32
 from resnet_in1k.utils.timing import Stopwatch, synchronize
 
 NUM_BATCHES = 12

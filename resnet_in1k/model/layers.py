@@ -1,0 +1,110 @@
+"""What a ResNet has in training only: stochastic depth, synchronized batch norm, a frozen body."""
+
+import functools
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils import rng
+from resnet_in1k.utils.device import capabilities
+from resnet_in1k.utils.rng import Stream
+
+
+class StochasticDepth:
+    """What the images of one process's share of each global batch skip, drawn for (seed, step)."""
+
+    def __init__(self, model: torch.nn.Module, recipe: Recipe, device: torch.device, rank: int, num_processes: int):
+        blocks = [module for module in model.modules() if isinstance(module, BasicBlock | Bottleneck)]
+        self._seed, self._global_batch_size, self._device = recipe.seed, recipe.global_batch_size, device
+        self._keep = 1 - recipe.stochastic_depth * torch.arange(len(blocks)) / (len(blocks) - 1)
+        share = recipe.global_batch_size // num_processes
+        self._rows = slice(rank * share, (rank + 1) * share)
+        self._factors: Tensor | None = None
+        for number, block in enumerate(blocks):
+            last_norm = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+            last_norm.register_forward_hook(functools.partial(self._scale, number))
+
+    def draw(self, step: int, num_images: int) -> Tensor:
+        """(B, blocks) on the device: 0 where the image skips the branch, else 1 / the probability that it does not."""
+        generator = rng.generator(self._seed, Stream.STOCHASTIC_DEPTH, step)
+        kept = torch.rand(self._global_batch_size, len(self._keep), generator=generator) < self._keep
+        factors = (kept / self._keep)[self._rows][:num_images]  # fewer than its share in the preflight only
+        pin = capabilities(self._device.type).pinned_memory
+        return (factors.pin_memory() if pin else factors).to(self._device, non_blocking=pin)
+
+    def use(self, factors: Tensor) -> None:
+        """For the next forward pass, of as many images."""
+        self._factors = factors
+
+    def _scale(self, number: int, norm: torch.nn.Module, _: object, branch: Tensor) -> Tensor | None:
+        if not norm.training:
+            return None
+        return branch * self._factors[:, number].view(-1, 1, 1, 1).to(branch.dtype)
+
+
+def synchronize_norms(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The model with its batch norms replaced, keys and tensors as they were. To be called with a process group."""
+    if device.type != "cpu":
+        return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is torch.nn.BatchNorm2d:
+            module.__class__ = CpuSyncBatchNorm
+    return model
+
+
+class CpuSyncBatchNorm(torch.nn.BatchNorm2d):
+    """BatchNorm2d that normalizes a training batch by the mean and variance over all processes' images, of which each
+    has equally many."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        world_size = dist.get_world_size()
+        values = images.to(torch.promote_types(images.dtype, torch.float32))
+        mean = _SumOverProcesses.apply(values.mean(dim=(0, 2, 3))) / world_size
+        centerd = values - mean.view(-1, 1, 1)
+        variance = _SumOverProcesses.apply(centerd.square().mean(dim=(0, 2, 3))) / world_size
+        normalized = centerd * (variance + self.eps).rsqrt().view(-1, 1, 1)
+        result = normalized * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        count = world_size * images.numel() / images.shape[1]
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        return result.to(images.dtype)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum that each process uses; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class FrozenBody(torch.nn.Module):
+    """The same logits as the model's in eval mode; the only parameters are those of its last layer."""
+
+    def __init__(self, model: ResNet):
+        super().__init__()
+        self.fc = model.fc
+        self._model = (model,)  # in a tuple it is no part of this module
+
+    def forward(self, images: Tensor) -> Tensor:
+        (model,) = self._model
+        model.eval()
+        with torch.no_grad():
+            features = model.features(images)
+        return self.fc(features)
