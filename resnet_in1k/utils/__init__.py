@@ -1,1 +1,1 @@
-"""What every other sub-package may use: errors, files, text, random numbers, devices, processes, clocks, signals."""
+"""Files, processes, devices, random numbers and other tools that know nothing of training."""

@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 
 from resnet_in1k.utils.format import duration
 
-TOLD_EVERY_SECONDS = 30.0
+HEARTBEAT_SECONDS = 30.0
 
 
 class Console:
-    """Prints on the main process only."""
+    """Print on the main process only."""
 
     def __init__(self, is_main_process: bool):
         self._is_main_process = is_main_process
@@ -24,10 +24,10 @@ class Console:
         """Print to standard output, above any progress bar."""
         if self._is_main_process:
             tqdm.write(text)
-            sys.stdout.flush()  # so that a log file shows it now, not when a block is full
+            sys.stdout.flush()  # a log file then shows the line now, not when a block is full
 
     def bar(self, total: int, description: str, done: int = 0) -> "tqdm[Any]":
-        """A progress bar on standard error, shown in a terminal or a notebook only."""
+        """Make a progress bar on standard error, which is shown in a terminal or a notebook only."""
         interactive = sys.stderr.isatty() or in_notebook()
         return tqdm(
             total=total,
@@ -41,23 +41,23 @@ class Console:
 
 @contextlib.contextmanager
 def heartbeat(what: str) -> Iterator[None]:
-    """A line on standard error from time to time, for what takes long and shows no progress of its own."""
+    """Print a line to standard error every 30 seconds, for slow work that shows no progress of its own."""
     ended, started_at = threading.Event(), time.monotonic()
 
-    def tell() -> None:
-        while not ended.wait(TOLD_EVERY_SECONDS):
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
             print(f"{what}: {duration(time.monotonic() - started_at)} so far", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()  # what comes next may fork
+        thread.join()  # the next step may fork
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this; nothing is imported to find out."""
+    """True if a Jupyter kernel runs this process; imports nothing."""
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     return bool(shell) and hasattr(shell, "kernel")

@@ -1,16 +1,16 @@
-"""The errors that a user can act on."""
+"""Errors that a user can act on."""
 
 
 class UserError(Exception):
     """Bad input, or a machine that cannot do what was asked.
 
-    The message is one line: what is wrong, where, and what to do. Scripts print it and exit with status 2, without a
-    traceback. All processes of a run raise such an error together, and the main one prints it.
+    The message is one line: what is wrong, where, and a cure. Scripts print it and exit with status 2, without a
+    traceback. All processes of a run raise such an error together, and the main process prints it.
     """
 
 
 class ProcessError(UserError):
-    """A UserError that one process may raise alone, and so prints itself."""
+    """A UserError that one process may raise alone, and therefore prints itself."""
 
 
 class BadImageError(ProcessError):
@@ -25,4 +25,4 @@ class BadImageError(ProcessError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and everything is saved; the message says how to resume."""
+    """The run was asked to stop and has saved everything; the message explains how to resume."""

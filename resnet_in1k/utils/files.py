@@ -1,12 +1,11 @@
-"""The one way this project writes a file: under a temporary name, synced, then renamed.
+"""The only way this project writes a file: under a temporary name, synced, then renamed.
 
-A reader of a file therefore finds the old content or the new, never a part of either, even after a power cut; a reader
-of a folder finds a whole one or none.
+A reader of a file therefore finds the old content or the new, never a part, even after a power cut. A reader of a
+folder finds a complete one or none.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,13 +21,36 @@ from resnet_in1k.utils.errors import UserError
 T = TypeVar("T")
 
 LOCK_NAME = ".lock"
-"""In a folder that one process writes to: see core/lock.py."""
 TEMPORARY_FOLDER = ".temporary."
-"""Prefix of a folder that is of use to its process only."""
-
+"""Prefix of a folder that only its own process uses."""
 TRANSIENT_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
-"""What a network file system may answer once and not a moment later."""
+"""Errors that a network file system may return once and not a moment later."""
 RETRY_AFTER_SECONDS = 1.0
+
+
+def retry_once(call: Callable[[], T]) -> T:
+    """Return the value of `call`; call it a second time if the first fails with a transient error of the file
+    system."""
+    try:
+        return call()
+    except OSError as error:
+        if error.errno not in TRANSIENT_ERRORS:
+            raise
+        time.sleep(RETRY_AFTER_SECONDS)
+        return call()
+
+
+@contextlib.contextmanager
+def user_errors(prefix: str = "") -> Iterator[None]:
+    """Raise UserError for an OSError in the body, naming the file and the system's reason.
+
+    Args:
+        prefix: put before the message, such as "--output: ".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{prefix}{error.filename or 'a file'} cannot be written: {error.strerror or error}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -49,14 +71,14 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (str(temporary), temporary):
-            error.filename = str(path)  # what its reader knows
+            error.filename = str(path)  # the name that the user gave
         _add_filename(error, path)
         raise
     _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8; a byte of a file name that is no UTF-8 is written as \\udcXX, which JSON reads back."""
+    """Write UTF-8. A byte of a file name that is not UTF-8 becomes \\udcXX, which JSON reads back."""
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", errors="backslashreplace")))
 
 
@@ -65,12 +87,12 @@ def read_text(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Refuses NaN and infinity (ValueError): they are not JSON, and other readers would fail on them."""
+    """Write JSON. NaN and infinity raise ValueError, because other readers of JSON fail on them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Raises OSError if it cannot be read, ValueError if it is not JSON, or has NaN or infinity in it."""
+    """Read JSON. Raises OSError, or ValueError if the file is not JSON or contains NaN or infinity."""
     try:
         return json.loads(read_text(path), parse_constant=_refuse_constant)
     except RecursionError:
@@ -78,7 +100,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
-    """None if there is none, or it is not a whole JSON object."""
+    """Read a JSON object; None if there is none, or it is incomplete."""
     try:
         return dict(read_json(path))
     except (OSError, ValueError, TypeError):
@@ -91,7 +113,7 @@ def _refuse_constant(constant: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder in the body; it is renamed to `path`, replacing one, only if the body succeeds."""
+    """Fill a temporary folder in the body. It is renamed to `path`, replacing an old one, only if the body succeeds."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()  # not its parents: a run folder that has vanished is an error
@@ -100,7 +122,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         for path_below in temporary.rglob("*"):
             _sync(path_below)
         _sync(temporary)
-        if path.exists():  # a damaged checkpoint, or an earlier publication: rename() replaces no folder with files
+        if path.exists():  # rename() does not replace a folder that has files
             delete_folder(path)
         os.rename(temporary, path)
     except BaseException as error:
@@ -111,14 +133,15 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def delete_folder(path: Path) -> None:
-    """`path` is gone at once; content that cannot be deleted now is deleted when the run is resumed."""
+    """Delete a folder: `path` is gone at once. Content that cannot be deleted now is deleted when the run is
+    resumed."""
     renamed = path.with_name(f".{path.name}.{os.getpid()}.deleted.tmp")
     os.rename(path, renamed)
     shutil.rmtree(renamed, ignore_errors=True)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a whole line, synced; if that fails, the file is as it was before."""
+    """Append a line and sync; if that fails, the file is restored."""
     with path.open("ab") as file:
         size = file.tell()
         try:
@@ -133,67 +156,33 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_temporaries(folder: Path, below: bool = True) -> None:
-    """Delete what writers that were killed have left, at any depth or, without `below`, in the folder itself. No writer
-    may be running."""
+    """Delete what killed writers have left, at any depth or, without `below`, in the folder itself.
+
+    No writer may be running.
+    """
     found = folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")
     for left in [*found, *folder.glob(f"{TEMPORARY_FOLDER}*")]:
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def is_below(path: Path, folder: Path) -> bool:
-    """Or the folder itself; neither need be there."""
+    """True if `path` is the folder or below it; neither need exist."""
     return path.resolve().is_relative_to(folder.resolve())
-
-
-def retry_once(call: Callable[[], T]) -> T:
-    """What `call` returns; called a second time if the first fails with a transient error of the file system."""
-    try:
-        return call()
-    except OSError as error:
-        if error.errno not in TRANSIENT_ERRORS:
-            raise
-        time.sleep(RETRY_AFTER_SECONDS)
-        return call()
-
-
-def failure_of(write: Callable[[], None]) -> str | None:
-    """Call `write`, retried once; None if it succeeded, else why it failed."""
-    try:
-        retry_once(write)
-    except UserError as error:
-        return str(error)
-    except OSError as error:
-        return f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
-    return None
-
-
-@contextlib.contextmanager
-def user_errors(prefix: str = "") -> Iterator[None]:
-    """Raise UserError for an OSError in the body, naming the file and the system's reason.
-
-    Args:
-        prefix: put before the message, such as "--output: ".
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{prefix}{error.filename or 'a file'} cannot be written: {error.strerror or error}") from None
 
 
 def sha256_of(path: Path) -> str:
     def read_all() -> str:
-        digest = hashlib.sha256()
         with path.open("rb") as file:
+            digest = hashlib.sha256()
             while block := file.read(1 << 20):
                 digest.update(block)
-        return digest.hexdigest()
+            return digest.hexdigest()
 
     return retry_once(read_all)
 
 
 def _add_filename(error: BaseException, path: Path) -> None:
-    """A failed write, unlike a failed open, does not name its file."""
-    if isinstance(error, OSError) and error.filename is None:
+    if isinstance(error, OSError) and error.filename is None:  # a failed write, unlike a failed open, names no file
         error.filename = str(path)
 
 
@@ -205,23 +194,19 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def cache_folder() -> Path:
-    """Where there is no home, as for a container's user without a name, one that cannot be made: nothing is kept."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
-    except RuntimeError:
-        return Path(os.devnull, "resnet_in1k")
-
-
 def cache_file(kind: str, paths: Sequence[Path], suffix: str) -> Path:
-    """Whether what is kept there still holds is for its reader to tell."""
-    return cache_folder() / f"{kind}-{digest_of(str(path.absolute()) for path in paths)}{suffix}"
+    """Return a path in the user's cache for facts about some files, by their paths. Its reader checks that they
+    hold."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
+    except RuntimeError:  # no home, such as for a container's user without a name: nothing can be written below devnull
+        cache = Path(os.devnull, "resnet_in1k")
+    return cache / f"{kind}-{digest_of(str(path.absolute()) for path in paths)}{suffix}"
 
 
 def digest_of(names: Iterable[str]) -> str:
-    """16 hexadecimal digits."""
-    joined = "\0".join(names).encode("utf-8", "surrogateescape")
-    return hashlib.sha256(joined).hexdigest()[:16]
+    """Return 16 hexadecimal digits that depend on the names."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 class NoLocksError(UserError):
@@ -229,28 +214,28 @@ class NoLocksError(UserError):
 
 
 class FolderLock:
-    """Locks a folder, until `close` or until this process ends, however it ends.
-
-    A record lock: the kernel releases it with the process, and children, such as loader workers, do not inherit it.
+    """Lock a folder until `close` or until this process ends, however it ends.
 
     Raises:
-        NoLocksError: if the file system has none.
-        UserError: if another process holds it.
+        NoLocksError: if the file system has no locks.
+        UserError: if another process holds the lock.
     """
 
     def __init__(self, folder: Path):
+        import fcntl  # not on all systems, and prediction does not need it
+
+        # A record lock: the kernel releases it with the process, and children such as loader workers do not inherit it.
         self._file = (folder / LOCK_NAME).open("a+")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                self._file.close()
-                raise NoLocksError(
-                    f"{folder} cannot be locked ({error.strerror}); it has to be on a file system with locks"
-                ) from None
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise NoLocksError(
+                    f"{folder} cannot be locked ({error.strerror}); it must be on a file system with locks"
+                ) from None
             raise UserError(f"{folder} is being written to by {holder}; wait for it or stop it first") from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -258,3 +243,13 @@ class FolderLock:
 
     def close(self) -> None:
         self._file.close()
+
+
+def failure_of(write: Callable[[], None]) -> str | None:  # TODO goes with the last caller
+    try:
+        retry_once(write)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
+    return None

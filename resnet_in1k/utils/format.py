@@ -3,55 +3,54 @@
 import re
 from collections.abc import Sequence
 
+# C0, DEL and C1; line and paragraph separators; marks that reorder their neighbors; halves of characters.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class name if it has none."""
+    """Return the first line of an error's message, or its class name if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def count(number: int, noun: str, plural: str = "s") -> str:
-    """`1 process`, `2 processes`."""
+    """Return `1 process`, `2 processes`."""
     return f"{number:,} {noun}{plural if number != 1 else ''}"
 
 
 def printable(text: str) -> str:
-    """With escapes for control characters, by which a file from elsewhere could write anything to a terminal.
+    """Escape control characters, which a file from elsewhere could use to write anything to a terminal.
 
-    Joiners, spaces of all kinds and characters newer than this Python stay: names are made of them.
+    Joiners, spaces of all kinds and characters newer than this Python stay: names consist of them.
     """
     return _CONTROL.sub(lambda each: each[0].encode("unicode_escape").decode("ascii"), text)
 
 
-# C0, DEL and C1; line and paragraph separators; marks that reorder what is beside them; halves of characters.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
 def shorten(names: Sequence[str], at_most: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first names, and the number of the others."""
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 def duration(seconds: float) -> str:
-    """Two units: 40 s, 12 min 5 s, 3 h 20 min, 2 d 4 h."""
-    for (size, unit), (smaller_size, smaller_unit) in [
-        ((86_400, "d"), (3_600, "h")),
-        ((3_600, "h"), (60, "min")),
-        ((60, "min"), (1, "s")),
+    """Return a time in two units: 40 s, 12 min 5 s, 3 h 20 min, 2 d 4 h."""
+    for size, unit, smaller_size, smaller_unit in [
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
     ]:
         if seconds >= size:
-            whole, rest = divmod(round(seconds / smaller_size), size // smaller_size)
-            return f"{whole} {unit} {rest} {smaller_unit}"
+            units, rest = divmod(round(seconds / smaller_size), size // smaller_size)
+            return f"{units} {unit} {rest} {smaller_unit}"
     return f"{seconds:.0f} s"
 
 
 def dollars(seconds: float, per_hour: float) -> str:
-    """What that time costs: 12.30 dollars."""
+    """Return the price of a time: 12.30 dollars."""
     return f"{seconds / 3600 * per_hour:,.2f} dollars"
 
 
 def file_size(num_bytes: float) -> str:
-    """In decimal units: 512 MB, 1.2 GB."""
+    """Return a size in decimal units: 512 MB, 1.2 GB."""
     for unit in ("B", "kB", "MB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""What is known of ImageNet-1k: its classes, its size, its mean and standard deviation."""
+"""Facts about ImageNet-1k: its classes, size, mean and standard deviation."""
 
 import functools
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ NUM_TRAIN_IMAGES, NUM_VAL_IMAGES = 1_281_167, 50_000
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""Of its RGB values from 0 to 1, as torchvision and timm have them."""
+"""Mean and standard deviation per channel, for RGB values from 0 to 1, as in torchvision and timm."""
 
 WNIDS_FILE = Path(__file__).with_name("imagenet_wnids.txt")
-"""The WordNet ids of its classes in the order of their labels, one a line; its folders are named by them."""
+"""WordNet ids of the classes in the order of their labels, one a line; they are the names of ImageNet's folders."""
 
 
 @functools.cache
 def names_by_wnid() -> dict[str, str]:
-    """The 1000 class names by WordNet id; the names are torchvision's."""
+    """Return torchvision's 1000 class names by WordNet id."""
     from torchvision.models import ResNet50_Weights
 
     wnids = WNIDS_FILE.read_text(encoding="ascii").split()
@@ -26,7 +26,7 @@ def names_by_wnid() -> dict[str, str]:
 
 
 def human_names(class_names: Sequence[str]) -> list[str]:
-    """WordNet ids of ImageNet-1k as names; any other class name stays as it is."""
+    """Replace WordNet ids of ImageNet-1k by names; other class names stay unchanged."""
     if not any(name.startswith(("n0", "n1")) for name in class_names):
         return list(class_names)
     names = names_by_wnid()
@@ -34,9 +34,9 @@ def human_names(class_names: Sequence[str]) -> list[str]:
 
 
 def wnids_of(names: Sequence[str]) -> list[str] | None:
-    """The WordNet ids, if these are the names of ImageNet-1k's 1000 classes in order; else None.
+    """Return the WordNet ids if these are ImageNet-1k's 1000 classes in order, else None.
 
-    Lists of them differ in some names and in the synonyms that follow a comma: nine of ten must agree.
+    Published lists differ in some names and in the synonyms after a comma, so nine of ten names must agree.
     """
     if len(names) != 1000:
         return None
@@ -49,13 +49,15 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
 
 
 def is_imagenet_1k(class_names: Sequence[str]) -> bool:
-    """Whether these are its 1000 classes, in order."""
+    """True if these are the WordNet ids of its 1000 classes, in order."""
     return len(class_names) == 1000 and list(class_names) == list(names_by_wnid())
 
 
 def is_of_imagenet(evaluation: dict[str, Any], num_train_images: int) -> bool:
-    """Whether an eval.json is of ImageNet-1k's own val split, after training on its train split; by its classes and the
-    numbers of images, as other data have the same classes (ImageNetV2, subsets)."""
+    """True if an eval.json was measured on ImageNet-1k's own validation split, after training on its train split.
+
+    The numbers of images decide, too, because other datasets have the same classes (ImageNetV2, subsets).
+    """
     return (
         is_imagenet_1k(evaluation["class_names"])
         and (evaluation["split"], evaluation["num_images"]) == ("val", NUM_VAL_IMAGES)

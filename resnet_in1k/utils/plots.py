@@ -1,28 +1,26 @@
-"""Plots: the curves of a run, and grids of images with captions."""
+"""Plots: the curves of a run, and grids of images with captions.
+
+Figures are made without pyplot, so they need no display and leave no global state.
+"""
 
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_in1k.utils import files
+from resnet_in1k.utils.console import in_notebook
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-
-import sys
-from typing import TYPE_CHECKING, Any
-
-from resnet_in1k.utils.console import in_notebook
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+LOSS_COLOR, TOP1_COLOR, TOP5_COLOR = "#c44e52", "#1f4e79", "#7fa8d1"
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """As .svg or .png by its suffix; the same figure gives the same bytes, without a date or random ids."""
+    """Write .svg or .png, by the suffix. The same figure gives the same bytes, without a date or random ids."""
     import matplotlib
 
     metadata = {"Date": None} if path.suffix == ".svg" else {}
@@ -31,7 +29,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 
 def image_grid(images: "Sequence[np.ndarray]", captions: Sequence[str], title: str = "") -> "Figure":
-    """Images, (H, W, 3) uint8 each, in rows of at most five with their captions below."""
+    """Draw images, (H, W, 3) uint8 each, in rows of at most five with their captions below."""
     from matplotlib.figure import Figure
 
     columns = min(5, len(images))
@@ -45,19 +43,13 @@ def image_grid(images: "Sequence[np.ndarray]", captions: Sequence[str], title: s
         axes.set_axis_off()
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image, interpolation="nearest" if len(image) < 100 else "antialiased")
-        # Class names from anywhere: text between two $ would be parsed as a formula.
+        # Class names may contain $, which matplotlib would parse as math.
         axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
     return figure
 
 
-LOSS_COLOR, TOP1_COLOR, TOP5_COLOR = "#c44e52", "#1f4e79", "#7fa8d1"
-
-
 def draw_curves(records: Sequence[dict[str, Any]], title: str, top_k: int = 5) -> "Figure":
-    """Figure of a log's records: train loss, validation top-1 and top-k, the best epoch marked.
-
-    It is made without pyplot, so it needs no display and leaves no state behind.
-    """
+    """Draw train loss and validation top-1 and top-k over the epochs of a log, with the best epoch marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -65,40 +57,37 @@ def draw_curves(records: Sequence[dict[str, Any]], title: str, top_k: int = 5) -
     numbers = [record["epoch"] for record in epochs]
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     loss_axis = figure.add_subplot(title=title, xlabel="epoch")
-    loss_axis.set_ylabel("train loss", color=LOSS_COLOR)
-    loss_axis.tick_params(axis="y", labelcolor=LOSS_COLOR)
-    loss_axis.grid(alpha=0.25)
-    loss_axis.spines["top"].set_visible(False)
     accuracy_axis = loss_axis.twinx()
-    accuracy_axis.set_ylabel("validation accuracy", color=TOP1_COLOR)
-    accuracy_axis.tick_params(axis="y", labelcolor=TOP1_COLOR)
+    for axis, label, color in (
+        (loss_axis, "train loss", LOSS_COLOR),
+        (accuracy_axis, "validation accuracy", TOP1_COLOR),
+    ):
+        axis.set_ylabel(label, color=color)
+        axis.tick_params(axis="y", labelcolor=color)
+        axis.spines["top"].set_visible(False)
+    loss_axis.grid(alpha=0.25)
     accuracy_axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     accuracy_axis.set_ylim(0, 1.02)
-    accuracy_axis.spines["top"].set_visible(False)
 
-    lines = loss_axis.plot(
-        numbers, [record["train_loss"] for record in epochs], color=LOSS_COLOR, marker=".", label="train loss"
-    )
-    for key, label, color, style in [
-        ("top1_accuracy", "top-1", TOP1_COLOR, "-"),
-        ("top5_accuracy", f"top-{top_k}", TOP5_COLOR, "--"),
-    ]:
+    lines = []
+    for axis, key, label, color, style in (
+        (loss_axis, "train_loss", "train loss", LOSS_COLOR, "-"),
+        (accuracy_axis, "top1_accuracy", "top-1", TOP1_COLOR, "-"),
+        (accuracy_axis, "top5_accuracy", f"top-{top_k}", TOP5_COLOR, "--"),
+    ):
         values = [record[key] for record in epochs]
-        lines += accuracy_axis.plot(numbers, values, color=color, linestyle=style, marker=".", label=label)
-
+        lines += axis.plot(numbers, values, color=color, linestyle=style, marker=".", label=label)
     if epochs:
         best = max(epochs, key=lambda record: record["top1_accuracy"])
-        lines += accuracy_axis.plot(
-            best["epoch"],
-            best["top1_accuracy"],
-            linestyle="none",
-            marker="o",
-            markersize=9,
-            markerfacecolor="none",
-            markeredgewidth=1.5,
-            color=TOP1_COLOR,
-            label=f"best: {best['top1_accuracy']:.2%} after epoch {best['epoch']}",
-        )
+        label = f"best: {best['top1_accuracy']:.2%} after epoch {best['epoch']}"
+        circle = {
+            "linestyle": "none",
+            "marker": "o",
+            "markersize": 9,
+            "markerfacecolor": "none",
+            "markeredgewidth": 1.5,
+        }
+        lines += accuracy_axis.plot(best["epoch"], best["top1_accuracy"], color=TOP1_COLOR, label=label, **circle)
         loss_axis.set_xlim(0.5, max(numbers) + 0.5)
     loss_axis.set_ylim(bottom=0)
     loss_axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -113,7 +102,7 @@ def save_curves(figure: "Figure", path: Path) -> None:
 
 
 class LiveFigure:
-    """In a notebook, one figure that is replaced in place at each update; elsewhere nothing."""
+    """One figure of a notebook that each update replaces in place; outside a notebook, nothing."""
 
     def __init__(self) -> None:
         self._handle: Any = None

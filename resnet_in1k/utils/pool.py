@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import torch
@@ -22,52 +21,58 @@ from resnet_in1k.utils.errors import ProcessError, UserError
 from resnet_in1k.utils.format import duration
 from resnet_in1k.utils.signals import SIGNALS
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 PARENT_CHECKED_EVERY_SECONDS = 2.0
+JOBS_PER_PROCESS = 4
+"""Jobs submitted ahead: few, so that an error stops the work soon and little waits in memory."""
+PRINTED_EVERY_SECONDS = 10.0
 
 
 def worker_context() -> str | None:
-    """How workers are started; None for Python's default."""
+    """Return the start method of workers; None for Python's default."""
     # fork shares the source's arrays with the workers and starts them at once; Python 3.14 no longer chooses it.
     # macOS has it, but its system libraries are not safe after it.
     return "fork" if sys.platform == "linux" else None
 
 
 def init_worker(worker_id: int, parent: int) -> None:
-    """What each worker does first; `parent` is the process id of the one that started it."""
+    """Prepare a loader worker; `parent` is the id of the process that started it."""
     end_with_parent(parent)
     torch.set_num_threads(1)  # the workers are the parallelism
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the main process decides when to stop, and ends its workers then
+        signal.signal(number, signal.SIG_IGN)  # the main process decides when to stop, and then ends its workers
     gc.freeze()  # collecting inherited objects would write to, and so copy, the pages shared with the main process
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process soon after that one, however it ends."""
-    threading.Thread(target=_exit_after_parent, args=(parent,), daemon=True).start()
+    """End this process soon after its parent, however the parent ends."""
 
+    def watch() -> None:
+        # torch's own check compares with the parent at the worker's start. If that one has been killed by then, the
+        # worker would never end, and would keep the memory and the open pipes of the run.
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECKED_EVERY_SECONDS)
+        os._exit(1)
 
-def _exit_after_parent(parent: int) -> None:
-    # torch's own check compares with the parent that the worker finds when it starts: if that has been killed by then,
-    # the worker would never end, and keep the memory and the open pipes of the run.
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECKED_EVERY_SECONDS)
-    os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_workers_can_start() -> None:
-    """Raises UserError if this machine has no semaphores for worker queues."""
+    """Raise UserError if this machine has no semaphores for worker queues."""
     try:
         multiprocessing.get_context(worker_context()).Lock()
     except OSError as error:
         raise UserError(
-            f"loader workers cannot be started: no semaphore available ({error.strerror}); is there a /dev/shm, and "
-            "is it full (df -h /dev/shm)?"
+            f"loader workers cannot be started: no semaphore available ({error.strerror}); is there a /dev/shm, and is "
+            "it full (df -h /dev/shm)?"
         ) from None
 
 
 @contextlib.contextmanager
 def translate_worker_errors() -> Iterator[None]:
-    """Raises ProcessError for a loader worker's death, which torch raises wherever the main process happens to be."""
+    """Raise ProcessError for the death of a loader worker, which torch raises wherever the main process is."""
     try:
         yield
     except RuntimeError as error:
@@ -75,36 +80,29 @@ def translate_worker_errors() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0].rstrip(". ")
         raise ProcessError(
-            f"a loader worker died ({reason}); if memory or /dev/shm is short (free -g, df -h /dev/shm), "
-            "use fewer --workers"
+            f"a loader worker died ({reason}); if memory or /dev/shm is short (free -g, df -h /dev/shm), use fewer "
+            "--workers"
         ) from error
 
 
 def shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:
-    """uint8 memory that workers started after this call share with this process."""
+    """Allocate uint8 memory that workers started later share with this process."""
     if worker_context() == "fork":  # inherited, and not limited by the size of /dev/shm
         return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
     return torch.empty(shape, dtype=torch.uint8).share_memory_()
 
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-AHEAD = 4
-"""Jobs submitted for each process: so few that an error stops the work soon, and little waits in memory."""
-PRINTED_EVERY_SECONDS = 10.0
-
-
 class Progress:
-    """How far the work is, its rate and the time left: a line from time to time, and at the end."""
+    """Print progress, rate and remaining time every ten seconds, and the total at the end."""
 
     def __init__(
         self,
         print_line: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         only_if_long: bool = False,
     ):
-        """`only_if_long`: nothing at the end of what took less than the time between two lines."""
-        self._print, self._only_if_long = print_line, only_if_long
+        """With `only_if_long` nothing is printed for work of less than ten seconds."""
+        self.print = print_line
+        self._only_if_long = only_if_long
 
     def start(self, total: int, what: str, unit: str = "images") -> None:
         self._total, self._done, self._what, self._unit = total, 0, what, unit
@@ -116,35 +114,34 @@ class Progress:
             self._printed_at = time.monotonic()
             rate = self._done / (self._printed_at - self._started_at)
             left = duration(max(0, self._total - self._done) / rate) if rate else "?"
-            self._print(f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left} left")
-
-    def tell(self, line: str) -> None:
-        """Something that happened on the way."""
-        self._print(line)
+            self.print(f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left} left")
 
     def finish(self) -> None:
         took = max(time.monotonic() - self._started_at, 1e-6)
         if self._done and not (self._only_if_long and took < PRINTED_EVERY_SECONDS):
-            self._print(f"{self._what}: {self._done:,} {self._unit} in {duration(took)}, {self._done / took:,.0f}/s")
+            self.print(f"{self._what}: {self._done:,} {self._unit} in {duration(took)}, {self._done / took:,.0f}/s")
 
 
-def run_parallel(work: Callable[[T], R], jobs: Sequence[T], processes: int) -> Iterator[R]:
-    """The results, as they come; in this process if `processes` is 1. Each process gets `work` once, when it starts.
+def run_parallel(work: Callable[[T], R], jobs: Sequence[T], num_processes: int) -> Iterator[R]:
+    """Yield the results as they come. With one process or job, everything happens in this process.
+
+    Args:
+        work: pickled once for each process, when it starts.
 
     Raises:
         UserError: if `work` raises it, or a process is killed.
     """
-    if processes == 1 or len(jobs) <= 1:
+    if num_processes == 1 or len(jobs) <= 1:
         yield from map(work, jobs)
         return
-    context = get_context(worker_context())
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_init, initargs=(work, os.getpid())) as pool:
+    context = multiprocessing.get_context(worker_context())
+    with ProcessPoolExecutor(num_processes, context, initializer=_init_pool, initargs=(work, os.getpid())) as pool:
         waiting, left = set[Future[R]](), iter(jobs)
         try:
             while True:
                 for job in left:
                     waiting.add(pool.submit(_do, job))
-                    if len(waiting) >= AHEAD * processes:
+                    if len(waiting) >= JOBS_PER_PROCESS * num_processes:
                         break
                 if not waiting:
                     return
@@ -153,7 +150,7 @@ def run_parallel(work: Callable[[T], R], jobs: Sequence[T], processes: int) -> I
                     yield future.result()
         except BrokenProcessPool:
             raise UserError(
-                "a process was killed, by a signal or for want of memory (free -g); run the same command again to go on"
+                "a process was killed, by a signal or for lack of memory (free -g); run the same command to continue"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -166,11 +163,9 @@ def _do(job: Any) -> Any:
     return _work(job)
 
 
-def _init(work: Callable[[Any], Any], parent: int) -> None:
-    import torch
-
+def _init_pool(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
     end_with_parent(parent)
     torch.set_num_threads(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C, which all get, ends it at once: nothing is lost by a kill
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes and ends each at once

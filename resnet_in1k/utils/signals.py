@@ -7,30 +7,29 @@ import time
 from types import FrameType
 
 from resnet_in1k.utils.console import in_notebook
-from resnet_in1k.utils.distributed import Launch, launcher_has_ended
+from resnet_in1k.utils.launch import Launch, launcher_has_ended
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL_EVERY = 4
-"""Steps or batches between two comparisons of the pending signals, with several processes."""
+"""Steps or batches between two exchanges of pending signals, with several processes."""
 ECHO_SECONDS = 2.0
-"""A launcher forwards signals that the terminal has already sent to its processes: not a second request yet."""
+"""A launcher forwards signals that the terminal has already sent to its processes; that is not a second request yet."""
 LAUNCHER_ENDED = 255
-"""In place of a signal's number, above all of them: the launcher was killed, and forwards no signals any more."""
+"""Stands for a signal: the launcher was killed, and forwards no signals any more."""
 
 
 class StopSignals:
-    """Catches SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 in the body of a `with`; a second one ends the process at once.
+    """Catch SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 in the body of a `with`; a second one ends the process at once.
 
-    A handler may do next to nothing, and it runs only in the process that got the signal. So it stores the number, and
-    `agreed` compares all processes' numbers, without a collective: no process stops where another goes on to wait for
-    it. Python runs no handler while this process is blocked in a collective, so a thread watches for the second signal.
-    In a notebook, whose kernel must live on, the second one raises KeyboardInterrupt.
+    A handler runs only in the process that received the signal, so it just stores the number. `stop_requested`
+    exchanges these numbers without a collective, so that all processes stop at the same step. Python runs no handler
+    while the process is blocked in a collective; therefore a thread watches for the second signal. In a notebook, whose
+    kernel must survive, the second signal raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
         self._signal = 0
-        self._launch = Launch()
-        """Until the others are known, this process decides alone."""
+        self._launch = Launch()  # this process decides alone until the others are known
 
     def __enter__(self) -> "StopSignals":
         received, self._wakeup_fd = os.pipe()
@@ -43,12 +42,12 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that Python does not know
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that was not set from Python
         signal.set_wakeup_fd(self._previous_wakeup_fd)
         os.close(self._wakeup_fd)
 
     def agree_within(self, launch: Launch) -> None:
-        """From now on all processes of the launch must call `agreed` alike."""
+        """Exchange signals with these processes; from now on all must call `stop_requested` alike."""
         self._launch = launch
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -56,19 +55,20 @@ class StopSignals:
             raise KeyboardInterrupt
         self._signal = self._signal or number
 
-    def agreed(self, count: int) -> str:
-        """The signal's name if any process has received one, else "". All processes must call with the same counts."""
+    def stop_requested(self, count: int) -> str:
+        """Return the signal's name if any process has received one, else "".
+
+        Args:
+            count: of steps or batches; the same sequence on all processes.
+        """
         if not self._signal and launcher_has_ended():
             self._signal = LAUNCHER_ENDED
         if count % POLL_EVERY and self._launch.world_size > 1:
             return ""
-        return _name(self._launch.agreed_signal(self._signal))
-
-
-def _name(number: int) -> str:
-    if number == LAUNCHER_ENDED:
-        return "the end of its launcher"
-    return signal.Signals(number).name if number else ""
+        number = self._launch.stop_requested(self._signal)
+        if number == LAUNCHER_ENDED:
+            return "the end of its launcher"
+        return signal.Signals(number).name if number else ""
 
 
 def _discard(received: int) -> None:
@@ -77,7 +77,7 @@ def _discard(received: int) -> None:
 
 
 def _exit_at_second_signal(received: int) -> None:
-    """Read the numbers of arriving signals until the writing end is closed."""
+    """Read the numbers of arriving signals until the writing end of the pipe is closed."""
     first_seconds = None
     with open(received, "rb", buffering=0) as numbers:
         while number := numbers.read(1):
@@ -86,4 +86,4 @@ def _exit_at_second_signal(received: int) -> None:
             if first_seconds is None:
                 first_seconds = time.monotonic()
             elif time.monotonic() - first_seconds > ECHO_SECONDS:
-                os._exit(128 + number[0])  # safe at any moment: files are replaced atomically
+                os._exit(128 + number[0])  # safe at any moment, because files are replaced atomically

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, measured on the device's own clock, without making the host wait for the device."""
+"""Time of the parts of a run, measured on the device's own clock, without making the host wait for the device."""
 
 import contextlib
 import math
@@ -11,54 +11,8 @@ import torch
 from resnet_in1k.utils.device import capabilities
 from resnet_in1k.utils.format import count
 
-
-class Stopwatch:
-    """Adds up the seconds spent in named sections.
-
-    A GPU works through a queue: when Python has launched a training step, hardly any of it is done, and `time.time()`
-    around it measures how fast Python launches kernels. Where the device has timing events, each section is therefore
-    marked by two of them in its queue. A "load" section then lasts as long as the *device* had nothing to do but wait
-    for data, however long Python waited for the loader. `lap` is the only point where the host waits for the device.
-
-    A device without timing events is waited for at the end of each section. On a CPU work is synchronous, and the
-    host's clock is right.
-    """
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._pending: dict[str, list[tuple[torch.Event, torch.Event]]] = defaultdict(list)
-        self._seconds: dict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def section(self, name: str) -> Iterator[None]:
-        if capabilities(self._device.type).timing_events:
-            start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._pending[name].append((start, end))
-        else:
-            start_seconds = time.perf_counter()
-            yield
-            synchronize(self._device)
-            self._seconds[name] += time.perf_counter() - start_seconds
-
-    def lap(self) -> "Lap":
-        """The seconds of each section since the last lap. A host-device synchronization."""
-        for name, events in self._pending.items():
-            for start, end in events:
-                end.synchronize()
-                self._seconds[name] += start.elapsed_time(end) / 1000
-        lap = Lap(self._seconds)
-        self._pending.clear()
-        self._seconds = defaultdict(float)
-        return lap
-
-
-def synchronize(device: torch.device) -> None:
-    """Let the host wait until the device has done all that it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+REPORTED_WAITING_SHARE = 0.10
+"""A larger share of waiting for data is reported."""
 
 
 class Lap(dict[str, float]):
@@ -73,22 +27,64 @@ class Lap(dict[str, float]):
 
     @property
     def waiting_share(self) -> float:
-        """The share of training time, from 0 to 1, that the device waited for data."""
+        """Share of the training time, from 0 to 1, in which the device waited for data."""
         total = self["load"] + self["train"]
         return self["load"] / total if total else 0.0
 
 
-REPORTED_WAITING_SHARE = 0.10
-"""A larger share of waiting for data is reported."""
+class Stopwatch:
+    """Sum the seconds that named sections take.
 
+    A GPU works through a queue: when Python has launched a training step, hardly any of it is done, and `time.time()`
+    around it measures how fast Python launches kernels. So if the device has timing events, two events in its queue
+    mark each section. A "load" section then lasts as long as the device had nothing to do but wait for data, however
+    long Python waited for the loader. The host waits for the device only in `lap`.
 
-def bottleneck(lap: Lap, workers: int) -> str:
-    """Whether loading or computing limits the speed; and if loading, what would help.
-
-    While the device waits, `workers` workers make a batch in load + train seconds; to keep up they must need no more
-    than the train seconds.
+    A device without timing events is waited for at the end of each section. A CPU works synchronously, so the host's
+    clock is right.
     """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._pending: list[tuple[str, torch.Event, torch.Event]] = []
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        if capabilities(self._device.type).timing_events:
+            start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._pending.append((name, start, end))
+        else:
+            start_seconds = time.perf_counter()
+            yield
+            synchronize(self._device)
+            self._seconds[name] += time.perf_counter() - start_seconds
+
+    def lap(self) -> Lap:
+        """Return the seconds of each section since the last lap. A host-device synchronization."""
+        for name, start, end in self._pending:
+            end.synchronize()
+            self._seconds[name] += start.elapsed_time(end) / 1000
+        lap = Lap(self._seconds)
+        self._pending.clear()
+        self._seconds = defaultdict(float)
+        return lap
+
+
+def synchronize(device: torch.device) -> None:
+    """Let the host wait until the device has finished its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def bottleneck(lap: Lap, num_workers: int) -> str:
+    """Return whether loading or computing limits the speed; and for loading, the number of workers that would keep
+    up."""
     if lap.waiting_share <= REPORTED_WAITING_SHARE:
         return "compute-bound"
-    more = math.ceil(max(workers, 1) * lap["load"] / lap["train"])
+    # The workers make a batch in load + train seconds; to keep up they may take only the train seconds.
+    more = math.ceil(max(num_workers, 1) * lap["load"] / lap["train"])
     return f"input-bound: needs about {count(more, 'more worker')}, or images resized beforehand"

@@ -1,4 +1,4 @@
-"""Check values that a user gives: the range of a field, and names of registered functions."""
+"""Checks of values that a user gives: the range of a field, and names of registered functions."""
 
 import dataclasses
 import difflib
@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from resnet_in1k.utils.errors import UserError
 
+T = TypeVar("T")
 Metadata = dict[str, tuple[str, Callable[[Any], bool]]]
-"""For `dataclasses.field(metadata=...)`: the range in words, and the test of it."""
+"""For `dataclasses.field(metadata=...)`: the allowed range as text, and its test."""
 
 
 def at_least(low: float) -> Metadata:
@@ -17,12 +18,12 @@ def at_least(low: float) -> Metadata:
 
 
 def above(low: float, at_most: float | None = None) -> Metadata:
-    words = f"above {low:g}" if at_most is None else f"above {low:g}, at most {at_most:g}"
-    return {"range": (words, lambda value: value > low and (at_most is None or value <= at_most))}
+    allowed = f"above {low:g}" if at_most is None else f"above {low:g}, at most {at_most:g}"
+    return {"range": (allowed, lambda value: value > low and (at_most is None or value <= at_most))}
 
 
 def between(low: float, high: float) -> Metadata:
-    """Both ends included."""
+    """Range that includes both ends."""
     return {"range": (f"between {low:g} and {high:g}", lambda value: low <= value <= high)}
 
 
@@ -31,30 +32,31 @@ def at_least_and_below(low: float, high: float) -> Metadata:
 
 
 def out_of_range(instance: Any) -> Iterator[tuple[str, str, Any]]:
-    """(field, range in words, value) of each field whose value is out of its range; None is in every range."""
+    """Yield (field, allowed range, value) for each dataclass field that is out of its range. None is always allowed."""
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if "range" not in field.metadata or value is None:
             continue
-        words, holds = field.metadata["range"]
+        allowed, holds = field.metadata["range"]
         for each in value if isinstance(value, tuple) else (value,):
             if not (math.isfinite(each) and holds(each)):
-                yield field.name, words, each
+                yield field.name, allowed, each
 
 
 def check_options(options: Any) -> None:
-    """Raises UserError for the first option that is out of range, by its flag's name."""
-    for name, words, value in out_of_range(options):
-        raise UserError(f"--{name.replace('_', '-')} {value}: must be {words}")
+    """Raise UserError for the first option that is out of range, by the name of its flag."""
+    for name, allowed, value in out_of_range(options):
+        raise UserError(f"--{name.replace('_', '-')} {value}: must be {allowed}")
 
 
-T = TypeVar("T")
+def lookup(registry: Mapping[str, T], name: str, field: str) -> T:
+    """Return the entry of that name.
 
-
-def lookup(table: Mapping[str, T], name: str, field: str) -> T:
-    """Raises UserError with all names, and the nearest one, if the table has no such name."""
-    if name in table:
-        return table[name]
-    nearest = difflib.get_close_matches(name, table, n=1)
-    meant = f"; perhaps you meant {nearest[0]}" if nearest else ""
-    raise UserError(f"--{field.replace('_', '-')} {name}: must be one of {', '.join(sorted(table))}{meant}")
+    Raises:
+        UserError: if there is none, with all names and the nearest one.
+    """
+    if name in registry:
+        return registry[name]
+    nearest = difflib.get_close_matches(name, registry, n=1)
+    suggestion = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise UserError(f"--{field.replace('_', '-')} {name}: must be one of {', '.join(sorted(registry))}{suggestion}")

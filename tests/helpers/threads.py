@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-from resnet_in1k.utils.distributed import Launch
+from resnet_in1k.utils.launch import Launch
 
 
 def run_launch(*bodies: Callable[[Launch], Any]) -> list[Any]:

@@ -29,7 +29,7 @@ def test_lines_are_flushed(monkeypatch: pytest.MonkeyPatch):
     assert raw.getvalue() == b"step 1\n"
 
 
-def test_what_takes_long_is_told_until_it_ends(monkeypatch: pytest.MonkeyPatch):
+def test_heartbeat_is_printed_until_the_work_ends(monkeypatch: pytest.MonkeyPatch):
     class Told(io.StringIO):
         def flush(self) -> None:
             told.set()
@@ -39,7 +39,7 @@ def test_what_takes_long_is_told_until_it_ends(monkeypatch: pytest.MonkeyPatch):
     with heartbeat("waiting for nothing"):
         pass
     assert stderr.getvalue() == ""
-    monkeypatch.setattr(console, "TOLD_EVERY_SECONDS", 0.001)
+    monkeypatch.setattr(console, "HEARTBEAT_SECONDS", 0.001)
     with heartbeat("waiting for this"):
         assert told.wait(timeout=20)
     assert stderr.getvalue().startswith("waiting for this: 0 s so far\n")

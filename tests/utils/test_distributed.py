@@ -11,11 +11,11 @@ from accelerate import Accelerator, DistributedType
 from helpers.processes import ROOT
 
 from resnet_in1k.utils import distributed
-from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.launch import Launch
 
-LOST = r"^process 3 has lost the others \({}\): one of them has ended, .* go on with --resume$"
-CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_DEBUG=INFO says more, .*/dev/shm"
+LOST = r"^process 3 lost its connection to the other processes \({}\): one has ended, .* resume with --resume$"
+CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_DEBUG=INFO prints more, .*/dev/shm"
 
 
 def test_unrelated_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
@@ -181,7 +181,7 @@ from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.train.step import TrainStep
 from resnet_in1k.utils import distributed
 from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.distributed import Launch
+from resnet_in1k.utils.launch import Launch
 
 launch = Launch.connect()
 accelerator = distributed.make_accelerator(launch, "fp32")
@@ -208,11 +208,11 @@ def trained(compress_gradients):
     step = TrainStep(recipe, 10, accelerator)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
     for _ in range(2):
-        step(images, torch.arange(4), 0.01)
+        step(images, torch.arange(4), 0.01, 1)
     before = step.model.fc.weight.detach().clone()
     with profile() as profiler:
         for _ in range(2):
-            step(images, torch.arange(4), 0.01)
+            step(images, torch.arange(4), 0.01, 1)
     names = [event.name for event in profiler.events()]
     collectives = collections.Counter(name for name in names if name.startswith("gloo:"))
     print(dict(collectives), names.count("aten::item"))
@@ -254,4 +254,4 @@ def test_two_processes(tmp_path: Path):
     steps = ["{'gloo:all_reduce': 6} 0", "{'gloo:all_reduce': 6} 0", "compressed True"]
     assert main[:6] == ["[1.0, 1.0]", "writes", failure, *steps]
     assert other == ["[1.0, 1.0]", failure, *steps]
-    assert main[6].startswith("process 0 has lost the others (")
+    assert main[6].startswith("process 0 lost its connection to the other processes (")

@@ -181,14 +181,15 @@ def test_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("number", "calls"), [(errno.EIO, 2), (errno.ESTALE, 2), (errno.EDQUOT, 1), (errno.EACCES, 1)])
-def test_transient_error_is_retried_once(number: int, calls: int):
+def test_transient_error_is_retried_once(tmp_path: Path, number: int, calls: int):
     called = []
 
-    def write() -> None:
+    def write(path: Path) -> None:
         called.append(1)
-        raise OSError(number, os.strerror(number), "a/file")
+        raise OSError(number, os.strerror(number))
 
-    assert files.failure_of(write) == f"a/file cannot be written: {os.strerror(number)}"
+    with pytest.raises(UserError, match=f"/file cannot be written: {os.strerror(number)}$"), files.user_errors():
+        files.write_atomically(tmp_path / "file", write)
     assert len(called) == calls
 
 
@@ -207,21 +208,14 @@ def test_retry_waits_before_the_second_call(monkeypatch: pytest.MonkeyPatch):
     assert waits == [1.5]
 
 
-def test_failure_of_a_write_is_none_or_one_line():
-    errors = [OSError(errno.EIO, "once")]
-
-    def write() -> None:
-        if errors:
-            raise errors.pop()
-
-    assert files.failure_of(write) is None
-
-    def refuse() -> None:
-        raise UserError("the folder is another run's")
-
-    assert files.failure_of(refuse) == "the folder is another run's"
-    with pytest.raises(ZeroDivisionError):  # a bug stays one
-        files.failure_of(lambda: 1 / 0)
+def test_failure_of_a_write_is_one_line():
+    with (
+        pytest.raises(UserError, match=r"^--output: a/file cannot be written: No space left$"),
+        files.user_errors("--output: "),
+    ):
+        raise OSError(errno.ENOSPC, "No space left", "a/file")
+    with pytest.raises(ZeroDivisionError), files.user_errors():  # a bug stays one
+        raise ZeroDivisionError
 
 
 def test_reads_are_retried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,10 +7,9 @@ import pytest
 from helpers.processes import ROOT
 from helpers.threads import run_launch
 
-from resnet_in1k.utils import distributed as launch
-from resnet_in1k.utils import files
-from resnet_in1k.utils.distributed import Launch
+from resnet_in1k.utils import files, launch
 from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.launch import Launch
 
 
 def test_process_alone_needs_no_store():
@@ -18,7 +17,7 @@ def test_process_alone_needs_no_store():
         assert (alone.rank, alone.world_size, alone.is_main_process) == (0, 1, True)
         assert alone.broadcast_from_main(lambda: 3, "counts") == 3
         assert alone.gather("a", "spells") == ["a"]
-        assert [alone.agreed_signal(number) for number in (0, 15)] == [0, 15]
+        assert [alone.stop_requested(number) for number in (0, 15)] == [0, 15]
 
 
 def test_value_of_the_main_process_reaches_all():
@@ -81,7 +80,7 @@ def test_process_that_fails_alone_is_named_to_those_that_wait(monkeypatch: pytes
     waits, failed = run_launch(lambda launch: launch.gather(0, "adds up"), fails)
     assert str(failed) == "its disk is gone"
     assert type(waits) is ProcessError
-    assert str(waits) == "stopped, as process 1 on node7: its disk is gone"
+    assert str(waits) == "stopped because process 1 on node7: its disk is gone"
 
 
 def test_process_that_waits_long_says_for_what(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -98,10 +97,10 @@ def test_process_that_waits_long_says_for_what(monkeypatch: pytest.MonkeyPatch, 
 
     def body(launch: Launch) -> None:
         launch.machine = "node7"
-        launch.broadcast_from_main(lambda: reported.wait(30), "lists the images")
+        launch.broadcast_from_main(lambda: reported.wait(30), "listing images")
 
     run_launch(body, body)
-    assert lines[0] == "process 1 on node7 waits for process 0, which lists the images: 0 s"
+    assert lines[0] == "process 1 on node7: waiting for process 0 (listing images), 0 s"
 
 
 def test_signal_stops_all_processes_at_the_same_call():
@@ -110,17 +109,17 @@ def test_signal_stops_all_processes_at_the_same_call():
 
     def main(launch: Launch) -> int:
         calls = 1
-        assert launch.agreed_signal(0) == 0
+        assert launch.stop_requested(0) == 0
         received.wait(30)
-        while not launch.agreed_signal(0):
+        while not launch.stop_requested(0):
             calls += 1
         return calls
 
     def other(launch: Launch) -> int:
         calls = 1
-        assert launch.agreed_signal(0) == 0
+        assert launch.stop_requested(0) == 0
         received.set()
-        while not stopped and not launch.agreed_signal(10):
+        while not stopped and not launch.stop_requested(10):
             calls += 1
         return calls
 
@@ -128,21 +127,26 @@ def test_signal_stops_all_processes_at_the_same_call():
     assert calls[0] == calls[1] == calls[2]
 
 
-def test_old_answers_are_deleted():
-    def body(launch: Launch) -> int:
-        for _ in range(200):
-            launch.agreed_signal(0)
-            launch.broadcast_from_main(lambda: 0, "does nothing")
-            launch.gather(0, "goes on")
-        return launch._store.num_keys()
+def test_process_that_is_far_behind_stops_at_the_same_call():
+    """The others have polled 300 times more when it asks, and find the same decision."""
+    main_has_stopped = threading.Event()
 
-    assert max(run_launch(body, body)) < 100
+    def main(launch: Launch) -> list[int]:
+        answers = [launch.stop_requested(0) for _ in range(300)] + [launch.stop_requested(15)]
+        main_has_stopped.set()
+        return answers
+
+    def slow(launch: Launch) -> list[int]:
+        main_has_stopped.wait(30)
+        return [launch.stop_requested(0) for _ in range(301)]
+
+    assert run_launch(main, slow) == [[0] * 300 + [15]] * 2
 
 
 def test_unreachable_main_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match="2 processes were launched, but MASTER_ADDR and MASTER_PORT do not say"):
+    with pytest.raises(UserError, match="2 processes were launched without MASTER_ADDR and MASTER_PORT"):
         Launch.connect()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "9")  # discard: nobody listens there
@@ -155,7 +159,7 @@ def test_unreachable_main_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
 
 CONNECTS = """
 import sys
-from resnet_in1k.utils import distributed as launch
+from resnet_in1k.utils import launch
 launch.FAILURE_POLL_SECONDS = 0.1
 print("ready", flush=True)
 launch.Launch.connect()

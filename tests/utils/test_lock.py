@@ -47,5 +47,5 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", no_locks)
-    with pytest.raises(NoLocksError, match=r"cannot be locked \(No locks available\); it has to be on a file system"):
+    with pytest.raises(NoLocksError, match=r"cannot be locked \(No locks available\); it must be on a file system"):
         FolderLock(tmp_path)
