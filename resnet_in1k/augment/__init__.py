@@ -1,1 +1,1 @@
-"""Augmentation of whole batches on the device: the pipeline, and one file per operation."""
+"""Augmentation of complete batches on the device, and the per-image policies that loader workers run."""

@@ -1,6 +1,6 @@
-"""Mixup (https://arxiv.org/abs/1710.09412) and cutmix (https://arxiv.org/abs/1905.04899), of neighbors in the batch.
+"""Mixup (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899) of neighbors in the batch.
 
-For a pair, each gives what torchvision's v2.MixUp and v2.CutMix give for a batch of these two.
+A pair gives what torchvision's v2.MixUp and v2.CutMix give for a batch of these two images.
 """
 
 from dataclasses import dataclass
@@ -10,63 +10,59 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from resnet_in1k.augment.operation import Arranged, Draws
+from resnet_in1k.augment.geometry import rectangles
 from resnet_in1k.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Both at once: each pixel of the result is a weighted mean of the two images' pixels. The weight of the image
-    itself is, for mixup, the same everywhere; for cutmix 0 in a rectangle and 1 outside."""
+    """Mixup and CutMix in one formula: each pixel is a weighted mean of the two images' pixels.
+
+    Mixup has the same weight everywhere. CutMix has weight 0 in a rectangle and 1 outside.
+    """
 
     mixup_alpha: float
     cutmix_alpha: float
     by_pair: bool
     num_classes: int
     name: str = "mixing"
+    works_on_uint8: bool = False
 
-    def draw(self, generator: torch.Generator, batch_size: int) -> Draws:
-        """`is_cutmix` (B,) bool, `weight` (B,) of the image itself, `center` (B, 2) of the rectangle, as a share of the
-        side; the same for both images of a pair, or for all of the batch."""
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, num_classes: int) -> "Mixing | None":
+        if not recipe.mixes:
+            return None
+        return cls(recipe.mixup_alpha, recipe.cutmix_alpha, recipe.mix_by_pair, num_classes)
+
+    def draw(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, None]:
+        """(B, 4): 1 for CutMix and 0 for mixup; the weight of the image itself; the rectangle's center as a share of
+        the side. All four are equal for both images of a pair, or for the complete batch."""
         # torch has no Beta distribution that takes a generator.
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
-        random, number = np.random.default_rng(seed), batch_size // 2 if self.by_pair else 1
-        share_of_cutmix = bool(self.cutmix_alpha) / (1 + bool(self.mixup_alpha))
-        is_cutmix = random.random(number) < share_of_cutmix
-        by_alpha = [random.beta(alpha or 1, alpha or 1, number) for alpha in (self.mixup_alpha, self.cutmix_alpha)]
-        draws = {
-            "is_cutmix": torch.from_numpy(is_cutmix),
-            "weight": torch.from_numpy(np.where(is_cutmix, by_alpha[1], by_alpha[0])).float(),
-            "center": torch.from_numpy(random.random((number, 2))).float(),
-        }
-        return {name: values.repeat_interleave(batch_size // number, dim=0) for name, values in draws.items()}
+        random = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
+        number = batch_size // 2 if self.by_pair else 1
+        is_cutmix = random.random(number) < bool(self.cutmix_alpha) / (1 + bool(self.mixup_alpha))
+        mixup_weight, cutmix_weight = (
+            random.beta(alpha or 1, alpha or 1, number) for alpha in (self.mixup_alpha, self.cutmix_alpha)
+        )
+        weight, center = np.where(is_cutmix, cutmix_weight, mixup_weight), random.random((number, 2))
+        draws = torch.from_numpy(np.column_stack([is_cutmix, weight, center])).float()
+        return draws.repeat_interleave(batch_size // number, dim=0), None
 
-    def apply(self, images: Tensor, targets: Tensor, draws: Arranged) -> tuple[Tensor, Tensor]:
-        inside = _rectangles(draws["center"], draws["weight"], images.shape[-1])  # (B, 1, S, S)
-        is_cutmix = draws["is_cutmix"].view(-1, 1, 1, 1)
-        weights = torch.where(is_cutmix, (~inside).float(), draws["weight"].view(-1, 1, 1, 1))
+    def apply(self, images: Tensor, targets: Tensor, draws: Tensor, shared: None) -> tuple[Tensor, Tensor]:
+        """Mix each image with its neighbor; the targets become probabilities, (B, C) float32."""
+        size = images.shape[-1]
+        is_cutmix, weight = draws[:, 0].bool(), draws[:, 1]
+        center = (draws[:, 2:] * size).floor()  # (B, 2)
+        half = (0.5 * size * (1 - weight).sqrt()).floor().unsqueeze(1)
+        inside = rectangles(center - half, center + half, size)  # (B, 1, S, S)
+        weights = torch.where(is_cutmix.view(-1, 1, 1, 1), (~inside).float(), weight.view(-1, 1, 1, 1))
+        # CutMix's rectangle may reach over the edge, so its weight is the share that it really covers.
+        target_weights = weights.mean(dim=(1, 2, 3)).where(is_cutmix, weight).unsqueeze(1)
         dense = one_hot(targets, self.num_classes).float()
-        # Of cutmix what the rectangle really covers, as it may reach over the edge.
-        target_weights = weights.mean(dim=(1, 2, 3)).where(draws["is_cutmix"], draws["weight"]).view(-1, 1)
         mixed = images * weights + _neighbors(images) * (1 - weights)
         return mixed, dense * target_weights + _neighbors(dense) * (1 - target_weights)
 
 
-def from_recipe(recipe: Recipe, num_classes: int) -> Mixing | None:
-    if not recipe.mixes:
-        return None
-    return Mixing(recipe.mixup_alpha, recipe.cutmix_alpha, recipe.mix_by_pair, num_classes)
-
-
 def _neighbors(values: Tensor) -> Tensor:
-    """(B, …) with 2k and 2k + 1 exchanged."""
+    """(B, …) with rows 2k and 2k + 1 exchanged."""
     return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-
-
-def _rectangles(centers: Tensor, weights: Tensor, size: int) -> Tensor:
-    """(B, 1, S, S) bool: the square of the share 1 - weight of the image about the center, as far as it is within."""
-    middle = (centers * size).floor().view(-1, 2, 1)
-    half = (0.5 * size * (1 - weights).sqrt()).floor().view(-1, 1, 1)
-    places = torch.arange(size, device=centers.device)
-    within = (places >= middle - half) & (places < middle + half)  # (B, 2, S)
-    return within[:, 0, None, :, None] & within[:, 1, None, None, :]

@@ -1,102 +1,133 @@
-"""The operations of a recipe, in order, on one batch: the one way by which training images are augmented."""
+"""The operations of a recipe, in order, on one batch: the only code that augments training images."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from resnet_in1k.augment import color_jitter, flip, random_erasing, rotation
-from resnet_in1k.augment import mixup_cutmix as mixing
+from resnet_in1k.augment.color_jitter import ColorJitter
+from resnet_in1k.augment.geometry import HorizontalFlip, RandomErasing, Rotation
+from resnet_in1k.augment.mixup_cutmix import Mixing
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.augment.operation import Arranged, Draws, Operation
-from resnet_in1k.augment.packing import pack
-from resnet_in1k.data.loader import Batch
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import rng
-from resnet_in1k.utils.device import capabilities, device_type
+from resnet_in1k.utils.device import capabilities
 from resnet_in1k.utils.rng import Stream
 
-OPERATIONS: list[Callable[[Recipe, int], Operation | None]] = [
-    flip.from_recipe,
-    rotation.from_recipe,
-    color_jitter.from_recipe,
-    random_erasing.from_recipe,
-    mixing.from_recipe,
-]
-"""In the order in which they are applied. Each makes its operation from (recipe, number of classes), or None: off."""
+CHUNK_IMAGES = {"cpu": 4}
+"""Images augmented at a time, by device type. Four images stay in a CPU's cache from one operation to the next, which
+is twice as fast; elsewhere DEFAULT_CHUNK_IMAGES limits the memory of intermediate results."""
+DEFAULT_CHUNK_IMAGES = 256
 
-CPU_CHUNK = 4
-"""Images augmented at a time on a CPU: what stays in its cache from one operation to the next is twice as fast."""
+
+class Operation(Protocol):
+    """One augmentation for complete batches, each image with its own parameters.
+
+    Images that are mixed must be the neighbors (2k, 2k + 1) of the batch: any even share of a process has both.
+    """
+
+    name: str
+    """Key of the random stream: operations of different names draw independently."""
+    works_on_uint8: bool
+    """True if `apply` also takes uint8 images, which need a quarter of the memory traffic."""
+
+    def draw(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, Any]:
+        """Draw the parameters of a global batch on the CPU: (B, K) float32, one row an image, and what the images of a
+        batch share, as a Python value that the host can read without waiting for the device."""
+        ...
+
+    def apply(self, images: Tensor, targets: Tensor, draws: Tensor, shared: Any) -> tuple[Tensor, Tensor]:
+        """Augment B images, possibly in place.
+
+        Nothing here may need a tensor's values on the host (`.item()`, `.nonzero()`, `if tensor`).
+
+        Args:
+            images: (B, 3, S, S) float32 from 0 to 255, or uint8 if `works_on_uint8`.
+            targets: (B,) int64 class indices.
+            draws: (B, K) float32 on the same device.
+
+        Returns:
+            Images, and targets or (B, C) float32 probabilities.
+        """
+        ...
+
+
+OPERATIONS: list[Callable[[Recipe, int], Operation | None]] = [
+    HorizontalFlip.from_recipe,
+    Rotation.from_recipe,
+    ColorJitter.from_recipe,
+    RandomErasing.from_recipe,
+    Mixing.from_recipe,
+]
+"""Constructors from (recipe, number of classes), in the order of application; None if the recipe does not use it."""
+
+
+class Draws(NamedTuple):
+    """The draws of one step for one process."""
+
+    per_image: Tensor
+    """(B, K) float32, the columns of all operations next to each other."""
+    widths: list[int]
+    """Number of columns of each operation."""
+    shared: list[Any]
+    """One value for each operation."""
 
 
 class Augmentation:
     """The augmentation of one process's share of each global batch."""
 
-    def __init__(
-        self, recipe: Recipe, num_classes: int, rank: int = 0, num_processes: int = 1, *, compile: bool = False
-    ):
-        """`compile`: the operations by torch.compile; not on a CPU, where that is slower."""
+    def __init__(self, recipe: Recipe, num_classes: int, rank: int = 0, num_processes: int = 1):
         self._seed, self._global_batch_size = recipe.seed, recipe.global_batch_size
         made = [make(recipe, num_classes) for make in OPERATIONS]
         self.operations: list[Operation] = [operation for operation in made if operation is not None]
         share = recipe.global_batch_size // num_processes
         self._rows = slice(rank * share, (rank + 1) * share)
-        self._is_compiled = compile and device_type() != "cpu"
-        self._operate = torch.compile(self._apply_operations) if self._is_compiled else self._apply_operations
 
-    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A training batch on the device, as the step takes it: images and targets, see `apply`."""
-        rows = slice(len(batch.labels))  # all of this process's share, but in the preflight
-        return self.apply(batch.images, batch.labels, [_take(draws, rows) for draws in self.draw(batch.step)])
-
-    def draw(self, step: int) -> list[Draws]:
-        """By operation, what was drawn for this process's share: a function of (seed, operation's name, step)."""
-        everything = [
+    def draw(self, step: int) -> Draws:
+        """Draw for this process's images on the CPU: a function of (seed, operation's name, step)."""
+        drawn = [
             operation.draw(
                 rng.generator(self._seed, Stream.AUGMENT, rng.name_key(operation.name), step), self._global_batch_size
             )
             for operation in self.operations
         ]
-        return [_take(draws, self._rows) for draws in everything]
+        columns = [torch.empty(self._global_batch_size, 0), *(each for each, _ in drawn)]  # there may be no operation
+        widths = [each.shape[1] for each, _ in drawn]
+        return Draws(torch.cat(columns, dim=1)[self._rows], widths, [shared for _, shared in drawn])
 
-    def apply(self, images: Tensor, targets: Tensor, draws: list[Draws]) -> tuple[Tensor, Tensor]:
-        """Augment and normalize.
+    def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Augment and normalize the images of a step, or its first images.
 
         Args:
-            images: (B, 3, S, S) uint8, in channels_last if from the loader.
+            images: (B, 3, S, S) uint8, channels_last as from the loader.
             targets: (B,) int64 class indices.
-            draws: for these B images, as `draw` gives them.
 
         Returns:
             (B, 3, S, S) float32, channels_last; and (B,) int64, or (B, C) float32 if an operation mixes images.
         """
+        return self.apply(images, targets, self.draw(step))
+
+    def apply(self, images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Augment and normalize with the given draws; see `__call__`."""
+        per_image = draws.per_image[: len(images)]
         if images.device.type != "cpu":
-            # What is arranged has groups of other sizes in each batch, and so would be compiled for each.
+            # One copy brings the draws of all operations; from pinned memory the host does not wait for it.
             pin = capabilities(images.device.type).pinned_memory
-            packed = pack(draws if self._is_compiled else self.arrange(draws), pin=pin)
-            return self.apply_arranged(images, targets, packed.to(images.device))
-        if len(images) <= CPU_CHUNK:
-            return self.apply_arranged(images, targets, self.arrange(draws))
-        chunks = [slice(start, start + CPU_CHUNK) for start in range(0, len(images), CPU_CHUNK)]
-        parts = [self.apply(images[c], targets[c], [_take(each, c) for each in draws]) for c in chunks]
+            per_image = (per_image.pin_memory() if pin else per_image).to(images.device, non_blocking=pin)
+        size = CHUNK_IMAGES.get(images.device.type, DEFAULT_CHUNK_IMAGES)
+        chunks = zip(images.split(size), targets.split(size), per_image.split(size), strict=True)
+        parts = [self._apply_operations(*chunk, draws.widths, draws.shared) for chunk in chunks]
+        if len(parts) == 1:
+            return parts[0]
         return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
 
-    def arrange(self, draws: list[Draws]) -> list[Arranged]:
-        """By operation, the draws as its `apply` takes them, still on the CPU."""
-        pairs = zip(self.operations, draws, strict=True)
-        return [operation.arrange(each) if hasattr(operation, "arrange") else dict(each) for operation, each in pairs]
-
-    def apply_arranged(self, images: Tensor, targets: Tensor, arranged: list[Arranged]) -> tuple[Tensor, Tensor]:
-        """As `apply`, with draws that are arranged and on the images' device; the host does not wait for it."""
-        pixels, targets = self._operate(images, targets, arranged)
-        return normalize(pixels), targets
-
-    def _apply_operations(self, images: Tensor, targets: Tensor, arranged: list[Arranged]) -> tuple[Tensor, Tensor]:
-        pixels = images.to(torch.float32)
-        for operation, drawn in zip(self.operations, arranged, strict=True):
-            pixels, targets = operation.apply(pixels, targets, drawn)
-        return pixels, targets
-
-
-def _take(draws: Draws, rows: slice) -> Draws:
-    return {name: values[rows] for name, values in draws.items()}
+    def _apply_operations(
+        self, images: Tensor, targets: Tensor, per_image: Tensor, widths: list[int], shared: list[Any]
+    ) -> tuple[Tensor, Tensor]:
+        columns = per_image.split(widths, dim=1) if widths else ()
+        for operation, draws, value in zip(self.operations, columns, shared, strict=True):
+            if images.dtype == torch.uint8 and not operation.works_on_uint8:
+                images = images.to(torch.float32)
+            images, targets = operation.apply(images, targets, draws, value)
+        return normalize(images), targets

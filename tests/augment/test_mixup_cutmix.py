@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from resnet_in1k.augment.mixup_cutmix import Mixing, from_recipe
+from resnet_in1k.augment.mixup_cutmix import Mixing
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.recipes.published import RECIPES
 
@@ -18,8 +18,12 @@ def mixing(mixup_alpha: float = 0.2, cutmix_alpha: float = 1.0, by_pair: bool = 
     return Mixing(mixup_alpha, cutmix_alpha, by_pair, NUM_CLASSES)
 
 
-def draws_of(operation: Mixing, seed: int = 0, batch_size: int = 96) -> dict[str, torch.Tensor]:
-    return operation.draw(torch.Generator().manual_seed(seed), batch_size)
+IS_CUTMIX, WEIGHT, CENTER = 0, 1, slice(2, 4)
+"""Columns of the draws."""
+
+
+def draws_of(operation: Mixing, seed: int = 0, batch_size: int = 96) -> torch.Tensor:
+    return operation.draw(torch.Generator().manual_seed(seed), batch_size)[0]
 
 
 def torchvisions(
@@ -40,15 +44,15 @@ def torchvisions(
 def test_each_pair_is_mixed_as_torchvision_mixes_it(images: torch.Tensor, transform: type, alphas: tuple):
     operation = mixing(*alphas)
     draws = draws_of(operation)
-    ours, targets = operation.apply(images.float(), TARGETS, draws)
+    ours, targets = operation.apply(images.float(), TARGETS, draws, None)
     for first in range(0, 96, 2):
         pair = slice(first, first + 2)
         expected, expected_targets = torchvisions(
             transform(num_classes=NUM_CLASSES),
             images[pair].float(),
             TARGETS[pair],
-            draws["weight"][first].item(),
-            draws["center"][first],
+            draws[first, WEIGHT].item(),
+            draws[first, CENTER],
         )
         torch.testing.assert_close(ours[pair], expected, rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(targets[pair], expected_targets, rtol=1e-5, atol=1e-6)
@@ -57,7 +61,7 @@ def test_each_pair_is_mixed_as_torchvision_mixes_it(images: torch.Tensor, transf
 
 def test_targets_are_probabilities_of_at_most_two_classes(images: torch.Tensor):
     operation = mixing()
-    _, targets = operation.apply(images.float(), TARGETS, draws_of(operation))
+    _, targets = operation.apply(images.float(), TARGETS, draws_of(operation), None)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(96))
     assert ((targets > 0).sum(dim=1) <= 2).all()
 
@@ -66,29 +70,28 @@ def test_a_batch_is_mixed_in_one_way_or_each_pair_in_its_own():
     kinds = []
     for seed in range(200):
         draws = draws_of(mixing(by_pair=False), seed, 8)
-        assert all((values == values[0]).all() for values in draws.values())
-        kinds.append(draws["is_cutmix"][0].item())
+        assert (draws == draws[0]).all()
+        kinds.append(draws[0, IS_CUTMIX].item())
     assert 70 < sum(kinds) < 130
     draws = draws_of(mixing(), 0, 2000)
-    for values in draws.values():
-        pairs = values.view(1000, 2, -1)
-        assert torch.equal(pairs[:, 0], pairs[:, 1])
-    assert 0.44 < draws["is_cutmix"].float().mean() < 0.56
-    assert draws["weight"].unique().numel() > 990
+    pairs = draws.view(1000, 2, -1)
+    assert torch.equal(pairs[:, 0], pairs[:, 1])
+    assert 0.44 < draws[:, IS_CUTMIX].mean() < 0.56
+    assert draws[:, WEIGHT].unique().numel() > 990
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_weights_have_the_beta_distribution(alpha: float):
-    weights = draws_of(mixing(mixup_alpha=alpha, cutmix_alpha=0.0), batch_size=40_000)["weight"][::2]
+    weights = draws_of(mixing(mixup_alpha=alpha, cutmix_alpha=0.0), batch_size=40_000)[::2, WEIGHT]
     expected = torch.distributions.Beta(alpha, alpha)
     assert abs(weights.mean() - expected.mean) < 0.01
     assert abs(weights.var() - expected.variance) < 0.005
 
 
 def test_only_what_is_switched_on_is_drawn():
-    assert not draws_of(mixing(cutmix_alpha=0.0))["is_cutmix"].any()
-    assert draws_of(mixing(mixup_alpha=0.0))["is_cutmix"].all()
-    assert from_recipe(RECIPES["tutorial"].recipe, 10) is None
+    assert not draws_of(mixing(cutmix_alpha=0.0))[:, IS_CUTMIX].any()
+    assert draws_of(mixing(mixup_alpha=0.0))[:, IS_CUTMIX].all()
+    assert Mixing.from_recipe(RECIPES["tutorial"].recipe, 10) is None
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 6])
