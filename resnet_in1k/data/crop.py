@@ -19,27 +19,26 @@ from resnet_in1k.recipes.recipe import Interpolation, Recipe, TrainInterpolation
 from resnet_in1k.utils import imagenet, rng
 from resnet_in1k.utils.rng import Stream
 
-ASPECT_RATIOS = (3 / 4, 4 / 3)
-"""Of training crops, https://arxiv.org/abs/1409.4842."""
+CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
+"""Range of the aspect ratio of training crops (https://arxiv.org/abs/1409.4842)."""
 MAX_ASPECT_RATIO = 16
-"""Of a longer or taller image, evaluation resizes only the middle: it crops the center all the same."""
+"""Evaluation cuts longer or taller images to this ratio before it resizes them; the center crop stays the same."""
 
 
 class Crop(ABC):
-    """What makes squares of images."""
-
     @abstractmethod
     def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
-        """Of each (3, H, W) uint8 one of (3, size, size)."""
+        """Yield one (3, size, size) uint8 crop per image, (3, H, W) uint8."""
 
     def __call__(self, image: Tensor, sample: Sample, size: int) -> Tensor:
-        """Of one image."""
         return next(self.many([image], [sample], size))
 
 
 class TrainCrop(Crop):
-    """Random resized crop (https://arxiv.org/abs/1409.4842), then the recipe's policy and alternating flip, all drawn
-    for (seed, sample)."""
+    """Random resized crop (https://arxiv.org/abs/1409.4842), then the recipe's policy and alternating flip.
+
+    All draws are a function of (seed, sample).
+    """
 
     def __init__(
         self,
@@ -50,13 +49,14 @@ class TrainCrop(Crop):
         policy: Policy | None = None,
         alternating_flip: bool = False,
     ):
-        self._crop = RandomResizedCrop(1, scale=(scale_min, 1.0), ratio=ASPECT_RATIOS)  # draws do not depend on size
+        # The draws do not depend on the size, which may change from epoch to epoch.
+        self._crop = RandomResizedCrop(1, scale=(scale_min, 1.0), ratio=CROP_ASPECT_RATIOS)
         self._seed, self._interpolation = seed, interpolation
         self._policy, self._alternating_flip = policy, alternating_flip
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "TrainCrop":
-        """Raises UserError if the recipe's augment_policy is not known."""
+    def from_recipe(cls, recipe: Recipe) -> "TrainCrop":
+        """Make the recipe's crop. Raises UserError if its augment_policy is not registered."""
         return cls(
             scale_min=recipe.crop_scale_min,
             seed=recipe.seed,
@@ -66,17 +66,17 @@ class TrainCrop(Crop):
         )
 
     def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
-        # All are drawn before the first is resized, for the sake of the CPU's caches: see the loader.
-        drawn = [self._drawn(image, sample) for image, sample in zip(images, samples, strict=True)]
+        # Draw for all images before resizing the first: see GROUP_IMAGES in the loader.
+        drawn = [self._draw(image, sample) for image, sample in zip(images, samples, strict=True)]
         for (cut, mode), sample in zip(drawn, samples, strict=True):
-            square = _resized(cut, size, mode)
+            square = _resize(cut, size, mode)
             if self._policy is not None:
                 rng.key_global_generators(self._seed, Stream.POLICY, *sample.key)
-                square = _through_pillow(self._policy, square)
+                square = _apply_policy(self._policy, square)
             yield square.flip(-1) if self._alternating_flip and self._is_mirrored(sample) else square
 
-    def _drawn(self, image: Tensor, sample: Sample) -> tuple[Tensor, str]:
-        """What is cut out of the image, and how it is resized."""
+    def _draw(self, image: Tensor, sample: Sample) -> tuple[Tensor, str]:
+        """The part of the image to resize, and the interpolation."""
         rng.key_global_generator(self._seed, Stream.CROP, *sample.key)
         box = self._crop.make_params([image])
         mode = self._interpolation
@@ -85,34 +85,33 @@ class TrainCrop(Crop):
         return image[:, box["top"] :, box["left"] :][:, : box["height"], : box["width"]], mode
 
     def _is_mirrored(self, sample: Sample) -> bool:
-        """By a random bit of the image, in the even or in the odd epochs; copies within an epoch in turn."""
+        """True in every other epoch; a random bit of the image decides between even and odd ones."""
         bit = rng.key(self._seed, Stream.FLIP, sample.index)
         return (bit + sample.epoch + sample.copy) % 2 == 1
 
 
-def _resized(image: Tensor, size: int, mode: str) -> Tensor:
-    """(3, H, W) uint8 to (3, size, size), antialiased; torchvision's `resize` gives the same."""
-    # Copied to channels_last first, which is how it was decoded: for any other layout PyTorch converts it twice.
+def _resize(image: Tensor, size: int, mode: str) -> Tensor:
+    """(3, H, W) uint8 to (3, size, size), antialiased, equal to torchvision's `resize`."""
+    # Copied to channels_last first, which is the decoder's layout: PyTorch would convert any other layout twice.
     packed = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
     return interpolate(packed, [size, size], mode=mode, align_corners=False, antialias=True).squeeze(0)
 
 
-def _through_pillow(policy: Policy, image: Tensor) -> Tensor:
-    """(3, S, S) uint8 to the same."""
+def _apply_policy(policy: Policy, image: Tensor) -> Tensor:
     picture = policy(Image.fromarray(image.permute(1, 2, 0).numpy()))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 class EvalCrop(Crop):
-    """Short side to `resize_size`, antialiased, then the center square."""
+    """Resize the short side to `resize_size` pixels, antialiased, then crop the center square."""
 
     def __init__(self, *, resize_size: int, interpolation: Interpolation = "bilinear"):
         self._resize_size, self._interpolation = resize_size, InterpolationMode(interpolation)
 
     def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
-        return (self._square(image, size) for image in images)
+        return (self._crop(image, size) for image in images)
 
-    def _square(self, image: Tensor, size: int) -> Tensor:
+    def _crop(self, image: Tensor, size: int) -> Tensor:
         height, width = image.shape[-2:]
         longest = MAX_ASPECT_RATIO * min(height, width)
         if max(height, width) > longest:  # a line of a million pixels, enlarged, would fill the memory
@@ -123,7 +122,7 @@ class EvalCrop(Crop):
 
 @dataclass(frozen=True)
 class EvalPreprocessing:
-    """What evaluation, prediction and publication do to an image before it is normalized."""
+    """Preprocessing of evaluation, prediction and publication."""
 
     image_size: int
     """Side of the center crop, in pixels."""
@@ -132,10 +131,10 @@ class EvalPreprocessing:
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = imagenet.MEAN
     std: tuple[float, float, float] = imagenet.STD
-    """Of the RGB values from 0 to 1, by which they are normalized."""
+    """Per channel, for RGB values from 0 to 1."""
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "EvalPreprocessing":
+    def from_recipe(cls, recipe: Recipe) -> "EvalPreprocessing":
         return cls(recipe.eval_size, recipe.eval_resize_size, recipe.eval_interpolation)
 
     @property
@@ -143,5 +142,5 @@ class EvalPreprocessing:
         return EvalCrop(resize_size=self.resize_size, interpolation=self.interpolation)
 
     def square(self, encoded: np.ndarray) -> np.ndarray:
-        """An encoded image as the network sees it, (S, S, 3) uint8, for figures."""
+        """Decode and crop an image for a plot, (S, S, 3) uint8."""
         return self.crop(decode(encoded), Sample(0, 0), self.image_size).permute(1, 2, 0).numpy()

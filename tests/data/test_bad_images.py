@@ -38,7 +38,7 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Reci
     assert set().union(*(batch.bad_images for batch in batches)) == bad
 
     row = wanted.index(2999)
-    crop = TrainCrop.of(tiny)
+    crop = TrainCrop.from_recipe(tiny)
     assert torch.equal(batches[row // 100].images[row % 100], crop(decode(dirty.read(0)), Sample(1, 2999), 8))
 
 
@@ -46,7 +46,8 @@ def test_more_bad_images_in_a_row_than_may_be_replaced_stop_the_run(source: Sour
     """One in a thousand may be; here there are two."""
     assert [max_bad_images(number) for number in (999, 1000, 1_281_167)] == [0, 1, 1281]
     dirty = with_bad_images(source, 1000, {5, 6})
-    with pytest.raises(ProcessError, match=r"2 of 1,000 training images cannot be read \(dirty/train\[5\], …\), more"):
+    words = r"2 of 1,000 training images cannot be read \(dirty/train\[5\], …\); --on-bad-image skip replaces at most"
+    with pytest.raises(ProcessError, match=words):
         train_batches(dirty, replace(tiny, global_batch_size=1000, image_size=8), 1, if_bad="replace")
 
 

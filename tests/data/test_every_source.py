@@ -161,7 +161,7 @@ def test_workers_do_not_grow_from_epoch_to_epoch(data: dict[str, str], kind: str
     code = """
 import gc, multiprocessing, sys
 import psutil
-from resnet_in1k.data.sampler import EvalOrder
+from resnet_in1k.data.sampler import EvalSampler
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.evaluation import EvalPreprocessing, eval_loader
 source = open_source(sys.argv[1], "train")
@@ -169,7 +169,7 @@ gc.freeze()
 with eval_loader(source, EvalPreprocessing(8, 8), 37, 1) as loader:
     for _ in range(6):
         for _ in range(-(-1000 // len(source))):
-            for _ in loader.batches(EvalOrder(len(source), 37, 8)):
+            for _ in loader.batches(EvalSampler(len(source), 37, 8)):
                 pass
         worker, = multiprocessing.active_children()
         print(psutil.Process(worker.pid).memory_full_info().uss)

@@ -17,7 +17,7 @@ from helpers.loading import (
     packed_source,
     train_batches,
     train_loader,
-    train_order,
+    train_sampler,
 )
 
 from resnet_in1k.data import loader
@@ -39,10 +39,10 @@ def assert_same_batches(ours: list[Batch], theirs: list[Batch]) -> None:
 
 def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: Source, tiny: Recipe):
     """Against decoding and cropping image by image."""
-    order = list(train_order(source, tiny, 6, first_step=3))
+    order = list(train_sampler(source, tiny, 6, first_step=3))
     batches = train_batches(source, tiny, 6, first_step=3)
     assert [batch.step for batch in batches] == [3, 4, 5, 6]
-    crop = TrainCrop.of(tiny)
+    crop = TrainCrop.from_recipe(tiny)
     for batch, spec in zip(batches, order, strict=True):
         assert (batch.images.dtype, batch.images.shape, batch.bad_images) == (torch.uint8, (8, 3, 32, 32), {})
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -82,14 +82,14 @@ def test_a_slot_is_not_written_again_before_its_batch_is_copied(
     source: Source, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ):
     """However slow the copy: the worker is idle then, and has been given the next batch."""
-    copied = Loader._copied
+    copied = Loader._copy
 
     def copied_late(*arguments: Any) -> Batch:
         time.sleep(0.02)
         return copied(*arguments)
 
     expected = train_batches(source, tiny, 12)
-    monkeypatch.setattr(Loader, "_copied", copied_late)
+    monkeypatch.setattr(Loader, "_copy", copied_late)
     assert_same_batches(train_batches(source, tiny, 12, num_workers=1), expected)
 
 
@@ -108,9 +108,9 @@ def test_a_second_order_is_right_however_far_the_first_was_taken(
     expected = train_batches(source, tiny, 24, first_step=5)
     with train_loader(source, tiny, num_workers=num_workers) as loader:
         workers = {process.pid for process in multiprocessing.active_children()}
-        first = loader.batches(train_order(source, tiny, 20))
+        first = loader.batches(train_sampler(source, tiny, 20))
         taken = list(islice(first, num_taken))
-        second = list(loader.batches(train_order(source, tiny, 24, first_step=5)))
+        second = list(loader.batches(train_sampler(source, tiny, 24, first_step=5)))
         assert {process.pid for process in multiprocessing.active_children()} == workers
     assert_same_batches(second, expected)
     assert [batch.step for batch in taken] == list(range(1, num_taken + 1))
@@ -124,7 +124,7 @@ def test_the_image_size_may_change_from_batch_to_batch(source: Source, tiny: Rec
     )
     num_steps = 4  # an epoch
     with train_loader(source, growing, num_workers=num_workers) as loader:
-        order = list(train_order(source, growing, 3 * num_steps))
+        order = list(train_sampler(source, growing, 3 * num_steps))
         batches = list(loader.batches([*order, *order[::-1]]))
     for size, epoch in ((32, 1), (64, 2), (96, 3)):
         steps = slice((epoch - 1) * num_steps, epoch * num_steps)

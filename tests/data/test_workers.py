@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 from helpers.processes import ROOT
@@ -18,6 +19,11 @@ from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.sampler import BatchSpec, Sample
 from resnet_in1k.utils import pool as workers
 from resnet_in1k.utils.errors import ProcessError
+
+
+def spec_of(step: int, num_images: int) -> BatchSpec:
+    """The first image of the source, several times, at 8 px."""
+    return BatchSpec(step, 8, 1, np.zeros(num_images, dtype=np.int64), np.zeros(num_images, dtype=np.int64))
 
 
 class Killed(Crop):
@@ -34,7 +40,7 @@ def test_the_death_of_a_worker_is_explained_with_what_to_do(source: Source):
         Loader(source, Killed(), batch_size=1, largest_image_size=8, num_workers=1) as loader,
         pytest.raises(ProcessError, match=message),
     ):
-        list(loader.batches([BatchSpec(1, 8, [Sample(1, 0)])]))
+        list(loader.batches([spec_of(1, num_images=1)]))
 
 
 def test_other_errors_are_not_taken_for_the_death_of_a_worker():
@@ -51,7 +57,7 @@ class NumThreadsAsImage(Crop):
 def test_workers_compute_with_one_thread_and_leave_signals_to_the_main_process(source: Source):
     with Loader(source, NumThreadsAsImage(), batch_size=4, largest_image_size=8, num_workers=1) as loader:
         (worker,) = multiprocessing.active_children()
-        for number, batch in enumerate(loader.batches([BatchSpec(step, 8, [Sample(1, 0)] * 4) for step in range(30)])):
+        for number, batch in enumerate(loader.batches([spec_of(step, num_images=4) for step in range(30)])):
             if number == 1:  # the first has shown that the worker has started
                 for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                     os.kill(worker.pid, sent)

@@ -8,7 +8,7 @@ from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.dataset import PackedBytes, PackedSource, Source
 from resnet_in1k.data.decode import IfBad
 from resnet_in1k.data.loader import Batch, Loader
-from resnet_in1k.data.sampler import EvalOrder, TrainOrder
+from resnet_in1k.data.sampler import EvalSampler, TrainSampler
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 
@@ -33,7 +33,7 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
     """For one process."""
     return Loader(
         source,
-        TrainCrop.of(recipe),
+        TrainCrop.from_recipe(recipe),
         batch_size=recipe.global_batch_size,
         largest_image_size=recipe.image_size,
         num_workers=num_workers,
@@ -41,17 +41,17 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
     )
 
 
-def train_order(
+def train_sampler(
     source: Source, recipe: Recipe, last_step: int, *, first_step: int = 1, rank: int = 0, num_processes: int = 1
-) -> TrainOrder:
-    return TrainOrder(StepCounts(recipe, num_processes, 1, len(source)), first_step, last_step, rank)
+) -> TrainSampler:
+    return TrainSampler(StepCounts(recipe, num_processes, 1, len(source)), first_step, last_step, rank)
 
 
 def train_batches(
     source: Source, recipe: Recipe, last_step: int, *, num_workers: int = 0, if_bad: IfBad = "fail", **of_order: int
 ) -> list[Batch]:
     with train_loader(source, recipe, num_workers=num_workers, if_bad=if_bad) as loader:
-        return list(loader.batches(train_order(source, recipe, last_step, **of_order)))
+        return list(loader.batches(train_sampler(source, recipe, last_step, **of_order)))
 
 
 def eval_loader(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> Loader:
@@ -66,8 +66,8 @@ def eval_loader(source: Source, *, batch_size: int = 4, num_workers: int = 0, if
     )
 
 
-def eval_order(source: Source, batch_size: int = 4) -> EvalOrder:
-    return EvalOrder(len(source), batch_size, PREPROCESSING.image_size)
+def eval_order(source: Source, batch_size: int = 4) -> EvalSampler:
+    return EvalSampler(len(source), batch_size, PREPROCESSING.image_size)
 
 
 def eval_batches(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> list[Batch]:

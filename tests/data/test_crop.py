@@ -80,9 +80,9 @@ def test_eval_crop_is_torchvisions_on_pillow_images(
 
 
 def test_eval_preprocessing_of_a_recipe_takes_its_fields_of_evaluation(tiny: Recipe):
-    assert EvalPreprocessing.of(tiny) == EvalPreprocessing(32, 36, "bilinear")
+    assert EvalPreprocessing.from_recipe(tiny) == EvalPreprocessing(32, 36, "bilinear")
     changed = replace(tiny, eval_image_size=96, eval_crop_ratio=0.95, eval_interpolation="bicubic")
-    assert EvalPreprocessing.of(changed) == EvalPreprocessing(96, 101, "bicubic")
+    assert EvalPreprocessing.from_recipe(changed) == EvalPreprocessing(96, 101, "bicubic")
 
 
 def test_square_of_an_encoded_image_is_what_the_network_sees(photographs: list[np.ndarray]):
