@@ -1,60 +1,61 @@
-"""The run folder: the one thing that passes between training, evaluation and publication."""
+"""The run folder, which is all that passes between training, evaluation and publication: its files, log and
+recipe.json."""
 
 import dataclasses
 import difflib
 import json
 import platform
 import subprocess
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from resnet_in1k.data.dataset import Source
-from resnet_in1k.model.weights import WEIGHTS_NAME
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 
 RECIPE_NAME = "recipe.json"
 EVALUATION_NAME = "eval.json"
+WEIGHTS_NAME = "model.safetensors"
+FORMAT_VERSION = 3
+"""Format of recipe.json and of the random draws of a run; see CHANGELOG.md. Only runs of this version can be
+resumed."""
+READABLE_VERSIONS = (1, 2, 3)
 
 
 class RunFolder:
-    """The names of what lies in a run folder, and its log."""
+    """Paths of the files in a run folder, and its log."""
 
     def __init__(self, path: Path):
         self.path = path
         self.recipe = path / RECIPE_NAME
         self.log = path / "log.jsonl"
-        self.lock = path / files.LOCK_NAME
         self.checkpoints = path / "checkpoints"
         self.weights = path / WEIGHTS_NAME
+        self.evaluation = path / EVALUATION_NAME
+        self.curves = path / "curves"  # without a suffix: there is an .svg and a .png
         self.bad_images = path / "bad_images.txt"
         self.bad_val_images = path / "bad_val_images.txt"
         self.nonfinite_batch = path / "nonfinite_batch.txt"
-        self.evaluation = path / EVALUATION_NAME
         self.tracker = path / "tracker.json"
-        """Where --report-to goes on when the run is resumed."""
-        self.curves = path / "curves"
-        """Without its suffix: there is an .svg and a .png."""
+        self.lock = path / files.LOCK_NAME
 
     def check_free(self, resume: bool) -> None:
-        """Raises UserError if there is a run already and it is not to be resumed, or its recipe.json is missing."""
+        """Raise UserError if there is a run that is not to be resumed, or if recipe.json is missing."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output-dir {self.path} is a file, not a folder; choose another")
         if self.recipe.exists() and not resume:
             raise UserError(
-                f"{self.path} already holds a run; go on with it by --resume, or choose another --output-dir"
+                f"{self.path} already contains a run; continue it with --resume, or choose another --output-dir"
             )
         if any(self.checkpoints.glob("step_*")) and not self.recipe.exists():
             raise UserError(
-                f"{self.path} has checkpoints, but no {RECIPE_NAME} with their recipe and data; put that back, or "
+                f"{self.path} has checkpoints, but no {RECIPE_NAME} with their recipe and data; restore that file, or "
                 "choose another --output-dir"
             )
 
     def create(self) -> None:
-        """Raises UserError if the folder cannot be made or written to."""
+        """Make the folder. Raises UserError if that fails, or if it cannot be written to."""
 
         def try_to_write() -> None:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -69,15 +70,15 @@ class RunFolder:
             ) from None
 
     def nearest_existing(self) -> Path:
-        """The run folder, or the folder in which it would be made."""
+        """The run folder, or the existing folder in which it would be made."""
         return next(folder for folder in [self.path, *self.path.absolute().parents] if folder.is_dir())
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one record to log.jsonl."""
+        """Append one record to log.jsonl."""
         files.append_line(self.log, json.dumps(record, allow_nan=False))
 
     def records(self) -> list[dict[str, Any]]:
-        """All whole records of log.jsonl, without a last line that was cut off by a kill.
+        """Read the records of log.jsonl, without a last line that a kill has truncated.
 
         Raises:
             UserError: if it cannot be read, or has a line that training did not write.
@@ -94,7 +95,7 @@ class RunFolder:
         return records
 
     def truncate_log(self, step: int, evaluation_pending: bool = False) -> None:
-        """Drop the records that a run resumed after `step` will write again; also of its evaluation, if pending."""
+        """Drop the records that a run resumed after `step` will write again; also its evaluation's, if pending."""
         kept = [
             record
             for record in self.records()
@@ -105,70 +106,56 @@ class RunFolder:
 
 
 def find_run(checkpoint: Path) -> RunFolder | None:
-    """The run that a checkpoint folder or weights file lies in: the nearest folder upwards with a recipe.json."""
+    """Return the run of a checkpoint folder or weights file: the nearest folder upwards with a recipe.json."""
     for folder in [checkpoint, *checkpoint.resolve().parents][:4]:
         if (folder / RECIPE_NAME).is_file():
             return RunFolder(folder)
     return None
 
 
-FORMAT_VERSION = 2
-"""Version 1 has the same fields, but its runs drew their augmentation from one stream for all operations."""
-READABLE_VERSIONS = (1, 2)
-
-
-def describe_data(train: Source, val: Source, val_share: float = 0.0) -> dict[str, Any]:
-    """What recipe.json says of the data."""
-    return {
-        "source": train.name,
-        **({"val_share": val_share} if val_share else {}),
-        "num_train_images": len(train),
-        "num_val_images": len(val),
-        "class_names": list(train.class_names),
-        "fingerprint": {"train": train.fingerprint(), "val": val.fingerprint()},
-    }
-
-
 def write_recipe(run: RunFolder, name: str, recipe: Recipe, data: dict[str, Any], facts: dict[str, Any]) -> None:
-    files.write_json(
-        run.recipe,
-        {"format_version": FORMAT_VERSION, "recipe": {"name": name, **asdict(recipe)}, "data": data, **facts},
-    )
+    """Write recipe.json at the start of a run.
+
+    Args:
+        name: of the recipe, before overrides.
+        data: source, counts, class names and fingerprints.
+        facts: about the machine, versions and initial weights.
+    """
+    described = {"name": name, **dataclasses.asdict(recipe)}
+    files.write_json(run.recipe, {"format_version": FORMAT_VERSION, "recipe": described, "data": data, **facts})
 
 
 def add_resume(run: RunFolder, name: str, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """Add to recipe.json after which step the run was resumed, and what it runs on; and more epochs, if so."""
+    """Add the facts of a resume to recipe.json, and the number of epochs, which may have grown."""
     _, written = read_recipe(run, type(recipe))
-    files.write_json(
-        run.recipe,
-        {**written, "recipe": {"name": name, **asdict(recipe)}, "resumed": [*written.get("resumed", []), facts]},
-    )
+    described = {"name": name, **dataclasses.asdict(recipe)}
+    resumed = [*written.get("resumed", []), facts]
+    files.write_json(run.recipe, {**written, "recipe": described, "resumed": resumed})
 
 
 def read_recipe(run: RunFolder, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
-    """As `read_recipe_file`, of a run folder."""
     return read_recipe_file(run.recipe, recipe_class)
 
 
 def read_recipe_file(file: Path, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe, and all of recipe.json. Fields that it does not have yet are switched off.
+    """Read the recipe, and all of recipe.json. Fields that an older file does not have are disabled.
 
     Raises:
-        UserError: if it is missing, of another format version, or not a recipe.
+        UserError: if the file is missing, has another format version, or is not a recipe.
     """
     try:
         facts = files.read_json(file)
-        version = facts["format_version"]
+        version_of_file = facts["format_version"]
         fields = {key: value for key, value in facts["recipe"].items() if key != "name"}
-        unknown = sorted(fields.keys() - {each.name for each in dataclasses.fields(recipe_class)})
-        if version not in READABLE_VERSIONS:
-            raise UserError(f"{file} has format version {version!r}, which is newer than this resnet-in1k: update it")
+        known = [each.name for each in dataclasses.fields(recipe_class)]
+        unknown = sorted(fields.keys() - set(known))
+        if version_of_file not in READABLE_VERSIONS:
+            raise UserError(f"{file} has format version {version_of_file!r}, newer than this resnet-in1k: update it")
         if unknown:
-            known = [each.name for each in dataclasses.fields(recipe_class)]
-            meant = [name for field in unknown for name in difflib.get_close_matches(field, known, n=1)]
+            nearest = [name for field in unknown for name in difflib.get_close_matches(field, known, n=1)]
             raise UserError(
-                f"{file}: recipe fields not known here: {', '.join(unknown)}; update resnet-in1k"
-                + (f", or perhaps {', '.join(meant)} was meant" if meant else "")
+                f"{file}: unknown recipe fields: {', '.join(unknown)}; update resnet-in1k"
+                + (f", or did you mean {', '.join(nearest)}?" if nearest else "")
             )
         try:
             return recipe_class(**fields), facts
@@ -179,7 +166,7 @@ def read_recipe_file(file: Path, recipe_class: type[Recipe] = Recipe) -> tuple[R
 
 
 def provenance() -> dict[str, Any]:
-    """For recipe.json; the commit is None outside a checkout."""
+    """Return the versions of the libraries and this project's commit; None outside a checkout."""
     packages = ("torch", "torchvision", "accelerate", "safetensors")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -188,14 +175,9 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()

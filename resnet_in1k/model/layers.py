@@ -15,7 +15,10 @@ from resnet_in1k.utils.rng import Stream
 
 
 class StochasticDepth:
-    """What the images of one process's share of each global batch skip, drawn for (seed, step)."""
+    """In training an image skips some residual branches (https://arxiv.org/abs/1603.09382), drawn for (seed, step).
+
+    It works by hooks on the last norm of each branch, so that modules, keys and evaluation stay torchvision's.
+    """
 
     def __init__(self, model: torch.nn.Module, recipe: Recipe, device: torch.device, rank: int, num_processes: int):
         blocks = [module for module in model.modules() if isinstance(module, BasicBlock | Bottleneck)]
@@ -29,15 +32,16 @@ class StochasticDepth:
             last_norm.register_forward_hook(functools.partial(self._scale, number))
 
     def draw(self, step: int, num_images: int) -> Tensor:
-        """(B, blocks) on the device: 0 where the image skips the branch, else 1 / the probability that it does not."""
+        """Draw for this process's images: (B, blocks) on the device, 0 where the image skips the branch, else the
+        inverse of the probability that it does not."""
         generator = rng.generator(self._seed, Stream.STOCHASTIC_DEPTH, step)
         kept = torch.rand(self._global_batch_size, len(self._keep), generator=generator) < self._keep
-        factors = (kept / self._keep)[self._rows][:num_images]  # fewer than its share in the preflight only
+        factors = (kept / self._keep)[self._rows][:num_images]  # the preflight has fewer images than the share
         pin = capabilities(self._device.type).pinned_memory
         return (factors.pin_memory() if pin else factors).to(self._device, non_blocking=pin)
 
     def use(self, factors: Tensor) -> None:
-        """For the next forward pass, of as many images."""
+        """Set the factors of the next forward pass, one row an image."""
         self._factors = factors
 
     def _scale(self, number: int, norm: torch.nn.Module, _: object, branch: Tensor) -> Tensor | None:
@@ -46,19 +50,18 @@ class StochasticDepth:
         return branch * self._factors[:, number].view(-1, 1, 1, 1).to(branch.dtype)
 
 
-def synchronize_norms(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The model with its batch norms replaced, keys and tensors as they were. To be called with a process group."""
-    if device.type != "cpu":
-        return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+def synchronize_norms(model: torch.nn.Module) -> None:
+    """Make all batch norms use the statistics of all processes. Keys and tensors stay; needs a process group."""
     for module in model.modules():
         if type(module) is torch.nn.BatchNorm2d:
-            module.__class__ = CpuSyncBatchNorm
-    return model
+            module.__class__ = SyncBatchNorm2d
 
 
-class CpuSyncBatchNorm(torch.nn.BatchNorm2d):
-    """BatchNorm2d that normalizes a training batch by the mean and variance over all processes' images, of which each
-    has equally many."""
+class SyncBatchNorm2d(torch.nn.BatchNorm2d):
+    """BatchNorm2d with the mean and variance over the images of all processes, equally many on each.
+
+    torch's SyncBatchNorm does not work on a CPU, and on a GPU it makes the host wait in each layer.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
@@ -66,9 +69,9 @@ class CpuSyncBatchNorm(torch.nn.BatchNorm2d):
         world_size = dist.get_world_size()
         values = images.to(torch.promote_types(images.dtype, torch.float32))
         mean = _SumOverProcesses.apply(values.mean(dim=(0, 2, 3))) / world_size
-        centerd = values - mean.view(-1, 1, 1)
-        variance = _SumOverProcesses.apply(centerd.square().mean(dim=(0, 2, 3))) / world_size
-        normalized = centerd * (variance + self.eps).rsqrt().view(-1, 1, 1)
+        centered = values - mean.view(-1, 1, 1)
+        variance = _SumOverProcesses.apply(centered.square().mean(dim=(0, 2, 3))) / world_size
+        normalized = centered * (variance + self.eps).rsqrt().view(-1, 1, 1)
         result = normalized * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
         count = world_size * images.numel() / images.shape[1]
         with torch.no_grad():
@@ -79,7 +82,7 @@ class CpuSyncBatchNorm(torch.nn.BatchNorm2d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum that each process uses; its gradient is the sum of theirs."""
+    """A sum that each process uses, so its gradient is the sum of the processes' gradients."""
 
     @staticmethod
     def forward(ctx: object, values: Tensor) -> Tensor:
@@ -95,12 +98,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class FrozenBody(torch.nn.Module):
-    """The same logits as the model's in eval mode; the only parameters are those of its last layer."""
+    """The model in eval mode, except that its last layer trains: the only parameters are those of the last layer."""
 
     def __init__(self, model: ResNet):
         super().__init__()
         self.fc = model.fc
-        self._model = (model,)  # in a tuple it is no part of this module
+        self._model = (model,)  # in a tuple it is not a submodule
 
     def forward(self, images: Tensor) -> Tensor:
         (model,) = self._model

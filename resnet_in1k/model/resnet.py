@@ -41,7 +41,7 @@ class ResNet(torchvision.models.ResNet):
         self.architecture = architecture
 
     def features(self, images: Tensor) -> Tensor:
-        """What the last layer sees: (B, 3, S, S) float32, normalized, to (B, F) float32."""
+        """Compute the input of the last layer: (B, 3, S, S) float32, normalized, to (B, F) float32."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return self.avgpool(maps).flatten(1)
@@ -51,7 +51,7 @@ Model = TypeVar("Model", bound=ResNet)
 
 
 def load_model(checkpoint: Path, model_class: type[Model] = ResNet) -> Model:
-    """A model with the weights of `checkpoint`; architecture and number of classes are those of its tensors.
+    """Load a model; the tensors decide the architecture and the number of classes.
 
     Raises:
         UserError: if there are no weights, or they are not those of a torchvision ResNet.
@@ -59,7 +59,7 @@ def load_model(checkpoint: Path, model_class: type[Model] = ResNet) -> Model:
     file = weights_file(checkpoint)
     state = read_weights(file)
     architecture, last_layer = architecture_of(state, file), state["fc.weight"]
-    if last_layer.numel() == 0 or last_layer.ndim == 0:  # of no size, it may claim any number of classes
+    if last_layer.numel() == 0 or last_layer.ndim == 0:  # an empty tensor may claim any number of classes
         raise UserError(f"{file}: its last layer, of shape {tuple(last_layer.shape)}, has no classes")
     model = model_class(architecture, num_classes=len(last_layer))
     load_strictly(model, state, file)
@@ -67,15 +67,11 @@ def load_model(checkpoint: Path, model_class: type[Model] = ResNet) -> Model:
 
 
 def architecture_of(state: Mapping[str, Tensor], file: Path) -> Architecture:
-    """Which ResNet these tensors belong to, by their names.
-
-    Raises:
-        UserError: if to none.
-    """
+    """Return the ResNet that these tensors belong to, by their names. Raises UserError if there is none."""
     for architecture in LAYOUTS:
         if _keys_of(architecture) == state.keys():
             return architecture
-    raise UserError(f"{file} holds no torchvision ResNet: its tensor names are not those of {', '.join(LAYOUTS)}")
+    raise UserError(f"{file} is not a torchvision ResNet: its tensor names are not those of {', '.join(LAYOUTS)}")
 
 
 @functools.cache

@@ -1,1 +1,1 @@
-"""Optimizers, losses and learning rate schedules, each with a table that a recipe chooses from by name."""
+"""Optimizers, losses and learning-rate schedules, each with a registry that a recipe chooses from by name."""

@@ -10,7 +10,7 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.validation import lookup
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits, targets) to the mean loss over the batch, ()."""
+"""Function from (logits, targets) to the mean loss over the batch, ()."""
 
 
 def cross_entropy(recipe: Recipe) -> Loss:
@@ -18,9 +18,10 @@ def cross_entropy(recipe: Recipe) -> Loss:
 
 
 def binary_cross_entropy(recipe: Recipe) -> Loss:
-    """Each class against all others, the mean over images and classes, as timm's recipes have it
-    (https://arxiv.org/abs/2110.00476, section 2.2): of mixed images both classes are present, where the recipe has a
-    threshold."""
+    """Make a loss of each class against all others, the mean over images and classes, as in timm's recipes.
+
+    With a threshold both classes of mixed images are present (https://arxiv.org/abs/2110.00476, section 2.2).
+    """
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         num_classes = logits.shape[1]
@@ -40,5 +41,5 @@ LOSSES: dict[str, Callable[[Recipe], Loss]] = {
 
 
 def build_loss(recipe: Recipe) -> Loss:
-    """Raises UserError if the recipe's loss is not in LOSSES."""
+    """Make the recipe's loss. Raises UserError if it is not in LOSSES."""
     return lookup(LOSSES, recipe.loss, "loss")(recipe)

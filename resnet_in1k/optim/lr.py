@@ -8,12 +8,12 @@ from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils.validation import lookup
 
 LRSchedule = Callable[[Recipe, float, float], float]
-"""The factor on the recipe's lr after warm-up, from (recipe, epochs done as a fraction, share from 0 to 1 of the steps
-after warm-up that are done). Before the first step both are 0."""
+"""Function from (recipe, epochs done as a fraction, share from 0 to 1 of the steps after warm-up that are done) to the
+factor on the recipe's lr. Before the first step both numbers are 0."""
 
 
 def step(recipe: Recipe, epochs_done: float, progress: float) -> float:
-    """Drops between epochs."""
+    """Drop between epochs."""
     return recipe.lr_step_factor ** (math.floor(epochs_done) // recipe.lr_step_epochs)
 
 
@@ -31,12 +31,12 @@ def linear(recipe: Recipe, epochs_done: float, progress: float) -> float:
 
 
 def polynomial(recipe: Recipe, epochs_done: float, progress: float) -> float:
-    """https://arxiv.org/abs/1708.03888, section 5, has the power 2."""
+    """https://arxiv.org/abs/1708.03888, section 5, uses power 2."""
     return _down_to_floor(recipe, (1 - progress) ** recipe.lr_power)
 
 
 def _down_to_floor(recipe: Recipe, height: float) -> float:
-    """`height` runs from 1 to 0 just after the last step."""
+    """Scale `height`, which falls from 1 to 0 just after the last step, to end at lr_floor."""
     floor = recipe.lr_floor / recipe.lr
     return floor + (1 - floor) * height
 
@@ -50,26 +50,25 @@ LR_SCHEDULES: dict[str, LRSchedule] = {
 }
 
 
-def lr_at(step: int, schedule: StepCounts) -> float:
-    """Learning rate of optimizer step `step`, counted from 1.
+def lr_at(step: int, counts: StepCounts) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 1.
 
     Warm-up rises linearly, per step, from warmup_start_factor of the peak before step 1 to the peak at its last step.
 
     Raises:
         UserError: if the recipe's lr_schedule is not in LR_SCHEDULES.
     """
-    recipe = schedule.recipe
-    factor = lookup(LR_SCHEDULES, recipe.lr_schedule, "lr_schedule")
-    warmup_steps = schedule.warmup_steps
-    if step <= warmup_steps:
+    recipe = counts.recipe
+    schedule = lookup(LR_SCHEDULES, recipe.lr_schedule, "lr_schedule")
+    if step <= counts.warmup_steps:
         start = recipe.warmup_start_factor
-        return recipe.lr * (start + (1 - start) * step / warmup_steps)
-    progress = (step - 1 - warmup_steps) / (schedule.total_steps - warmup_steps)
-    return recipe.lr * factor(recipe, (step - 1) / schedule.steps_per_epoch, progress)
+        return recipe.lr * (start + (1 - start) * step / counts.warmup_steps)
+    progress = (step - 1 - counts.warmup_steps) / (counts.total_steps - counts.warmup_steps)
+    return recipe.lr * schedule(recipe, (step - 1) / counts.steps_per_epoch, progress)
 
 
 def describe_lr(recipe: Recipe) -> str:
-    """The schedule in words."""
+    """Return the schedule as text, such as "1 epoch of warm-up to 0.02, then cosine to 0"."""
     warmup = ""
     if recipe.warmup_epochs:
         start = f" from {recipe.warmup_start_factor * recipe.lr:g}" if recipe.warmup_start_factor else ""
@@ -80,9 +79,8 @@ def describe_lr(recipe: Recipe) -> str:
     after = {
         "step": f", × {recipe.lr_step_factor:g} every {every}",
         "multi_step": f", × {recipe.lr_step_factor:g} after {milestones} epochs",
+        "cosine": f", then cosine to {recipe.lr_floor:g}",
+        "linear": f", then linear to {recipe.lr_floor:g}",
         "polynomial": f", then polynomial of power {recipe.lr_power:g} to {recipe.lr_floor:g}",
     }
-    to_floor = f", then {recipe.lr_schedule}" + (
-        f" to {recipe.lr_floor:g}" if recipe.lr_schedule in ("cosine", "linear") else ""
-    )
-    return f"{warmup}{recipe.lr:g}" + after.get(recipe.lr_schedule, to_floor)
+    return f"{warmup}{recipe.lr:g}" + after.get(recipe.lr_schedule, f", then {recipe.lr_schedule}")

@@ -1,6 +1,6 @@
-"""Optimizers. The learning rate is set anew at each step, and gradients are clipped before it.
+"""Optimizers: torch's if it has them, else timm's, which is imported only when needed.
 
-torch's where it has them, else timm's, which is imported only then.
+The learning rate is set at each step, and gradients are clipped before it.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,12 @@ NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
 
 
 def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameters with weight decay and, if the recipe has such, those without: of norms by their modules' type, and
-    other modules' biases. The last layer's apart, if it has a learning rate of its own or is trained alone at first:
-    fused SGD takes no group of which only some have momentum yet. All in the order of the model."""
+    """Divide the parameters into groups with and without weight decay, and the last layer if it needs its own.
+
+    Norms are detected by module type, and the biases of other modules by name. The last layer has its own group if its
+    learning rate differs, or if it is trained alone at first: fused SGD fails on a group in which only some parameters
+    have momentum. All groups keep the order of the model.
+    """
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     head = getattr(model, "fc", None) if recipe.head_lr_factor != 1 or recipe.freeze_epochs else None
     for module in model.modules():
@@ -36,30 +39,26 @@ def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, A
     ]
 
 
+def _momentum(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "lr": recipe.lr,
+        "momentum": recipe.momentum,
+        "nesterov": recipe.nesterov,
+        "weight_decay": recipe.weight_decay,
+    }
+
+
 def sgd(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
     """SGD with momentum; weight decay is added to the gradient."""
-    return torch.optim.SGD(
-        parameter_groups(model, recipe),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        # None lets torch choose the fastest other implementation; False would be the slow loop over tensors.
-        fused=True if fused else None,
-    )
+    # None lets torch choose the fastest other implementation; False would be the slow loop over tensors.
+    return torch.optim.SGD(parameter_groups(model, recipe), **_momentum(recipe), fused=True if fused else None)
 
 
 def sgdw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
     """SGD with momentum; the weights shrink by lr × weight_decay (https://arxiv.org/abs/1711.05101)."""
     from timm.optim import SGDW
 
-    return SGDW(
-        parameter_groups(model, recipe),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
+    return SGDW(parameter_groups(model, recipe), **_momentum(recipe))
 
 
 def adamw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
@@ -69,31 +68,27 @@ def adamw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Op
 
 
 def lamb(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """https://arxiv.org/abs/1904.00962. Parameters without weight decay are not scaled by the trust ratio."""
+    """https://arxiv.org/abs/1904.00962. The trust ratio does not scale parameters without weight decay."""
     from timm.optim import Lamb
 
-    # timm's default of max_grad_norm, 1, would clip unasked, and once more.
+    # timm's default of max_grad_norm, 1, would clip a second time.
     groups = parameter_groups(model, recipe)
     return Lamb(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, max_grad_norm=None)
 
 
 def lars(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """https://arxiv.org/abs/1708.03888, with the coefficient 0.001. Parameters without weight decay are not scaled."""
+    """https://arxiv.org/abs/1708.03888, coefficient 0.001. Parameters without weight decay are not scaled."""
     from timm.optim import Lars
 
-    return Lars(
-        parameter_groups(model, recipe),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
+    return Lars(parameter_groups(model, recipe), **_momentum(recipe))
 
 
 def muon(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """For convolutions SGD's momentum, made orthogonal as a matrix of (output channels, all else)
-    (https://kellerjordan.github.io/posts/muon/); for everything else AdamW, or NAdamW with Nesterov's momentum. Updates
-    have the size of AdamW's, so lr and weight_decay are of its order (https://arxiv.org/abs/2502.16982)."""
+    """Muon (https://kellerjordan.github.io/posts/muon/): SGD's momentum of a convolution, made orthogonal as a matrix
+    of (output channels, all else). Other parameters get AdamW, or NAdamW with Nesterov's momentum.
+
+    Updates have the size of AdamW's, so lr and weight_decay have its order (https://arxiv.org/abs/2502.16982).
+    """
     from timm.optim import Muon
 
     groups = []
@@ -102,9 +97,7 @@ def muon(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Opt
             parameters = [parameter for parameter in group["params"] if (parameter.ndim == 4) == is_convolution]
             if parameters:
                 groups.append({**group, "params": parameters, "use_fallback": not is_convolution})
-    return Muon(
-        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
-    )
+    return Muon(groups, **_momentum(recipe))
 
 
 OPTIMIZERS: dict[str, Callable[[torch.nn.Module, Recipe, bool], torch.optim.Optimizer]] = {
@@ -115,14 +108,15 @@ OPTIMIZERS: dict[str, Callable[[torch.nn.Module, Recipe, bool], torch.optim.Opti
     "lars": lars,
     "muon": muon,
 }
-"""Each makes an optimizer from (model, recipe, whether to use fused kernels)."""
+"""Constructors from (model, recipe, whether to use fused kernels)."""
 
 
 def build_optimizer(model: torch.nn.Module, recipe: Recipe, *, fused: bool = True) -> torch.optim.Optimizer:
-    """The recipe's optimizer, in fused kernels where it has them.
+    """Make the recipe's optimizer, with fused kernels if it has them.
 
-    Not `fused` under a gradient scaler: where that skips the first step, a fused SGD uses momentum that was never
-    written.
+    Args:
+        fused: False under a gradient scaler. If the scaler skips the first step, fused SGD uses momentum that was never
+            written.
 
     Raises:
         UserError: if the recipe's optimizer is not in OPTIMIZERS.

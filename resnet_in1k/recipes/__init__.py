@@ -1,1 +1,1 @@
-"""What a run computes: the recipe, the named recipes, and the arithmetic of epochs and steps."""
+"""The recipe of a run, published recipes, and the arithmetic of epochs, steps and batches."""

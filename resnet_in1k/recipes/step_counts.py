@@ -7,15 +7,17 @@ from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count
 
 NETWORK_STRIDE = 32
-"""A ResNet reduces images by this factor: sizes between two multiples of it cost as much as the larger one."""
+"""Factor by which a ResNet reduces images: a size between two multiples costs as much as the larger one."""
 
 
 def accumulation_steps(global_batch_size: int, num_processes: int, images_per_forward_pass: int) -> int:
-    """The fewest accumulation steps in which no process has more images in a forward pass than that; 1 if no number
-    divides the batch so, or for 0 images, which is no limit."""
+    """Return the fewest accumulation steps with at most that many images in a process's forward pass.
+
+    1 if the batch cannot be divided so, or if `images_per_forward_pass` is 0: no limit.
+    """
     for steps in range(1, global_batch_size // num_processes + 1) if images_per_forward_pass else ():
-        is_even = global_batch_size % (num_processes * steps) == 0
-        if is_even and global_batch_size // (num_processes * steps) <= images_per_forward_pass:
+        images, rest = divmod(global_batch_size, num_processes * steps)
+        if rest == 0 and images <= images_per_forward_pass:
             return steps
     return 1
 
@@ -36,22 +38,22 @@ class StepCounts:
     num_train_images: int
 
     def __post_init__(self) -> None:
-        parts = self.num_processes * self.gradient_accumulation_steps
-        if self.recipe.global_batch_size % parts:
+        batch, parts = self.recipe.global_batch_size, self.num_processes * self.gradient_accumulation_steps
+        if batch % parts:
             raise UserError(
-                f"--global-batch-size {self.recipe.global_batch_size} cannot be divided evenly among "
+                f"--global-batch-size {batch} cannot be divided evenly among "
                 f"{count(self.num_processes, 'process', 'es')} × "
-                f"{count(self.gradient_accumulation_steps, 'accumulation step')}; take a multiple of {parts}"
+                f"{count(self.gradient_accumulation_steps, 'accumulation step')}; use a multiple of {parts}"
             )
         if self.recipe.mixes and self.per_process_batch_size % 2:
             raise UserError(
-                f"--global-batch-size {self.recipe.global_batch_size} is {self.per_process_batch_size} images for each "
-                f"of {self.num_processes} processes, and neighbors are mixed: take a multiple of {2 * parts}"
+                f"--global-batch-size {batch} is {self.per_process_batch_size} images for each of {self.num_processes} "
+                f"processes, and mixing needs pairs; use a multiple of {2 * parts}"
             )
-        if self.num_train_images < self.recipe.global_batch_size:
+        if self.num_train_images < batch:
             raise UserError(
-                f"{self.num_train_images} training images are fewer than --global-batch-size "
-                f"{self.recipe.global_batch_size}; take a smaller batch or more images"
+                f"{self.num_train_images} training images are fewer than --global-batch-size {batch}; use a smaller "
+                "batch or more images"
             )
 
     @property
@@ -66,13 +68,13 @@ class StepCounts:
 
     @property
     def next_accumulation_steps(self) -> int | None:
-        """The next larger number by which the batch can be divided; None if it is down to single images."""
+        """Next larger number of accumulation steps that divides the batch; None if a forward pass has one image."""
         larger = range(self.gradient_accumulation_steps + 1, self.per_process_batch_size + 1)
         return next((steps for steps in larger if self.per_process_batch_size % steps == 0), None)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in an epoch."""
+        """Complete global batches in an epoch."""
         return self.num_train_images // self.recipe.global_batch_size
 
     @property
@@ -85,8 +87,13 @@ class StepCounts:
 
     @property
     def frozen_steps(self) -> int:
-        """Steps in which the last layer is trained alone."""
+        """Number of first steps that train only the last layer."""
         return min(self.recipe.freeze_epochs, self.recipe.epochs) * self.steps_per_epoch
+
+    @property
+    def ema_every_steps(self) -> int:
+        """Steps between two updates of the moving average: the recipe's, but at least one update an epoch."""
+        return min(self.recipe.ema_every_steps, self.steps_per_epoch)
 
     def epoch_of(self, step: int) -> int:
         return (step - 1) // self.steps_per_epoch + 1
@@ -95,12 +102,12 @@ class StepCounts:
         return step % self.steps_per_epoch == 0
 
     def steps_into_epoch(self, step: int) -> int:
-        """Steps done of its epoch, from 1 to steps_per_epoch."""
+        """Position of a step in its epoch, from 1 to steps_per_epoch."""
         return (step - 1) % self.steps_per_epoch + 1
 
 
 def train_image_size(recipe: Recipe, epoch: int) -> int:
-    """Side of the training square in an epoch, in pixels.
+    """Return the side of the training square in an epoch, in pixels.
 
     It grows linearly from initial_image_size to image_size, to the nearest multiple of 32 px, as in FFCV's recipes
     (https://arxiv.org/abs/2306.12517).

@@ -5,7 +5,6 @@ import torch
 
 from resnet_in1k.optim.losses import LOSSES, build_loss
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.errors import UserError
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
 LABELS = torch.tensor([0, 1])
@@ -33,11 +32,6 @@ def test_new_loss_is_made_from_the_recipe(tiny: Recipe, monkeypatch: pytest.Monk
     monkeypatch.setitem(LOSSES, "scaled", lambda recipe: lambda logits, targets: logits.sum() * recipe.label_smoothing)
     recipe = replace(tiny, loss="scaled", label_smoothing=0.5)
     assert build_loss(recipe)(LOGITS, LABELS).item() == 2.5
-
-
-def test_misspelt_loss_gets_a_suggestion(tiny: Recipe):
-    with pytest.raises(UserError, match=r"^--loss cross_entrop: .*perhaps you meant cross_entropy$"):
-        build_loss(replace(tiny, loss="cross_entrop"))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -9,7 +9,6 @@ from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.optim.optimizers import OPTIMIZERS, build_optimizer, parameter_groups, set_lr
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.errors import UserError
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -52,11 +51,6 @@ def test_new_optimizer_is_made_from_model_recipe_and_fused(tiny: Recipe, monkeyp
         assert isinstance(optimizer, torch.optim.Adam)
         assert optimizer.param_groups[0]["params"] == list(model.parameters())
         assert (optimizer.defaults["lr"], optimizer.defaults["fused"]) == (0.25, fused)
-
-
-def test_misspelt_optimizer_gets_a_suggestion(tiny: Recipe):
-    with pytest.raises(UserError, match=r"^--optimizer sdg: must be one of adamw, .*, sgdw; perhaps you meant sgd$"):
-        build_optimizer(torch.nn.Linear(2, 2), replace(tiny, optimizer="sdg"))
 
 
 class Net(torch.nn.Module):

@@ -42,11 +42,11 @@ def test_all_problems_are_reported_at_once():
         ({"nesterov": True}, "nesterov needs a momentum"),
         (
             {"alternating_flip": True, "hflip_probability": 0.5},
-            "alternating_flip takes the place of hflip_probability, which must be 0 then",
+            "alternating_flip replaces hflip_probability, which must be 0",
         ),
         (
             {"mixup_alpha": 0.2, "global_batch_size": 7},
-            r"global_batch_size \(7\) must be even, as neighbors are mixed",
+            r"global_batch_size \(7\) must be even, because neighbors are mixed",
         ),
         ({"publish": "ema"}, "publish ema needs an ema_decay"),
         ({"publish": "emma"}, "publish must be one of model, ema, not 'emma'"),

@@ -28,9 +28,9 @@ def test_next_number_of_accumulation_steps_divides_the_batch(parts: int, followi
 @pytest.mark.parametrize(
     ("num_processes", "parts", "words"),
     [
-        (5, 1, "5 processes × 1 accumulation step; take a multiple of 5"),
-        (1, 7, "1 process × 7 accumulation steps; take a multiple of 7"),
-        (4, 4, "4 processes × 4 accumulation steps; take a multiple of 16"),
+        (5, 1, "5 processes × 1 accumulation step; use a multiple of 5"),
+        (1, 7, "1 process × 7 accumulation steps; use a multiple of 7"),
+        (4, 4, "4 processes × 4 accumulation steps; use a multiple of 16"),
     ],
 )
 def test_batch_that_cannot_be_divided_is_refused(num_processes: int, parts: int, words: str):
@@ -39,7 +39,7 @@ def test_batch_that_cannot_be_divided_is_refused(num_processes: int, parts: int,
 
 
 def test_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match=r"^23 training images are fewer than --global-batch-size 24; take a smaller"):
+    with pytest.raises(UserError, match=r"^23 training images are fewer than --global-batch-size 24; use a smaller"):
         StepCounts(RECIPE, 1, 1, 23)
     assert StepCounts(RECIPE, 1, 1, 24).steps_per_epoch == 1
 
@@ -76,7 +76,7 @@ def test_image_size_of_each_epoch_by_hand(recipe: Recipe, sizes: list[int]):
 def test_each_process_needs_pairs_where_neighbors_are_mixed():
     recipe = replace(RECIPE, global_batch_size=18, mixup_alpha=0.2)
     with pytest.raises(
-        UserError, match="18 is 9 images for each of 2 processes, and neighbors are mixed: take a multiple of 4"
+        UserError, match="18 is 9 images for each of 2 processes, and mixing needs pairs; use a multiple of 4"
     ):
         StepCounts(recipe, 2, 1, 100)
     assert StepCounts(recipe, 1, 1, 100).per_process_batch_size == 18
