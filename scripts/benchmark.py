@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from resnet_in1k.cli import arguments as cli
 from resnet_in1k.cli.benchmark import BenchmarkOptions, benchmark
 from resnet_in1k.cli.benchmark_table import table
-from resnet_in1k.utils.distributed import rank
+from resnet_in1k.utils.launch import rank
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from resnet_in1k.cli.predict import PredictOptions
 from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.cli.push_to_hub import PushOptions
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.train.trainer import TrainOptions
 
 README, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 

@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_an_existing_run_is_refused_unless_resumed(run: RunFolder):
-    with pytest.raises(UserError, match="already holds a run; go on with it by --resume, or choose another"):
+    with pytest.raises(UserError, match="already contains a run; go on with it by --resume, or choose another"):
         run.check_free(resume=False)
     run.check_free(resume=True)
     RunFolder(run.path.parent).check_free(resume=False)

@@ -23,14 +23,13 @@ from resnet_in1k.cli.reference import DecodeOnly, TutorialDataset, TutorialStep,
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Prefetched, Tensors, prefetch_to_device
 from resnet_in1k.data.registry import open_source
-from resnet_in1k.data.sampler import TrainOrder
+from resnet_in1k.data.sampler import TrainSampler
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Architecture, Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import provenance
-from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.step import TrainStep
-from resnet_in1k.train.trainer import train_loader
+from resnet_in1k.train.trainer import TrainOptions, train_loader
 from resnet_in1k.utils.device import (
     PrecisionFlag,
     capabilities,
@@ -39,8 +38,9 @@ from resnet_in1k.utils.device import (
     hardware_name,
     usable_cores,
 )
-from resnet_in1k.utils.distributed import Launch, make_accelerator, translate_process_errors, world_size
+from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch, world_size
 from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize
 from resnet_in1k.utils.validation import at_least, check_options
@@ -254,7 +254,7 @@ class Bench:
     ) -> Iterator[Prefetched]:
         schedule = StepCounts(recipe or self.recipe, 1, 1, len(source))
         with train_loader(source, schedule, TrainOptions(), workers) as loader:
-            order = TrainOrder(schedule, 1, self._num_steps(workers))
+            order = TrainSampler(schedule, 1, self._num_steps(workers))
             yield from prefetch_to_device(loader.batches(order), self.device, prepare)
 
     def _our_batches(self, source: Source, workers: int, recipe: Recipe | None = None) -> Iterator[Tensors]:
@@ -267,7 +267,7 @@ class Bench:
         return warmup_steps(workers) + self.steps + PREFETCH_FACTOR * workers
 
     def _indices(self, source: Source, workers: int) -> list[list[int]]:
-        order = TrainOrder(StepCounts(self.recipe, 1, 1, len(source)), 1, self._num_steps(workers))
+        order = TrainSampler(StepCounts(self.recipe, 1, 1, len(source)), 1, self._num_steps(workers))
         return [[sample.index for sample in batch.samples] for batch in order]
 
     def _tutorial_batches(self, source: Source, workers: int) -> Iterator[Any]:

@@ -10,10 +10,9 @@ from accelerate import Accelerator
 
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.loader import Batch
-from resnet_in1k.model.ema import MovingAverage
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.train.step import TrainStep
+from resnet_in1k.train.step import MovingAverage, TrainStep
 
 OFF = "off"
 NUM_CLASSES = 1000

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from resnet_in1k.train.step import TrainStep
-from resnet_in1k.utils.distributed import Launch
+from resnet_in1k.utils.launch import Launch
 
 COLLECTIVE_PREFIXES = ("gloo:", "nccl:", "xccl:")
 """Of the profiler's names, by backend."""

@@ -18,8 +18,9 @@ from resnet_in1k.model.resolve import Weights, resolve_checkpoint
 from resnet_in1k.utils import files
 from resnet_in1k.utils.console import Console
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers
-from resnet_in1k.utils.distributed import Launch, make_accelerator, translate_process_errors
+from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
 

@@ -16,9 +16,10 @@ from resnet_in1k.cli.gpu.setting import CheckFailedError, LeftOutError, Setting
 from resnet_in1k.run_folder import provenance
 from resnet_in1k.utils import files
 from resnet_in1k.utils.device import PRECISIONS, choose_cpu_threads, hardware_name
-from resnet_in1k.utils.distributed import Launch, make_accelerator, translate_process_errors
+from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration, first_line
+from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.validation import above, check_options
 

@@ -16,14 +16,15 @@ from resnet_in1k.cli.preprocessing import PreprocessingOptions
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_paths import list_images, open_paths
 from resnet_in1k.data.loader import Batch, Loader, prefetch_to_device
-from resnet_in1k.data.sampler import EvalOrder
+from resnet_in1k.data.sampler import EvalSampler
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, reproducible_float32, translate_memory_errors
-from resnet_in1k.utils.distributed import Launch, make_accelerator, world_size
+from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.imagenet import human_names
+from resnet_in1k.utils.launch import Launch, world_size
 from resnet_in1k.utils.plots import image_grid, save_figure
 from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.validation import at_least, check_options
@@ -140,7 +141,7 @@ def _probabilities(
             loader,
             model.to(accelerator.device, memory_format=torch.channels_last),
             accelerator.device,
-            EvalOrder(len(source), options.batch_size, preprocessing.image_size),
+            EvalSampler(len(source), options.batch_size, preprocessing.image_size),
             preprocessing,
         )
         for file, problem in listed:
@@ -148,7 +149,7 @@ def _probabilities(
 
 
 def _answers(
-    loader: Loader, model: ResNet, device: torch.device, order: EvalOrder, preprocessing: EvalPreprocessing
+    loader: Loader, model: ResNet, device: torch.device, order: EvalSampler, preprocessing: EvalPreprocessing
 ) -> Iterator[np.ndarray | str]:
     """In the order of the source: probabilities, (C,) float32, or why the image cannot be read."""
     bad_images: dict[int, str] = {}

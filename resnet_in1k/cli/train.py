@@ -1,5 +1,8 @@
-"""scripts/train.py."""
+"""scripts/train.py: from the flags to a run."""
 
+import argparse
+import contextlib
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,41 +11,56 @@ from resnet_in1k.cli.load_recipe import GivenRecipe, find_recipe
 from resnet_in1k.evaluate.reproduction import describe_distance, distance
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.scaling import scaled_fields
+from resnet_in1k.recipes.scaling import scale
 from resnet_in1k.recipes.step_counts import accumulation_steps
 from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.train.loop import train
-from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import files, imagenet
-from resnet_in1k.utils.distributed import world_size
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import world_size
 
 DEFAULT_RECIPE = "tutorial"
+SIZES = ("epochs", "global_batch_size", "image_size")
+"""Fields of Recipe that other fields follow: see recipes/scaling.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Train a ResNet by a named recipe; any field of the recipe can be overridden."""
+    """Train a ResNet by a named recipe. Any field of the recipe can be overridden."""
 
     recipe: str = DEFAULT_RECIPE
-    """Which recipe: a name of --list-recipes, or that of a run: hub:USER/NAME, a run folder or its recipe.json. The
-    defaults of the recipe's own flags below are its values, for the batch and epochs given."""
+    """Recipe: a name of --list-recipes, or the recipe of a run: hub:USER/NAME, a run folder or its recipe.json. Its
+    values, scaled to the batch and epochs given, are the defaults of the flags below."""
     list_recipes: bool = False
-    """Print the named recipes as a table, and stop."""
+    """Print the named recipes as a table, then exit."""
     how: TrainOptions
     what: Recipe
 
 
-def given_recipe() -> GivenRecipe:
-    """What `--recipe` names; raises UserError if it cannot be found."""
-    return find_recipe(cli.value_of_flag("--recipe", default=DEFAULT_RECIPE))
+def read_deciding_flags() -> dict[str, str]:
+    """Return the flags that decide the defaults of the others, as text: they are read before the full parser is
+    built."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "lr_batch_rule", *SIZES):
+        flags = {f"--{name.replace('_', '-')}", f"--{name}"}  # the full parser takes both spellings
+        parser.add_argument(*sorted(flags), dest=name, nargs="?", default="")
+    flags, _ = parser.parse_known_args(sys.argv[1:])
+    return {name: value or "" for name, value in vars(flags).items()}
 
 
-def parse(given: GivenRecipe) -> Arguments:
-    """Raises UserError if the recipe needs weights to start from, and none are given."""
+def parse(given: GivenRecipe, flags: dict[str, str]) -> Arguments:
+    """Parse the command line, with defaults from the recipe for the sizes given.
+
+    Raises:
+        UserError: if the recipe needs weights to start from, and none are given.
+    """
     name, named = given.origin or given.name, given.named
-    what = _defaults(named.recipe)
-    batch = _number_given("global_batch_size") or named.recipe.global_batch_size
+    what = named.recipe
+    sizes = {size: int(flags[size]) for size in SIZES if flags[size].isdecimal()}
+    with contextlib.suppress(UserError):  # for a value out of range, which the full parser below refuses by name
+        what = scale(replace(what, lr_batch_rule=flags["lr_batch_rule"] or what.lr_batch_rule), **sizes)
+    batch = what.global_batch_size
     accumulation = accumulation_steps(batch, world_size(), named.images_per_forward_pass)
     how = TrainOptions(**given.options, gradient_accumulation_steps=accumulation)
     arguments = cli.parse(Arguments, default=Arguments(recipe=name, how=how, what=what))
@@ -55,59 +73,37 @@ def parse(given: GivenRecipe) -> Arguments:
     return arguments
 
 
-def _defaults(recipe: Recipe) -> Recipe:
-    """What follows from the batch, epochs, image size and rule that are given; what is no number or out of range, the
-    parser refuses later."""
-    rule = cli.value_of_flag("--lr-batch-rule", default=recipe.lr_batch_rule)
-    given = {name: _number_given(name) for name in ("epochs", "global_batch_size", "image_size")}
-    try:
-        recipe = replace(recipe, lr_batch_rule=rule)
-        fields = scaled_fields(recipe, **given)
-        fields.pop("global_batch_size", None)  # an odd one may be right only with another flag
-        return replace(recipe, **fields)
-    except UserError:
-        return recipe
-
-
-def _number_given(field: str) -> int:
-    """0 if there is none."""
-    value = cli.value_of_flag(f"--{field.replace('_', '-')}", default="")
-    return int(value) if value.isdecimal() else 0
-
-
 def describe_recipes() -> str:
-    """A table to choose by: what each takes, and what is published of it."""
-    header = ("recipe", "epochs", "px", "batch", "top-1 %", "top-5 %", "GPU hours", "on", "measured here")
-    rows = [header]
+    """Return a table of the named recipes, with published accuracies and their sources."""
+    rows = [("recipe", "epochs", "px", "batch", "top-1 %", "top-5 %", "GPU hours", "on", "measured here")]
     for name, named in RECIPES.items():
         recipe = named.recipe
         size = f"{recipe.initial_image_size}-{recipe.image_size}" if recipe.initial_image_size else recipe.image_size
         numbers = [f"{value:g}" if value is not None else "–" for value in (named.top1, named.top5, named.gpu_hours)]
-        rows.append((name, recipe.epochs, size, recipe.global_batch_size, *numbers, named.hardware, named.measured))
-    rows = [tuple(map(str, row)) for row in rows]
+        row = (name, recipe.epochs, size, recipe.global_batch_size, *numbers, named.hardware, named.measured)
+        rows.append(tuple(map(str, row)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
+    lines = []
+    for row in rows:
+        cells = [
             cell.rjust(width) if 0 < place < 7 else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    sources = [f"  {name:<{widths[0]}}  {named.source}" for name, named in RECIPES.items()]
+        ]
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(
         [
             *lines,
             "",
-            "px: training image size; accuracy on ImageNet-1k and GPU hours: as published by",
-            *sources,
+            "px: training image size. Accuracy on ImageNet-1k and GPU hours are published by:",
+            *(f"  {name:<{widths[0]}}  {named.source}" for name, named in RECIPES.items()),
             "",
-            "What one would take here:  python scripts/train.py --recipe NAME --data DATA --dry-run",
+            "To estimate a recipe on this machine:  python scripts/train.py --recipe NAME --data DATA --dry-run",
         ]
     )
 
 
 def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
-    """How far a run came from what is published of its recipe, in words; "" if nothing is."""
+    """Compare the run with what is published of its recipe; "" if nothing is."""
     result = files.read_json_object(run.evaluation)
     if result is None:
         return ""
@@ -118,7 +114,7 @@ def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             return f"the eval.json of {given.origin} is incomplete ({type(error).__name__}: {error})"
     elif given.named.top1 is not None and imagenet.is_of_imagenet(result, facts["data"]["num_train_images"]):
-        text = f"published top-1 of {given.name} {given.named.top1:.2f} %: here {distance(result, given.named.top1)}"
+        text = f"published top-1 of {given.name} {given.named.top1:.2f}%: here {distance(result, given.named.top1)}"
     else:
         return ""
     changes = given.differences(recipe, facts) if given.facts else given.named.recipe.differences(recipe)
@@ -126,8 +122,9 @@ def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
 
 
 def main() -> Path | None:
-    given = given_recipe()
-    arguments = parse(given)
+    flags = read_deciding_flags()
+    given = find_recipe(flags["recipe"] or DEFAULT_RECIPE)
+    arguments = parse(given, flags)
     if arguments.list_recipes:
         print(describe_recipes())
         return None

@@ -15,7 +15,7 @@ from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.dataset import Source, samples_sha256
 from resnet_in1k.data.loader import Batch, Loader, prefetch_to_device
-from resnet_in1k.data.sampler import EvalOrder
+from resnet_in1k.data.sampler import EvalSampler
 from resnet_in1k.recipes.recipe import PublishedWeights
 from resnet_in1k.utils.console import Console
 from resnet_in1k.utils.device import reproducible_float32, translate_memory_errors
@@ -162,7 +162,7 @@ def evaluate_model(
         UserError: if the loss is not finite, or no image can be decoded.
         ProcessError: if a file cannot be read from its disk, or a batch does not fit into memory.
     """
-    order = EvalOrder(
+    order = EvalSampler(
         num_images=len(source),
         batch_size=loader.batch_size,
         image_size=preprocessing.image_size,

@@ -69,7 +69,7 @@ def write_folder(
         progress.add(part.size)
         num_undecodable += len(undecodable)
         for line in undecodable:
-            progress.tell(line)
+            progress.print(line)
         num_left[part.label] -= 1
         if not num_left[part.label]:
             whole.append(part.label)

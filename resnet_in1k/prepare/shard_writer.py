@@ -60,7 +60,7 @@ def write_shards(
         progress.add(written.num_images)
         num_undecodable += len(written.undecodable)
         for line in written.undecodable:
-            progress.tell(line)
+            progress.print(line)
     progress.finish()
     return num_undecodable
 

@@ -1,1 +1,1 @@
-"""One training run: the plan, the preflight, the step, the loop, and what it logs."""
+"""Training a run: its parts, checks before it starts, the step, the loop, the log and the checkpoints."""

@@ -1,68 +1,68 @@
-"""Before the first step, all processes compare what they run, on what: an unequal launch must not train."""
+"""Comparison of all processes before the first step: an unequal launch must not train."""
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from resnet_in1k.data.dataset import Source, sample_sums
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, provenance
-from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import files
-from resnet_in1k.utils.distributed import Launch, local_rank
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration
+from resnet_in1k.utils.launch import Launch, local_rank
 
 MAX_CLOCK_DIFFERENCE_SECONDS = 60.0
-"""More would make file times, logs and time-outs of the machines contradict one another."""
-OF_ONE_MACHINE = ("workers", "cpu_threads")
+"""A larger difference would make file times, logs and time-outs of the machines contradict one another."""
+OPTIONS_OF_ONE_MACHINE = ("workers", "cpu_threads")
 """Options that may differ between machines."""
 COMPARED_IMAGES = 64
-"""Of each split. All machines take the main process's list; a file that is missing elsewhere stops the run by name."""
+"""Images of each split that all machines must have with the same bytes. All use the main process's list."""
 VISIBLE_WITHIN_SECONDS = 10.0
 """A network file system may show a new file that much later."""
 
 
 def check_same_program(launch: Launch, recipe: Recipe, options: TrainOptions, folder: RunFolder) -> None:
-    """Compare commit, library versions, recipe, options, recipe.json and clock.
+    """Compare commit, library versions, recipe, options, recipe.json and clock of all processes.
 
     Raises:
         UserError: on all processes, naming the first machine that differs from the main process's.
     """
     if launch.world_size == 1:
         return
-    shared_options = {
-        name: str(value) for name, value in dataclasses.asdict(options).items() if name not in OF_ONE_MACHINE
-    }
-    made_by = provenance()
-    facts: dict[str, Any] = {
+    made_by, values = provenance(), dataclasses.asdict(options)
+    own: dict[str, Any] = {
         "commit": made_by["commit"],
         **{f"version of {name}": version for name, version in made_by["versions"].items()},
         **{f"recipe field {name}": value for name, value in dataclasses.asdict(recipe).items()},
-        **{f"option --{name.replace('_', '-')}": value for name, value in shared_options.items()},
+        **{
+            f"option --{name.replace('_', '-')}": str(value)
+            for name, value in values.items()
+            if name not in OPTIONS_OF_ONE_MACHINE
+        },
         f"{folder.recipe}": files.sha256_of(folder.recipe) if folder.recipe.exists() else "no such file",
     }
-    launch.gather(None, "starts")  # the clocks are then read at the same time
-    everyone = launch.gather((launch.machine, time.time(), facts), "starts")
-    main_machine, main_clock, main_facts = everyone[0]
-    for rank, (machine, clock, theirs) in enumerate(everyone):
-        who = f"process {rank} on {machine}"
-        for name in main_facts:
-            if theirs.get(name) != main_facts[name]:
+    launch.gather(None, "starting")  # so that the clocks are read at the same time
+    everyone = launch.gather((launch.machine, time.time(), own), "starting")
+    main_machine, main_clock, main = everyone[0]
+    for rank, (machine, clock, other) in enumerate(everyone):
+        for name in main:
+            if other.get(name) != main[name]:
                 raise UserError(
-                    f"{who} differs from process 0 on {main_machine}: {name} is {theirs.get(name)} there, "
-                    f"{main_facts[name]} here; all processes need the same program, command and run folder"
+                    f"process {rank} on {machine} differs from process 0 on {main_machine}: {name} is "
+                    f"{other.get(name)} there, {main[name]} here; all processes need the same program, command and run "
+                    "folder"
                 )
         if abs(clock - main_clock) > MAX_CLOCK_DIFFERENCE_SECONDS:
             raise UserError(
-                f"the clocks of {machine} and {main_machine} differ by {duration(abs(clock - main_clock))}; "
-                "set them by NTP"
+                f"the clocks of {machine} and {main_machine} differ by {duration(abs(clock - main_clock))}; set them "
+                "by NTP"
             )
 
 
-def check_same_data(launch: Launch, sources: Sequence[Source]) -> None:
-    """Compare a sample of the images' bytes, machine by machine.
+def check_same_data(launch: Launch, sources: tuple[Source, Source]) -> None:
+    """Compare the bytes of a sample of images on all machines.
 
     Raises:
         UserError: on all processes, naming the first machine and image that differ from the main process's.
@@ -70,45 +70,46 @@ def check_same_data(launch: Launch, sources: Sequence[Source]) -> None:
     if launch.world_size == 1:
         return
     sums: dict[str, str] = {}
-    if local_rank() == 0:
+    if local_rank() == 0:  # one process of each machine
         for source in sources:
             sums.update(sample_sums(source, COMPARED_IMAGES))
-    everyone = launch.gather((launch.machine, sums), "reads some images")
-    main_machine, main_sums = everyone[0]
-    for machine, theirs in everyone:
-        for name in theirs:
-            if theirs[name] != main_sums[name]:
+    everyone = launch.gather((launch.machine, sums), "reading images")
+    main_machine, main = everyone[0]
+    for machine, other in everyone:
+        for name in other:
+            if other[name] != main[name]:
                 raise UserError(
-                    f"{machine} sees other data than {main_machine}: {name} has the sha256 {main_sums[name]} on "
-                    f"{main_machine}, on {machine} {theirs[name]}; all machines need the same files at this path"
+                    f"{machine} has different data from {main_machine}: {name} has the sha256 {main[name]} on "
+                    f"{main_machine}, {other[name]} on {machine}; all machines need the same files at this path"
                 )
 
 
 def check_run_folder_is_shared(launch: Launch, folder: RunFolder) -> None:
-    """Whether all machines see the run folder that the main process has just locked.
+    """Check that all machines see the run folder, which the main process has just locked.
 
-    Only that one writes to it, but all read checkpoints from it, and after a requeue any machine may be the first.
+    Only the main process writes to it, but all read checkpoints from it, and after a requeue any machine may be the
+    first.
 
     Raises:
         UserError: on all processes, naming the first machine that does not see it.
     """
     if launch.world_size == 1:
         return
-    written = launch.broadcast_from_main(lambda: _lock_text(folder), "has locked the run folder")
+
+    def lock_text() -> str:
+        try:
+            return folder.lock.read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    written = launch.broadcast_from_main(lock_text, "locking the run folder")
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
-    while (seen := _lock_text(folder)) != written and time.monotonic() < deadline:
+    while (seen := lock_text()) != written and time.monotonic() < deadline:
         time.sleep(0.5)
-    everyone = launch.gather((launch.machine, seen == written), "looks at the run folder")
+    everyone = launch.gather((launch.machine, seen == written), "reading the run folder")
     for machine, visible in everyone:
         if not visible:
             raise UserError(
                 f"{machine} does not see the run folder {folder.path} of {everyone[0][0]}; put it on storage that all "
                 "machines share, and start all of them in the same folder"
             )
-
-
-def _lock_text(folder: RunFolder) -> str:
-    try:
-        return folder.lock.read_text(encoding="utf-8")
-    except OSError:
-        return ""

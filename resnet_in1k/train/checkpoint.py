@@ -1,7 +1,7 @@
-"""Checkpoints: everything that a run needs to be resumed, without pickle, whole or not there at all.
+"""Checkpoints: everything that a run needs to be resumed, without pickle, complete or not there at all.
 
-`step_00000123/` holds one safetensors file for each group of tensors (model, optimizer) and `state.json`. Nothing
-random has a state and the learning rate is a function of the step, so that is all.
+`step_00000123/` contains one safetensors file for each group of tensors (model, optimizer, ema) and `state.json`.
+Nothing random has a state and the learning rate is a function of the step, so that is all.
 """
 
 import hashlib
@@ -21,30 +21,124 @@ from resnet_in1k.model.weights import STATE_NAME, check_fits, contiguous_copy, w
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+NUMBER = ":number"
+"""Suffix of a tensor's name for a Python number in the optimizer."""
 _STEP_FOLDER = re.compile(r"step_(\d+)")
+
+
+class TensorGroup(Protocol):
+    """The tensors of one safetensors file of a checkpoint."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Contiguous copies on the CPU."""
+        ...
+
+    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+        """Raise UserError, naming `file`, if these tensors cannot be loaded."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what `tensors` returned, after `check`."""
+        ...
+
+
+class ModelGroup:
+    """A model's state dict, with clean keys."""
+
+    def __init__(self, model: torch.nn.Module):
+        self._model = model
+
+    def tensors(self) -> dict[str, Tensor]:
+        return weights_to_save(self._model)
+
+    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+        check_fits(self._model, tensors, file)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self._model.load_state_dict(tensors, strict=True)
+
+
+class OptimizerGroup:
+    """The state of any torch optimizer, by the names of the parameters and the optimizer's own names of its state.
+
+    `layer1.0.conv1.weight.momentum_buffer` is the state of one parameter, `param_groups.0.step:number` a number of a
+    parameter group: some optimizers count their steps there.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
+        self._optimizer = optimizer
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        # In the order in which the optimizer's state dict numbers the parameters.
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._names = [names[parameter] for parameter in self._parameters]
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {}
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors.update(_as_tensor(f"{name}.{key}", value))
+        defaults = self._optimizer.defaults
+        for number, group in enumerate(self._optimizer.param_groups):
+            for key, value in group.items():
+                # Not what the recipe gives to all groups, and not the learning rate, which is set at each step.
+                is_default = key in defaults and not (type(value) in (int, float) and value != defaults[key])
+                if key != "lr" and not is_default:
+                    tensors.update(_as_tensor(f"param_groups.{number}.{key}", value))
+        return tensors
+
+    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+        known = {*self._names, *(f"param_groups.{number}" for number in range(len(self._optimizer.param_groups)))}
+        for name in tensors:
+            if name.rpartition(".")[0] not in known:
+                raise UserError(f"{file} does not fit the model: it has {name}")
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        places = {name: place for place, name in enumerate(self._names)}
+        state: dict[int, dict[str, Any]] = {}
+        groups = self._optimizer.state_dict()["param_groups"]
+        for full_name, tensor in tensors.items():
+            name, _, key = full_name.removesuffix(NUMBER).rpartition(".")
+            value: Any = tensor.item() if full_name.endswith(NUMBER) else tensor
+            if name not in places:
+                groups[int(name.rpartition(".")[2])][key] = value
+                continue
+            parameter = self._parameters[places[name]]
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # The memory layout that the optimizer would have given it: channels_last for convolutions.
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            state.setdefault(places[name], {})[key] = value
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _as_tensor(name: str, value: Any) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {name: contiguous_copy(value)}
+    if type(value) in (int, float):
+        return {name + NUMBER: torch.tensor(value, dtype=torch.int64 if type(value) is int else torch.float64)}
+    return {}
 
 
 @dataclass
 class TrainState:
-    """The position in a run, and what is kept of the steps before."""
+    """The position in a run, and what later steps need of the earlier ones."""
 
     step: int = 0
     """Optimizer steps done; 0 before the first."""
     epoch_losses: list[float] = field(default_factory=list)
-    """Global mean loss of each step done of an epoch that is not evaluated yet."""
+    """Global mean loss of each step of an epoch that has not been evaluated yet."""
     best_step: int = 0
     """Step of the best weights so far; 0 if none were evaluated."""
     best_top1_accuracy: float = -1.0
-    """Their accuracy, as a fraction; below 0 if none were evaluated."""
+    """Accuracy of the best weights, as a fraction; below 0 if none were evaluated."""
     best_evaluation: dict[str, Any] | None = None
-    """Their eval.json."""
+    """eval.json of the best weights."""
     grad_scaler: dict[str, Any] | None = None
-    """The loss scaler's state, with fp16 only."""
+    """State of the loss scaler; None except with fp16."""
     bad_images: list[int] = field(default_factory=list)
-    """Indices in the training source of the unreadable images met so far, in order."""
+    """Sorted indices in the training source of the unreadable images met so far."""
     recipe_sha256: str = ""
-    """`Recipe.fingerprint()` of what it was trained by, and from which weights."""
+    """`Recipe.fingerprint()` of the recipe and the initial weights."""
 
 
 def save_checkpoint(checkpoints: Path, state: TrainState, groups: Mapping[str, Mapping[str, Tensor]]) -> Path:
@@ -61,7 +155,7 @@ def save_checkpoint(checkpoints: Path, state: TrainState, groups: Mapping[str, M
 
 
 def rewrite_state(checkpoints: Path, state: TrainState) -> None:
-    """Replace the state beside the same tensors: what changes in `checkpoints/step_<state.step>/` by its evaluation."""
+    """Replace the state in `checkpoints/step_<state.step>/` after the evaluation; the tensors stay."""
     folder = checkpoints / f"step_{state.step:08d}"
     _, sums = _read_state(folder)
     _write_state(folder, state, sums)
@@ -74,13 +168,13 @@ def _write_state(folder: Path, state: TrainState, sums: Mapping[str, str]) -> No
 
 
 def state_sha256(values: Mapping[str, Any]) -> str:
-    """Of all values of state.json except this one. With one digit changed, the file would still be valid JSON."""
+    """Return the sha256 of all values of state.json but this one: with a changed digit it would still be valid JSON."""
     sums = {name: value for name, value in values["sha256"].items() if name != STATE_NAME}
     return hashlib.sha256(json.dumps({**values, "sha256": sums}, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of each whole checkpoint, oldest first, in numeric order."""
+    """Return (step, folder) of each complete checkpoint, oldest first."""
     if not checkpoints.is_dir():
         return []
     matches = [(match, path) for path in checkpoints.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
@@ -89,19 +183,19 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
 
 def prune_checkpoints(checkpoints: Path, keep: int, best_step: int, damaged: Container[int] = ()) -> None:
     """Delete all except the `keep` newest and the best; damaged ones are neither deleted nor counted."""
-    ours = [(step, folder) for step, folder in list_checkpoints(checkpoints) if step not in damaged]
-    for step, folder in ours[:-keep]:
+    intact = [(step, folder) for step, folder in list_checkpoints(checkpoints) if step not in damaged]
+    for step, folder in intact[:-keep]:
         if step != best_step:
             files.delete_folder(folder)
 
 
 def load_newest_checkpoint(
-    checkpoints: Path, groups: Mapping[str, "TensorGroup"], report: Callable[[str], None], recipe_sha256: str
+    checkpoints: Path, groups: Mapping[str, TensorGroup], report: Callable[[str], None], recipe_sha256: str
 ) -> TrainState | None:
-    """Load the newest checkpoint that is whole; report each that is skipped. None if there are no checkpoints.
+    """Load the newest intact checkpoint and report each that is skipped. None if there are no checkpoints.
 
     Raises:
-        UserError: if there are checkpoints, but none that can be loaded: starting anew must be the user's decision.
+        UserError: if there are checkpoints, but none can be loaded: only the user may decide to start again.
     """
     folders = [folder for _, folder in reversed(list_checkpoints(checkpoints))]
     for folder in folders:
@@ -114,18 +208,18 @@ def load_newest_checkpoint(
         return state
     if folders:
         raise UserError(
-            f"none of the {len(folders)} checkpoints in {checkpoints} can be used, see above; fix that, or start "
-            "anew in another --output-dir"
+            f"none of the {len(folders)} checkpoints in {checkpoints} can be used, see above; fix that, or start again "
+            "in another --output-dir"
         )
     return None
 
 
-def load_checkpoint(folder: Path, groups: Mapping[str, "TensorGroup"], recipe_sha256: str) -> TrainState:
-    """Load all groups of tensors, after all of them were found whole and fitting.
+def load_checkpoint(folder: Path, groups: Mapping[str, TensorGroup], recipe_sha256: str) -> TrainState:
+    """Load all groups of tensors, after all have been checked.
 
     Raises:
-        UserError: if a file is missing, damaged, or does not fit, or if it was trained by another recipe than that of
-            `recipe_sha256`; nothing was loaded then.
+        UserError: if a file is missing, damaged or does not fit, or if it was trained by another recipe; nothing is
+            loaded then.
     """
     state, sums = _read_state(folder)
     if state.recipe_sha256 != recipe_sha256:
@@ -150,23 +244,23 @@ def _read_tensors(file: Path, recorded_sha256: str) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
     except safetensors.SafetensorError as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error})") from None
+        raise UserError(f"{file} is not a complete safetensors file ({error})") from None
 
 
 def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
-    """state.json, and the sha256 of the other files; what its own sum matches was written by `_write_state`."""
+    """Read state.json, and the sha256 of the other files."""
     path = folder / STATE_NAME
     try:
         values = files.read_json(path)
-        version = values.pop("format_version")
+        version = values["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{path} has format version {version!r}, this version of resnet-in1k reads {FORMAT_VERSION}; resume "
-                "with the version that wrote it, or start anew in another --output-dir"
+                f"{path} has format version {version!r}, and this version of resnet-in1k reads {FORMAT_VERSION}; "
+                "resume with the version that wrote it, or start again in another --output-dir"
             )
-        intact = state_sha256({"format_version": version, **values}) == values["sha256"].pop(STATE_NAME)
-        sums = values.pop("sha256")
-        state = TrainState(**values)
+        sums = dict(values["sha256"])
+        intact = state_sha256(values) == sums.pop(STATE_NAME)
+        state = TrainState(**{key: value for key, value in values.items() if key not in ("format_version", "sha256")})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{path} cannot be read ({reason})") from None
@@ -175,105 +269,3 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     if folder.name != f"step_{state.step:08d}":
         raise UserError(f"{path} is the state after step {state.step}, not that of its folder")
     return state, sums
-
-
-class TensorGroup(Protocol):
-    """One safetensors file of a checkpoint."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Contiguous, on the CPU, sharing no memory with the run."""
-        ...
-
-    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
-        """Raises UserError, naming `file`, if these tensors cannot be loaded."""
-        ...
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`, after `check`."""
-        ...
-
-
-class ModelGroup:
-    """A model's state dict, with clean keys."""
-
-    def __init__(self, model: torch.nn.Module):
-        self._model = model
-
-    def tensors(self) -> dict[str, Tensor]:
-        return weights_to_save(self._model)
-
-    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
-        check_fits(self._model, tensors, file)
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self._model.load_state_dict(tensors, strict=True)
-
-
-NUMBER = ":number"
-"""Ends the names of tensors that are Python numbers in the optimizer."""
-
-
-class OptimizerGroup:
-    """The state of any torch optimizer, by the names of parameters and the optimizer's own names of its state.
-
-    `layer1.0.conv1.weight.momentum_buffer` is the state of one parameter, `param_groups.0.step:number` a number of a
-    parameter group: some optimizers count their steps there.
-    """
-
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
-        self._optimizer = optimizer
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        """In the order in which the optimizer's state dict numbers them."""
-        self._names = [names[parameter] for parameter in self._parameters]
-
-    def tensors(self) -> dict[str, Tensor]:
-        tensors = {}
-        for name, parameter in zip(self._names, self._parameters, strict=True):
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors.update(_as_tensor(f"{name}.{key}", value))
-        for number, group in enumerate(self._optimizer.param_groups):
-            for key, value in group.items():
-                if key != "lr" and self._is_state(key, value):  # the learning rate is set anew at each step
-                    tensors.update(_as_tensor(f"param_groups.{number}.{key}", value))
-        return tensors
-
-    def _is_state(self, key: str, value: Any) -> bool:
-        """Whether a group's value is not just the one that the recipe gives all groups."""
-        defaults = self._optimizer.defaults
-        return key not in defaults or (type(value) in (int, float) and value != defaults[key])
-
-    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
-        known = {*self._names, *(f"param_groups.{number}" for number in range(len(self._optimizer.param_groups)))}
-        for name in tensors:
-            if name.rpartition(".")[0] not in known:
-                raise UserError(f"{file} does not fit the model: it has {name}")
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        places = {name: place for place, name in enumerate(self._names)}
-        state: dict[int, dict[str, Any]] = {}
-        groups = self._optimizer.state_dict()["param_groups"]
-        for full_name, tensor in tensors.items():
-            name, _, key = full_name.removesuffix(NUMBER).rpartition(".")
-            value = tensor.item() if full_name.endswith(NUMBER) else tensor
-            if name in places:
-                state.setdefault(places[name], {})[key] = _laid_out_as(value, self._parameters[places[name]])
-            else:
-                groups[int(name.rpartition(".")[2])][key] = value
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _as_tensor(name: str, value: Any) -> dict[str, Tensor]:
-    """{} for what is neither a tensor nor a number."""
-    if isinstance(value, Tensor):
-        return {name: contiguous_copy(value)}
-    if type(value) in (int, float):
-        return {name + NUMBER: torch.tensor(value, dtype=torch.int64 if type(value) is int else torch.float64)}
-    return {}
-
-
-def _laid_out_as(value: Any, parameter: Tensor) -> Any:
-    """A tensor of the parameter's shape takes its memory layout, as the optimizer would have made it."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

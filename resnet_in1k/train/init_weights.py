@@ -12,9 +12,9 @@ from resnet_in1k.model.weights import read_weights
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
-from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count
+from resnet_in1k.utils.launch import Launch
 
 HEAD = ("fc.weight", "fc.bias")
 

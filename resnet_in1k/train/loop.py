@@ -2,33 +2,41 @@
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 
+from accelerate.utils import gather_object
+
+from resnet_in1k.data.decode import max_bad_images, too_many_bad_images
 from resnet_in1k.data.loader import prefetch_to_device
+from resnet_in1k.data.sampler import TrainSampler
 from resnet_in1k.evaluate.evaluation import evaluate_model
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.train.agreement import check_same_program
 from resnet_in1k.train.checkpoint import load_newest_checkpoint
-from resnet_in1k.train.forecast import forecast
-from resnet_in1k.train.guard import out_of_memory_message
-from resnet_in1k.train.options import TrainOptions
-from resnet_in1k.train.plan import describe_plan
-from resnet_in1k.train.preflight import preflight
+from resnet_in1k.train.plan import describe_plan, forecast
+from resnet_in1k.train.preflight import out_of_memory_message, preflight
 from resnet_in1k.train.resume import check_resumable
-from resnet_in1k.train.trainer import Trainer
+from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.utils.device import is_out_of_memory
-from resnet_in1k.utils.distributed import Launch, broadcast_buffers, translate_process_errors
+from resnet_in1k.utils.distributed import broadcast_buffers, translate_process_errors
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
+from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.signals import StopSignals
 
 
 def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
-    """Train by `recipe`, known as `recipe_name` before any overrides, and return the run folder.
+    """Train and return the run folder.
+
+    Args:
+        recipe_name: name of the recipe before overrides.
 
     Raises:
         UserError: for anything wrong with recipe, data, machine or output folder that a user can fix.
-        Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped it, once everything is saved.
+        Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped the run, after everything is saved.
     """
     run = None
     with (
@@ -40,14 +48,12 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
     ):
         signals.agree_within(launch)
         try:
+            check_same_program(launch, recipe, options, options.run_folder(recipe_name))
             run = Trainer(recipe_name, recipe, options, launch, signals, stack)
             run.console.print(describe_plan(run))
             check_can_start(run)
             preflight(run)
-            if stopped_by := signals.agreed(0):
-                raise Preempted(
-                    f"stopped by {stopped_by} before the first step; start with the same command and --resume"
-                )
+            stop_if_requested(run, count=0)
             if options.dry_run:
                 run.console.print(forecast(run))
             else:
@@ -59,57 +65,98 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise ProcessError(out_of_memory_message(error, run and run.schedule)) from None
+            raise ProcessError(out_of_memory_message(error, run and run.counts)) from None
         run.end()
         return run.folder.path
 
 
 def training_loop(run: Trainer) -> None:
-    """Train from the step after the run's state to the last: batch, step, log, save, evaluate, stop if asked to."""
-    schedule, state, log, options = run.schedule, run.state, run.log, run.options
+    """Train from the step after the run's state to the last: batch, step, log, save, evaluate, stop if requested."""
+    counts, state, log, options = run.counts, run.state, run.log, run.options
     first_step = state.step + 1
-    order = run.train_order(first_step, schedule.total_steps)
     log.start()
     if evaluation_is_pending(run):
         evaluate(run)
-    batches = prefetch_to_device(run.train_loader.batches(order), run.device, run.augmentation.prepare)
-    with run.console.bar(schedule.total_steps, "train", done=state.step) as bar:
-        for step in range(first_step, schedule.total_steps + 1):
+    specs = run.sampler(first_step, counts.total_steps)
+    batches = prefetch_to_device(run.train_loader.batches(specs), run.device, run.prepare)
+    with run.console.bar(counts.total_steps, "train", done=state.step) as bar:
+        for step in range(first_step, counts.total_steps + 1):
             with log.stopwatch.section("load"):
                 batch = next(batches)
             with log.stopwatch.section("train"):
-                loss = run.train_step(*batch.tensors(), lr_at(step, schedule), step)
+                loss = run.train_step(*batch.tensors(), lr_at(step, counts), step)
                 if run.average is not None:
                     run.average.update(run.train_step.model, step)
             log.add(loss)
-            run.skipped.add(batch.bad_images)
+            run.uncollected_bad_images.update(batch.bad_images)
             bar.update()
 
-            if log.is_due(step):
+            is_epoch_end = counts.is_last_in_epoch(step)
+            if is_epoch_end or counts.steps_into_epoch(step) % options.log_every == 0:
                 collect(run, step)
                 log.write_steps(step, state)
-            if schedule.is_last_in_epoch(step):
-                save(run, step)  # first, as a job's time may be over before its validation is
+            if is_epoch_end:
+                save(run, step)  # before the evaluation, because the job's time may be over by then
                 evaluate(run)
             elif options.checkpoint_every and step % options.checkpoint_every == 0:
                 save(run, step)
-            if stopped_by := run.signals.agreed(step):
-                if state.step != step:
-                    save(run, step)
-                raise Preempted(log.stopped_message(stopped_by, step))
+            stop_if_requested(run, count=step, step=step)
     log.write_end(state)
 
 
+def stop_if_requested(run: Trainer, count: int, step: int = 0) -> None:
+    """Save the run if a signal asks it to stop.
+
+    Args:
+        count: of steps or batches: the processes exchange their signals at some counts only.
+        step: the last step done.
+
+    Raises:
+        Preempted: on all processes, if one has received a signal.
+    """
+    if stopped_by := run.signals.stop_requested(count):
+        if run.state.step != step:
+            save(run, step)
+        raise Preempted(run.log.stopped_message(stopped_by, step))
+
+
 def collect(run: Trainer, step: int) -> None:
-    """Bring the losses and bad images up to `step` from all processes to the state."""
-    run.log.collect_losses(step, run.state, run.train_source)
+    """Bring the losses and bad images up to `step` from all processes to the state.
+
+    Raises:
+        UserError: if a loss is not finite, or too many images are bad.
+    """
+    losses = run.log.collect_losses(step)
+    for number, loss in enumerate(losses, start=step - len(losses) + 1):
+        if not math.isfinite(loss):
+            counts = StepCounts(run.recipe, 1, 1, len(run.train_source))  # the batch of all processes
+            (batch,) = TrainSampler(counts, number, number, 0, run.train_source.labels, run.shard_of)
+            names = [run.train_source.image_name(index) for index in batch.indices.tolist()]
+            raise run.log.write_nonfinite_loss(number, loss, names)
+    run.state.epoch_losses.extend(losses)
     if run.options.on_bad_image == "skip":
-        run.skipped.collect(run.state)
+        collect_bad_images(run)
+
+
+def collect_bad_images(run: Trainer) -> None:
+    """Add the bad images that all processes have replaced to the state and to bad_images.txt."""
+    state, source = run.state, run.train_source
+    found = {index: reason for part in gather_object([run.uncollected_bad_images]) for index, reason in part.items()}
+    run.uncollected_bad_images.clear()
+    new = sorted(found.keys() - set(state.bad_images))
+    if not new:
+        return
+    state.bad_images = sorted([*state.bad_images, *new])
+    run.writer.write_list(run.folder.bad_images, [source.image_name(index) for index in state.bad_images])
+    for index in new:
+        run.console.print(f"replaced by the next image: {source.image_name(index)} ({found[index]})")
+    if len(state.bad_images) > max_bad_images(len(source)):
+        raise UserError(f"{too_many_bad_images(state.bad_images, source)}; see {run.folder.bad_images}")
 
 
 def save(run: Trainer, step: int) -> None:
     """Write a checkpoint, then delete those that are no longer needed."""
-    collect(run, step)
+    collect(run, step)  # first: after a loss that is not finite nothing is saved
     for model in run.models.values():
         broadcast_buffers(model, run.accelerator)
     run.state.step = step
@@ -118,50 +165,55 @@ def save(run: Trainer, step: int) -> None:
 
 
 def evaluate(run: Trainer) -> None:
-    """At an epoch's end, once it is saved: evaluate, log, publish the weights if they are the best so far."""
+    """Evaluate at the end of an epoch, after it is saved; log; publish the weights if they are the best so far."""
     state, evaluations = run.state, []
-
-    def stop_if_requested(batches_done: int) -> None:
-        if stopped_by := run.signals.agreed(batches_done):  # everything is saved: a resumed run evaluates first
-            raise Preempted(run.log.stopped_message(stopped_by, state.step))
-
     with run.log.stopwatch.section("val"):
         for name, model in run.models.items():
             broadcast_buffers(model, run.accelerator)
             run.eval_model.load_state_dict(model.state_dict())
             evaluation = evaluate_model(
-                run.eval_model, run.val_source, run.eval_loader, run.accelerator, run.preprocessing, stop_if_requested
+                run.eval_model,
+                run.val_source,
+                run.eval_loader,
+                run.accelerator,
+                run.preprocessing,
+                # Everything is saved: a run that stops here evaluates first when it is resumed.
+                stop_if_requested=lambda batches_done: stop_if_requested(run, batches_done, state.step),
             )
             evaluations.append(dataclasses.replace(evaluation, weights=name))
     run.log.write_epoch(state, evaluations)
     state.epoch_losses.clear()
+    published = evaluations[-1]
+    is_best = published.top1_accuracy > state.best_top1_accuracy
+    if is_best:
+        state.best_step, state.best_top1_accuracy = state.step, published.top1_accuracy
     title = f"{run.recipe.model} on {run.train_source.name}, recipe {run.recipe_name}"
-    run.writer.finish_epoch(state, evaluations[-1], run.eval_model, title)
+    run.writer.finish_epoch(state, published, run.eval_model, title, is_best)
 
 
 def evaluation_is_pending(run: Trainer) -> bool:
-    """Whether the state is that of an epoch's end without its evaluation."""
-    return bool(run.state.epoch_losses) and run.schedule.is_last_in_epoch(run.state.step)
+    """True if the state is that of the end of an epoch without its evaluation."""
+    return bool(run.state.epoch_losses) and run.counts.is_last_in_epoch(run.state.step)
 
 
 def check_can_start(run: Trainer) -> None:
-    """Raises UserError if there is a run that was started with other settings."""
-    if run.folder.recipe.exists() and (note := check_resumable(run.folder, run.recipe, run.data, run.facts)):
+    """Raise UserError if the folder has a run that was started with other settings."""
+    if run.folder.recipe.exists() and (note := check_resumable(run.folder, run.recipe, run.data_facts, run.facts)):
         run.console.print(note)
-    run.launch.gather(None, "looks at the run folder")  # before the main process writes what they look for
+    run.launch.gather(None, "reading the run folder")  # before the main process writes to it
 
 
 def start_or_resume(run: Trainer) -> None:
-    """Load the newest checkpoint, if there is one, and write that the run starts or goes on.
+    """Load the newest checkpoint, if there is one, and record that the run starts or is resumed.
 
     Raises:
-        UserError: if there are checkpoints, but none that can be used.
+        UserError: if there are checkpoints, but none can be used.
     """
     state = load_newest_checkpoint(run.folder.checkpoints, run.groups, run.console.print, run.state.recipe_sha256)
     if state is not None:
         run.state = state
         run.train_step.load_scaler_state(state.grad_scaler)
-    if len(set(run.launch.gather(run.state.step, "reads the newest checkpoint"))) > 1:
+    if len(set(run.launch.gather(run.state.step, "reading the newest checkpoint"))) > 1:
         raise UserError(
             f"the processes have read different checkpoints in {run.folder.path}; it must be on storage that all "
             "machines share and can read"
@@ -169,12 +221,7 @@ def start_or_resume(run: Trainer) -> None:
     if run.options.report_to:
         project, config = run.folder.path.name, dataclasses.asdict(run.recipe)
         run.log.trackers.start(run.launch, run.folder.tracker, project, config, first_step=run.state.step + 1)
-    run.writer.start(
-        run.state,
-        run.recipe_name,
-        run.recipe,
-        run.data,
-        run.facts,
-        evaluation_pending=evaluation_is_pending(run),
-    )
-    run.skipped.write_list(run.state)
+    pending = evaluation_is_pending(run)
+    run.writer.start(run.state, run.recipe_name, run.recipe, run.data_facts, run.facts, evaluation_pending=pending)
+    names = [run.train_source.image_name(index) for index in run.state.bad_images]
+    run.writer.write_list(run.folder.bad_images, names)

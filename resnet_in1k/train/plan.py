@@ -1,36 +1,50 @@
-"""The plan: what a run will do, printed before its first step."""
+"""The plan of a run; and a dry run's schedule by epoch, with the time and price that the measured speed predicts."""
 
-from resnet_in1k.model.ema import adjusted_decay, steps_between_updates
-from resnet_in1k.optim.lr import describe_lr
+import time
+from collections.abc import Callable
+
+import torch
+
+from resnet_in1k.augment.normalize import normalize
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
+from resnet_in1k.optim.lr import describe_lr, lr_at
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import describe_scaling
-from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
+from resnet_in1k.train.preflight import CPU_SMOKE_TEST_IMAGES, take_step
+from resnet_in1k.train.step import adjusted_ema_decay
 from resnet_in1k.train.trainer import Trainer
-from resnet_in1k.utils.device import PRECISIONS, hardware_name, missing_capabilities
-from resnet_in1k.utils.format import count
+from resnet_in1k.utils.device import PRECISIONS, hardware_name, missing_capabilities, reproducible_float32
+from resnet_in1k.utils.format import count, dollars, duration
+from resnet_in1k.utils.timing import synchronize
+
+MAX_ROWS = 16
+BAR_WIDTH = 32
+CPU_STEPS, DEVICE_STEPS = 2, 20
+"""Measured steps, after half as many for warm-up."""
+LOADED_IMAGES_PER_WORKER = 256
 
 
 def describe_plan(run: Trainer) -> str:
-    """One line for each thing that the recipe, the data and the machine decide."""
+    """Return one line for each decision of the recipe, the data and the machine."""
     recipe, train, val = run.recipe, run.train_source, run.val_source
     named = RECIPES.get(run.recipe_name)
     changed = named.recipe.differences(recipe) if named else []
-    device = hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")
     precision = PRECISIONS[run.accelerator.mixed_precision].label
     rows = [
         ("recipe", run.recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
         ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {_sizes(recipe)}"),
-        *([("starts from", run.initial.describe())] if run.initial else []),
+        *([("starts from", f"{run.initial.facts['checkpoint']}, {run.initial.facts['head']}")] if run.initial else []),
         ("data", f"{train.name}: {len(train):,} training and {len(val):,} validation images"),
-        ("batch", _batch(run.schedule)),
-        ("steps", _steps(run.schedule)),
+        ("batch", _batch(run.counts)),
+        ("steps", _steps(run.counts)),
         ("learning rate", describe_lr(recipe)),
         *(("scaled", text) for text in (describe_scaling(named.recipe, recipe) if named else [])),
-        *([("average", _average(run.schedule))] if recipe.ema_decay else []),
+        *([("average", _average(run.counts))] if recipe.ema_decay else []),
         ("precision", f"{precision}, channels_last; evaluation in float32"),
-        ("device", device),
-        ("per process", f"{count(run.workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
+        ("device", hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")),
+        ("per process", f"{count(run.num_workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
         *([("note", run.initial.note)] if run.initial and run.initial.note else []),
         *(("note", text) for text in missing_capabilities(run.device.type)),
         *(("note", source.note) for source in (train, val) if source.note),
@@ -43,35 +57,147 @@ def describe_plan(run: Trainer) -> str:
 def _sizes(recipe: Recipe) -> str:
     train = f"{recipe.image_size} px"
     if recipe.initial_image_size and recipe.image_size_ramp_start >= recipe.epochs:
-        train = f"{recipe.initial_image_size} px throughout"  # so few epochs end before it grows
+        train = f"{recipe.initial_image_size} px in all epochs"  # the run ends before the size grows
     elif recipe.initial_image_size:
         train = (
-            f"{recipe.initial_image_size} px, growing to {train} from epoch {recipe.image_size_ramp_start} "
-            f"to {recipe.image_size_ramp_end}"
+            f"{recipe.initial_image_size} px, growing to {train} from epoch {recipe.image_size_ramp_start} to "
+            f"{recipe.image_size_ramp_end}"
         )
     return train + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size != recipe.image_size else "")
 
 
-def _average(schedule: StepCounts) -> str:
-    every, published = steps_between_updates(schedule), schedule.recipe.publish
+def _average(counts: StepCounts) -> str:
+    published = "the average" if counts.recipe.publish == "ema" else "the model"
     return (
-        f"of weights, every {count(every, 'step')} with a decay of {adjusted_decay(schedule):.4g}; both are evaluated, "
-        f"published: {'the average' if published == 'ema' else 'the model'}"
+        f"of the weights, every {count(counts.ema_every_steps, 'step')}, decay {adjusted_ema_decay(counts):.4g}; both "
+        f"are evaluated, {published} is published"
     )
 
 
-def _batch(schedule: StepCounts) -> str:
-    text = (
-        f"{schedule.recipe.global_batch_size} global = {count(schedule.num_processes, 'process', 'es')} × "
-        f"{schedule.per_process_batch_size}"
-    )
-    if schedule.gradient_accumulation_steps > 1:
-        text += f" in {schedule.gradient_accumulation_steps} accumulation steps of {schedule.per_device_batch_size}"
+def _batch(counts: StepCounts) -> str:
+    processes = count(counts.num_processes, "process", "es")
+    text = f"{counts.recipe.global_batch_size} global = {processes} × {counts.per_process_batch_size}"
+    if counts.gradient_accumulation_steps > 1:
+        text += f" in {counts.gradient_accumulation_steps} accumulation steps of {counts.per_device_batch_size}"
     return text
 
 
-def _steps(schedule: StepCounts) -> str:
-    left_over = schedule.num_train_images - schedule.steps_per_epoch * schedule.recipe.global_batch_size
-    dropped = f" ({count(left_over, 'image')} dropped each epoch, others each time)" if left_over else ""
-    epochs = count(schedule.recipe.epochs, "epoch")
-    return f"{schedule.steps_per_epoch:,} an epoch{dropped} × {epochs} = {schedule.total_steps:,}"
+def _steps(counts: StepCounts) -> str:
+    left_over = counts.num_train_images - counts.steps_per_epoch * counts.recipe.global_batch_size
+    dropped = f" ({count(left_over, 'image')} dropped, different images each epoch)" if left_over else ""
+    epochs = count(counts.recipe.epochs, "epoch")
+    return f"{counts.steps_per_epoch:,} an epoch{dropped} × {epochs} = {counts.total_steps:,}"
+
+
+def describe_schedule(counts: StepCounts) -> str:
+    """Return a table of epochs: learning rate at the first and the last step, with a bar, and the training image
+    size."""
+    rates = {
+        epoch: [lr_at((epoch - 1) * counts.steps_per_epoch + 1, counts), lr_at(epoch * counts.steps_per_epoch, counts)]
+        for epoch in _epochs_to_show(counts.recipe)
+    }
+    highest = max(max(both) for both in rates.values())
+    lines = ["schedule      epoch  learning rate, from its first step to its last"]
+    for epoch, (first, last) in rates.items():
+        bar = "█" * max(1, round(BAR_WIDTH * last / highest))
+        size = train_image_size(counts.recipe, epoch)
+        lines.append(f"              {epoch:5d}  {first:9.3g} → {last:<9.3g}  {size} px  {bar}")
+    return "\n".join(lines)
+
+
+def _epochs_to_show(recipe: Recipe) -> list[int]:
+    """Epochs at which something changes, the first and the last, and others in between up to MAX_ROWS."""
+    shown = {1, recipe.epochs, round(recipe.warmup_epochs), *(round(epoch) + 1 for epoch in recipe.lr_milestones)}
+    for epoch in range(2, recipe.epochs + 1):
+        if train_image_size(recipe, epoch) != train_image_size(recipe, epoch - 1):
+            shown.add(epoch)
+    for place in range(MAX_ROWS):
+        if len(shown) >= MAX_ROWS:
+            break
+        shown.add(1 + round(place * (recipe.epochs - 1) / (MAX_ROWS - 1)))
+    return sorted(epoch for epoch in shown if 1 <= epoch <= recipe.epochs)
+
+
+def forecast(run: Trainer) -> str:
+    """Return the schedule, and the time and price of the run on this machine. The measured steps are rolled back."""
+    recipe, counts, on_cpu = run.recipe, run.counts, run.device.type == "cpu"
+    sizes = [train_image_size(recipe, epoch) for epoch in range(1, recipe.epochs + 1)]
+    with run.train_step.rolled_back():
+        rates = [step_rate(run, size) for size in sorted(set(sizes))]
+    rates = [loading_rate(run), evaluation_rate(run), *rates]
+    everyone = torch.tensor(run.launch.gather(rates, "measuring its speed"), dtype=torch.float64)
+    # The slowest process sets the pace of all.
+    load_rate, eval_rate, *step_rates = (everyone.amin(dim=0) * counts.num_processes).tolist()
+    rate_of = dict(zip(sorted(set(sizes)), step_rates, strict=True))
+
+    def seconds_per_image(rate: float) -> float:
+        # A CPU computes and loads in turns; a device computes while the host loads.
+        return 1 / rate + 1 / load_rate if on_cpu else max(1 / rate, 1 / load_rate)
+
+    images_per_epoch = counts.steps_per_epoch * recipe.global_batch_size
+    train_seconds = sum(images_per_epoch * seconds_per_image(rate_of[size]) for size in sizes)
+    eval_seconds = recipe.epochs * len(run.models) * len(run.val_source) * seconds_per_image(eval_rate)
+    total = train_seconds + eval_seconds
+    steps = ", ".join(f"{rate:,.0f} at {size} px" for size, rate in rate_of.items())
+    price = run.options.dollars_per_hour
+    return (
+        f"{describe_schedule(counts)}\n"
+        f"forecast      about {duration(total)} on this hardware, of which validation {duration(eval_seconds)}"
+        + (f"; {dollars(total, price)} at {price:g} dollars per hour" if price else "")
+        + f"\n              measured now, images/s: training steps {steps}; loading {load_rate:,.0f}; validation "
+        f"{eval_rate:,.0f}"
+    )
+
+
+def step_rate(run: Trainer, size: int) -> float:
+    """Measure images/s of augmentation and training steps of this process at one image size, without loading."""
+    part, few = run.counts.per_device_batch_size, CPU_SMOKE_TEST_IMAGES
+    if run.device.type != "cpu" or part <= few:
+        return part / _seconds_of_part(run, size, part)
+    # A complete batch would take minutes on a CPU. Two small ones show what the update takes and what each image takes.
+    seconds = _seconds_of_part(run, size, few)
+    per_image = (seconds - _seconds_of_part(run, size, few // 4)) / (few - few // 4)
+    return part / (seconds + (part - few) * max(per_image, 0.1 * seconds / few))
+
+
+def _seconds_of_part(run: Trainer, size: int, part_size: int) -> float:
+    """Measure the time of a step with `part_size` images in each forward pass, divided by its forward passes."""
+    num_images = part_size * run.counts.gradient_accumulation_steps
+    return part_size / _rate(run, lambda: take_step(run, size, part_size), num_images)
+
+
+def loading_rate(run: Trainer) -> float:
+    """Measure images/s of this process's loader, from files to batches in host memory."""
+    # Small batches, so that every worker makes some.
+    num_workers = max(1, run.num_workers)
+    batch_size = min(run.counts.per_process_batch_size, LOADED_IMAGES_PER_WORKER // 2)
+    number = max(1, min(LOADED_IMAGES_PER_WORKER * num_workers // batch_size, run.counts.total_steps))
+    specs = (
+        spec._replace(indices=spec.indices[:batch_size], copies=spec.copies[:batch_size])
+        for spec in run.sampler(1, number)
+    )
+    start_seconds = time.monotonic()
+    loaded = sum(len(batch.labels) for batch in run.train_loader.batches(specs))
+    return loaded / (time.monotonic() - start_seconds)
+
+
+def evaluation_rate(run: Trainer) -> float:
+    """Measure images/s of this process's forward passes in evaluation."""
+    size, num_images = run.recipe.eval_size, CPU_SMOKE_TEST_IMAGES if run.device.type == "cpu" else EVAL_BATCH_SIZE
+    images = normalize(torch.zeros(num_images, 3, size, size, dtype=torch.uint8, device=run.device))
+    run.eval_model.eval()
+    with torch.inference_mode(), reproducible_float32():
+        return _rate(run, lambda: run.eval_model(images), num_images)
+
+
+def _rate(run: Trainer, call: Callable[[], object], num_images: int) -> float:
+    """Measure images/s of repeated calls with that many images."""
+    num_calls = CPU_STEPS if run.device.type == "cpu" else DEVICE_STEPS
+    for _ in range(max(1, num_calls // 2)):
+        call()
+    synchronize(run.device)
+    start_seconds = time.monotonic()
+    for _ in range(num_calls):
+        call()
+    synchronize(run.device)
+    return num_calls * num_images / (time.monotonic() - start_seconds)

@@ -1,62 +1,69 @@
-"""Whether a run can be resumed here, and what would differ from an uninterrupted run."""
+"""Conditions of a resume, and what would differ from an uninterrupted run."""
 
+import sys
 from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import FORMAT_VERSION, RunFolder, provenance, read_recipe
-from resnet_in1k.train.init_weights import InitialWeights
-from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.utils.device import PRECISIONS, PrecisionFlag
 from resnet_in1k.utils.errors import UserError
 
 SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", "hardware", "cpu_threads")
-"""What must stay as it was for a resumed run to end with the same bits."""
+"""Facts that must not change for a resumed run to end with the same bits."""
 
 
 def run_facts(
-    schedule: StepCounts,
+    counts: StepCounts,
+    *,
     mixed_precision: str,
     hardware: str,
     cpu_threads: int,
-    options: TrainOptions,
-    initial: InitialWeights | None = None,
+    compress_gradients: bool,
+    dollars_per_hour: float,
+    initial: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What this process runs on, for recipe.json."""
+    """Return the facts about this process, for recipe.json.
+
+    Args:
+        mixed_precision: Accelerate's name.
+        initial: facts of the initial weights; None for random ones.
+    """
     return {
-        "world_size": schedule.num_processes,
-        "gradient_accumulation_steps": schedule.gradient_accumulation_steps,
+        "command": sys.argv,
+        "world_size": counts.num_processes,
+        "gradient_accumulation_steps": counts.gradient_accumulation_steps,
         "mixed_precision": mixed_precision,
-        "compress_gradients": options.compress_gradients,
+        "compress_gradients": compress_gradients,
         "hardware": hardware,
         "cpu_threads": cpu_threads,
-        **({"dollars_per_hour": options.dollars_per_hour} if options.dollars_per_hour else {}),
-        **({"init_from": initial.facts} if initial else {}),
+        **({"dollars_per_hour": dollars_per_hour} if dollars_per_hour else {}),
+        **({"init_from": initial} if initial else {}),
         **provenance(),
     }
 
 
-def precision_of(run: RunFolder, asked: PrecisionFlag, recipe_class: type[Recipe]) -> PrecisionFlag:
-    """A resumed run keeps its precision on any hardware, unless another is asked for, which is refused later."""
-    if asked != "auto" or not run.recipe.exists():
-        return asked
+def precision_of(run: RunFolder, requested: PrecisionFlag, recipe_class: type[Recipe]) -> PrecisionFlag:
+    """Return the precision of a run that is resumed, unless another is requested, which `check_resumable` refuses."""
+    if requested != "auto" or not run.recipe.exists():
+        return requested
     _, facts = read_recipe(run, recipe_class)
     known = PRECISIONS.get(facts.get("mixed_precision", ""))
     return known.flag if known else "auto"
 
 
 def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts: dict[str, Any]) -> str:
-    """What will differ from an uninterrupted run, though it may be resumed; "" for nothing.
+    """Return what will differ from an uninterrupted run, although the run may be resumed; "" for nothing.
 
     Raises:
-        UserError: with all differences, if recipe, data or precision are not those that the run was started with, or
-            if an older version of resnet-in1k started it.
+        UserError: with all differences, if recipe, data or precision differ from those at the start, or if an older
+            version of resnet-in1k started the run.
     """
     started_with, written = read_recipe(run, type(recipe))
     if written["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{run.path} was started by an older version of resnet-in1k (commit {written.get('commit')}), which draws "
-            "other random augmentation; resume it with that version, or start anew in another --output-dir"
+            "other random augmentation; resume it with that version, or start again in another --output-dir"
         )
     differences = started_with.incompatibilities(recipe)
     try:
@@ -64,14 +71,14 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts:
             differences.append(f"data {written['data']['source']} → {data['source']} (other files)")
         precisions = [entry["mixed_precision"] for entry in (written, facts)]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{run.recipe} does not say what the run was started with ({error} is missing)") from None
+        raise UserError(f"{run.recipe} is incomplete: {error} is missing; restore the file") from None
     if precisions[0] != precisions[1]:
         labels = [PRECISIONS[name].label if name in PRECISIONS else name for name in precisions]
         differences.append("precision " + " → ".join(labels))
     if differences:
         raise UserError(
-            f"{run.path} was started with other settings: {'; '.join(differences)}; "
-            "resume with those it was started with, or choose another --output-dir"
+            f"{run.path} was started with other settings: {'; '.join(differences)}; resume with the settings of its "
+            "start, or choose another --output-dir"
         )
     before = [written, *written.get("resumed", [])][-1]
     was = {name: before.get(name, facts[name]) for name in SAME_BITS}

@@ -1,43 +1,97 @@
 """The parts of a training run, and how they are put together."""
 
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.dataset import Source
-from resnet_in1k.data.loader import Loader
+from resnet_in1k.data.decode import OnBadImage
+from resnet_in1k.data.loader import Batch, Loader
 from resnet_in1k.data.registry import open_train_and_val
-from resnet_in1k.data.sampler import TrainOrder
+from resnet_in1k.data.sampler import TrainSampler
 from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
-from resnet_in1k.model.ema import MovingAverage
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.run_folder import RunFolder, describe_data
-from resnet_in1k.train.agreement import check_same_data, check_same_program
+from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.checkpoint import ModelGroup, OptimizerGroup, TensorGroup, TrainState
 from resnet_in1k.train.init_weights import initial_weights
 from resnet_in1k.train.log import TrainLog
-from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.resume import precision_of, run_facts
-from resnet_in1k.train.skipped_images import SkippedImages
-from resnet_in1k.train.step import TrainStep
+from resnet_in1k.train.step import MovingAverage, TrainStep
 from resnet_in1k.train.writer import RunWriter
-from resnet_in1k.utils import device as devices
+from resnet_in1k.utils import device
 from resnet_in1k.utils.console import Console
-from resnet_in1k.utils.distributed import Launch, make_accelerator
+from resnet_in1k.utils.device import PrecisionFlag
+from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.signals import StopSignals
+from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How and where to train: options that change the result by rounding at most."""
+
+    data: str = "data/imagenet"
+    """A folder with train/<class>/* and val/<class>/*; hf:NAME[:CONFIG], a dataset of the Hub or a folder of parquet
+    files; shards:DIR, tar files; `digits`; or `synthetic`."""
+    val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    """Hold out this share of the images for validation if there is no validation split; image names decide."""
+    rescan: bool = False
+    """List the images again; by default a cached listing is used while no folder has changed."""
+    init_from: str | None = None
+    """Start from these weights, named as for evaluate.py. The last layer is kept if the class names agree."""
+    output_dir: Path | None = None
+    """Run folder; default runs/<recipe>. A folder that contains a run needs --resume."""
+    resume: bool = False
+    """Continue from the newest checkpoint in the run folder; start if there is none."""
+    workers: int | None = field(default=None, metadata=at_least(0))
+    """Loader workers per process; default: from the number of CPU cores."""
+    log_every: int = field(default=100, metadata=at_least(1))
+    """Optimizer steps between two lines of the log; the last step of an epoch has a line, too."""
+    checkpoint_every: int = field(default=0, metadata=at_least(0))
+    """Optimizer steps between two checkpoints, in addition to the end of each epoch; 0 for epochs only."""
+    keep_checkpoints: int = field(default=2, metadata=at_least(1))
+    """Number of newest checkpoints to keep, in addition to the best."""
+    report_to: str | None = None
+    """An Accelerate tracker to log to, such as tensorboard, trackio or wandb."""
+    dry_run: bool = False
+    """Print the plan, run the preflight, estimate time and cost on this machine, then exit."""
+    dollars_per_hour: float = field(default=0.0, metadata=at_least(0))
+    """Price of all machines of the run; times are then also printed as a price, and recorded."""
+    on_bad_image: OnBadImage = "fail"
+    """At a training image that cannot be read: fail, or skip to the next one, for at most 0.1% of the images."""
+    precision: PrecisionFlag = "auto"
+    """Training precision; auto: the launch configuration's, else bf16 if the device is fast at it."""
+    gradient_accumulation_steps: int = field(default=1, metadata=at_least(1))
+    """Forward passes per optimizer step and process, to save memory; the global batch stays the same."""
+    compress_gradients: bool = False
+    """With several processes, send gradients as bf16: half the bytes, sums of 8 instead of 24 significant bits."""
+    compile: bool = False
+    """Compile the model by torch.compile: slower to start; not measured on GPUs yet."""
+    cpu_threads: int | None = field(default=None, metadata=at_least(1))
+    """Threads per process for computing on the CPU; default for training there: all physical cores, shared evenly."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def run_folder(self, recipe_name: str) -> RunFolder:
+        return RunFolder(self.output_dir or Path("runs", recipe_name))
 
 
 class Trainer:
-    """Compares the processes, opens the data, starts the loader workers and the process group, makes the model.
+    """Open the data, start the loader workers and the process group, make the model.
 
     Raises:
-        UserError: if the run folder, the data, the batch size or the machine will not do, or if the processes differ.
+        UserError: if the run folder, the data, the batch size or the machine is unsuitable.
     """
 
     def __init__(
@@ -52,95 +106,121 @@ class Trainer:
         """`stack` ends the loader workers."""
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
         self.launch, self.signals = launch, signals
-        self.folder = RunFolder(options.output_dir or Path("runs", recipe_name))
-        self._open_data(stack)
+        self.folder = options.run_folder(recipe_name)
+        self.uncollected_bad_images: dict[int, str] = {}  # of this process, with the decoder's reasons
+        self._open_data()
+        self._start_workers(stack)
         self._make_parts()
 
-    def _open_data(self, stack: contextlib.ExitStack) -> None:
-        """Sources, sizes, loader workers; before there is a process group: see Loader."""
-        recipe, options, launch = self.recipe, self.options, self.launch
-        check_same_program(launch, recipe, options, self.folder)
-        launch.broadcast_from_main(lambda: self.folder.check_free(options.resume), "looks at the run folder")
-        self.train_source, self.val_source = launch.broadcast_from_main(
-            lambda: open_train_and_val(options.data, options.val_share, options.rescan), "lists the images"
+    def _open_data(self) -> None:
+        options = self.options
+        self.launch.broadcast_from_main(lambda: self.folder.check_free(options.resume), "reading the run folder")
+        self.train_source, self.val_source = self.launch.broadcast_from_main(
+            lambda: open_train_and_val(options.data, options.val_share, options.rescan), "listing images"
         )
-        check_same_data(launch, (self.train_source, self.val_source))
         self.shard_of = None
-        if recipe.shuffle_window:
+        if self.recipe.shuffle_window:
             if not isinstance(self.train_source, ShardSource):
                 raise UserError(
-                    f"--shuffle-window is for --data shards:…, not for {options.data}, whose images lie apart"
+                    f"--shuffle-window is for --data shards:…; {options.data} has an own file for each image"
                 )
             self.train_source = replace(self.train_source, in_windows=True)
             self.shard_of = self.train_source.index.shard_of
-        accumulation = options.gradient_accumulation_steps
-        self.schedule = StepCounts(recipe, launch.world_size, accumulation, len(self.train_source))
-        self.preprocessing = EvalPreprocessing.of(recipe)
-        self.workers = devices.choose_workers(options.workers)
-        self.train_loader = stack.enter_context(train_loader(self.train_source, self.schedule, options, self.workers))
+
+    def _start_workers(self, stack: contextlib.ExitStack) -> None:
+        """Start the loader workers, before there is a process group: see Loader."""
+        accumulation = self.options.gradient_accumulation_steps
+        num_images = len(self.train_source)
+        self.counts = StepCounts(self.recipe, self.launch.world_size, accumulation, num_images)
+        self.preprocessing = EvalPreprocessing.from_recipe(self.recipe)
+        self.num_workers = device.choose_workers(self.options.workers)
+        # One loader for all epochs: the end of an epoch does not interrupt the workers.
+        self.train_loader = stack.enter_context(
+            train_loader(self.train_source, self.counts, self.num_workers, self.options.on_bad_image)
+        )
         self.eval_loader = stack.enter_context(
-            eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.workers)
+            eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.num_workers)
         )
 
     def _make_parts(self) -> None:
-        """The process group, model and optimizer, and what writes the run folder."""
-        recipe, options, launch = self.recipe, self.options, self.launch
+        """Start the process group; make the model, the optimizer, and the writer of the run folder."""
+        recipe, options, launch, counts = self.recipe, self.options, self.launch, self.counts
         class_names = self.train_source.class_names
-        num_classes = len(class_names)
         self.initial = initial_weights(options.init_from, recipe, class_names, self.folder, launch)
         precision = precision_of(self.folder, options.precision, type(recipe))
         self.accelerator = make_accelerator(
             launch, precision, options.report_to, self.folder.path, options.compress_gradients
         )
-        self.device, rank = self.accelerator.device, self.accelerator.process_index
+        self.device = self.accelerator.device
         self.console = Console(self.accelerator.is_main_process)
-        self.cpu_threads = devices.choose_cpu_threads(self.device, options.cpu_threads)
-        self.augmentation = Augmentation(
-            recipe, num_classes, rank, self.schedule.num_processes, compile=options.compile
-        )
+        self.cpu_threads = device.choose_cpu_threads(self.device, options.cpu_threads)
+        self.augmentation = Augmentation(recipe, len(class_names), launch.rank, launch.world_size)
         self.train_step = TrainStep(
             recipe,
-            num_classes,
+            len(class_names),
             self.accelerator,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             compile=options.compile,
             initial=self.initial.tensors if self.initial else None,
-            frozen_steps=self.schedule.frozen_steps,
+            frozen_steps=counts.frozen_steps,
         )
-        # A plain model evaluates the very weights that are saved, without DDP and mixed precision.
+        # Evaluation uses a plain model, which gets the very weights that are saved, without DDP and mixed precision.
         self.eval_model = self.train_step.plain_copy()
-        self.average = MovingAverage(self.train_step.plain_copy(), self.schedule) if recipe.ema_decay else None
+        self.average = MovingAverage(self.train_step.plain_copy(), counts) if recipe.ema_decay else None
 
         self.writer = RunWriter(self.folder, launch, options.keep_checkpoints)
         self.log = TrainLog(
-            self.schedule, self.folder, self.writer, self.accelerator, self.console, options, self.workers
+            counts,
+            self.folder,
+            self.writer,
+            self.accelerator,
+            self.console,
+            log_every=options.log_every,
+            num_workers=self.num_workers,
+            dollars_per_hour=options.dollars_per_hour,
         )
-        self.skipped = SkippedImages(self.train_source, self.writer, self.folder.bad_images, self.console.print)
         self.state = TrainState(recipe_sha256=recipe.fingerprint(self.initial.facts["sha256"] if self.initial else ""))
-        self.data = describe_data(self.train_source, self.val_source, options.val_share)
         self.facts = run_facts(
-            self.schedule,
-            self.accelerator.mixed_precision,
-            devices.hardware_name(self.device),
-            self.cpu_threads,
-            options,
-            self.initial,
+            counts,
+            mixed_precision=self.accelerator.mixed_precision,
+            hardware=device.hardware_name(self.device),
+            cpu_threads=self.cpu_threads,
+            compress_gradients=options.compress_gradients,
+            dollars_per_hour=options.dollars_per_hour,
+            initial=self.initial.facts if self.initial else None,
         )
 
-    def train_order(self, first_step: int, last_step: int) -> TrainOrder:
-        """This process's batches from one step to another."""
-        rank = self.accelerator.process_index
-        return TrainOrder(self.schedule, first_step, last_step, rank, self.train_source.labels, self.shard_of)
+    @property
+    def data_facts(self) -> dict[str, Any]:
+        """Facts about the data, for recipe.json."""
+        train, val, share = self.train_source, self.val_source, self.options.val_share
+        return {
+            "source": train.name,
+            **({"val_share": share} if share else {}),
+            "num_train_images": len(train),
+            "num_val_images": len(val),
+            "class_names": list(train.class_names),
+            "fingerprint": {"train": train.fingerprint(), "val": val.fingerprint()},
+        }
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Augment a batch on the device: the images and targets of a step."""
+        return self.augmentation(batch.images, batch.labels, batch.step)
+
+    def sampler(self, first_step: int, last_step: int) -> TrainSampler:
+        """Sampler of this process's batches."""
+        labels = self.train_source.labels
+        return TrainSampler(self.counts, first_step, last_step, self.launch.rank, labels, self.shard_of)
 
     @property
     def groups(self) -> dict[str, TensorGroup]:
-        """What a checkpoint holds, by the names of its files."""
+        """Tensors of a checkpoint, by the names of its files."""
         optimizer = OptimizerGroup(self.train_step.model, self.train_step.optimizer)
         return {**{name: ModelGroup(model) for name, model in self.models.items()}, "optimizer": optimizer}
 
     @property
     def models(self) -> dict[PublishedWeights, ResNet]:
-        """The weights that are saved and evaluated; those that the recipe publishes come last."""
+        """Weights that are saved and evaluated; those that the recipe publishes come last."""
         models: dict[PublishedWeights, ResNet] = {"model": self.train_step.model}
         if self.average is not None:
             models["ema"] = self.average.model
@@ -148,20 +228,18 @@ class Trainer:
         return models
 
     def end(self) -> None:
-        """Once all processes are here, as a launcher ends the others when one exits early."""
+        """Wait for the other processes, because a launcher ends them when one exits early."""
         self.log.trackers.finish()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
 
-def train_loader(source: Source, schedule: StepCounts, options: TrainOptions, workers: int) -> Loader:
-    """One loader for all epochs: an epoch's end does not interrupt the workers."""
-    recipe = schedule.recipe
+def train_loader(source: Source, counts: StepCounts, num_workers: int, on_bad_image: OnBadImage = "fail") -> Loader:
     return Loader(
         source,
-        TrainCrop.of(recipe),
-        batch_size=schedule.per_process_batch_size,
-        largest_image_size=recipe.image_size,
-        num_workers=workers,
-        if_bad="replace" if options.on_bad_image == "skip" else "fail",
+        TrainCrop.from_recipe(counts.recipe),
+        batch_size=counts.per_process_batch_size,
+        largest_image_size=counts.recipe.image_size,
+        num_workers=num_workers,
+        if_bad="replace" if on_bad_image == "skip" else "fail",
     )

@@ -1,4 +1,4 @@
-"""What a training run writes to its run folder: the main process writes, the others wait, and fail with it."""
+"""Writing to the run folder: the main process writes, the others wait and fail with it."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -19,9 +19,9 @@ from resnet_in1k.train.checkpoint import (
     save_checkpoint,
 )
 from resnet_in1k.utils import files
-from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import FolderLock
+from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.plots import LiveFigure, draw_curves, save_curves
 
 
@@ -34,8 +34,7 @@ class RunWriter:
 
     def __init__(self, folder: RunFolder, launch: Launch, keep_checkpoints: int):
         self._folder, self._launch, self._keep_checkpoints = folder, launch, keep_checkpoints
-        self._damaged: set[int] = set()
-        """Steps of checkpoints that were skipped when the run was resumed."""
+        self._damaged: set[int] = set()  # steps of checkpoints that were skipped when the run was resumed
         self._lock: FolderLock | None = None
         self._live_figure = LiveFigure()
 
@@ -48,7 +47,7 @@ class RunWriter:
                 self._lock = FolderLock(self._folder.path)
             files.remove_temporaries(self._folder.path)
 
-        self._launch.on_main_process(acquire, "locks the run folder", advice="")
+        self._launch.on_main_process(acquire, "locking the run folder", advice="")
 
     def start(
         self,
@@ -60,64 +59,62 @@ class RunWriter:
         *,
         evaluation_pending: bool,
     ) -> None:
-        """Describe the run, or that it is resumed after `state`; what was written after that state is rolled_back."""
+        """Describe the run, or its resume after `state`; roll back what was written after that state."""
 
         def write() -> None:
             self._damaged = {step for step, _ in list_checkpoints(self._folder.checkpoints) if step > state.step}
             self._folder.truncate_log(state.step, evaluation_pending)
             self._restore_best(state)
-            if self._folder.recipe.exists():  # last, as all this may be retried
+            if self._folder.recipe.exists():  # last, because all this may be retried
                 add_resume(self._folder, recipe_name, recipe, {"after_step": state.step, **facts})
             else:
                 write_recipe(self._folder, recipe_name, recipe, data, facts)
 
-        self._launch.on_main_process(write, "describes the run")
+        self._launch.on_main_process(write, "describing the run")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line to log.jsonl."""
-        self._launch.on_main_process(lambda: self._folder.append(record), "writes the log")
+        """Append a record to log.jsonl."""
+        self._launch.on_main_process(lambda: self._folder.append(record), "writing the log")
 
     def write_list(self, path: Path, lines: Iterable[str]) -> None:
-        """A text file of those lines; without lines only if there is such a file already."""
+        """Write a text file of these lines; without lines only if the file exists already."""
         text = "".join(f"{line}\n" for line in lines)
 
         def write() -> None:
-            if text or path.exists():
+            if text or path.exists():  # asked on the main process alone: the others may see the folder later
                 files.write_text(path, text)
 
-        self._launch.on_main_process(write, "writes a list")
+        self._launch.on_main_process(write, f"writing {path.name}")
 
     def save_checkpoint(self, state: TrainState, groups: Mapping[str, TensorGroup]) -> None:
         """Write the checkpoint of `state`, then delete those that are no longer needed.
 
         Raises:
-            UserError: also if a tensor of the model is not finite.
+            UserError: also if a weight is not finite; nothing is written then.
         """
 
         def write() -> None:
             tensors = {name: group.tensors() for name, group in groups.items()}
-            if broken := [name for name, tensor in tensors["model"].items() if not tensor.isfinite().all()]:
+            weights = {**tensors["model"], **tensors.get("ema", {})}
+            if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
                 raise UserError(
-                    f"after step {state.step:,} {broken[0]} is not finite, and was not saved; try a lower --lr in "
+                    f"after step {state.step:,} {broken[0]} is not finite and was not saved; try a lower --lr in "
                     "another --output-dir"
                 )
             save_checkpoint(self._folder.checkpoints, state, tensors)
             self._damaged.discard(state.step)
             self._prune(state)
 
-        self._launch.on_main_process(write, "writes a checkpoint")
+        self._launch.on_main_process(write, "writing a checkpoint")
 
-    def finish_epoch(self, state: TrainState, evaluation: Evaluation, model: ResNet, title: str) -> None:
-        """After the epoch's record: publish `model` if it is the best so far, draw the curves, add both to the state.
+    def finish_epoch(self, state: TrainState, evaluation: Evaluation, model: ResNet, title: str, is_best: bool) -> None:
+        """Publish `model` if it is the best so far, draw the curves, and add both to the checkpoint.
 
-        In this order, so that a run killed in between undoes all of it when it is resumed, and does it again.
+        In this order, after the epoch's record: a run killed in between rolls back all of it when it is resumed.
         """
-        best_so_far = evaluation.top1_accuracy > state.best_top1_accuracy
-        if best_so_far:
-            state.best_step, state.best_top1_accuracy = state.step, evaluation.top1_accuracy
 
         def write() -> None:
-            if best_so_far:
+            if is_best:
                 save_weights(weights_to_save(model), self._folder.weights)
                 state.best_evaluation = evaluation.to_json(files.sha256_of(self._folder.weights))
                 files.write_json(self._folder.evaluation, state.best_evaluation)
@@ -127,10 +124,10 @@ class RunWriter:
             rewrite_state(self._folder.checkpoints, state)
             self._prune(state)
 
-        self._launch.on_main_process(write, "publishes the best weights and draws the curves")
+        self._launch.on_main_process(write, "publishing the best weights and drawing the curves")
 
     def _restore_best(self, state: TrainState) -> None:
-        """Undo the publication of an epoch that the checkpoint does not contain, as after a kill just then."""
+        """Roll back the publication of an epoch that the checkpoint does not contain, after a kill at that moment."""
         best, weights = state.best_evaluation, self._folder.weights
         if best is None:
             return
@@ -138,7 +135,7 @@ class RunWriter:
             group = f"{best.get('weights', 'model')}.safetensors"
             kept = self._folder.checkpoints / f"step_{state.best_step:08d}" / group
             if not _has_sha256(kept, best["weights_sha256"]):
-                return  # what is published stays until the epoch, done again, publishes it again
+                return  # the published weights stay until the repeated epoch publishes them again
             files.write_atomically(weights, lambda path: shutil.copyfile(kept, path))
         files.write_json(self._folder.evaluation, best)
 

@@ -15,8 +15,8 @@ from resnet_in1k.cli.reference import TutorialDataset, TutorialStep
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
 
 SMALL = {
     "model": "resnet18",

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from resnet_in1k.train.guard import DivergenceGuard
 
 from resnet_in1k.cli import gpu_check
 from resnet_in1k.cli.gpu import checks, measurements, runs
 from resnet_in1k.cli.gpu.setting import CheckFailedError, LeftOutError, Setting
 from resnet_in1k.evaluate import evaluation
-from resnet_in1k.train.guard import DivergenceGuard
 from resnet_in1k.utils.device import device_type
-from resnet_in1k.utils.distributed import Launch, make_accelerator
+from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_recipes_that_start_from_weights_need_them(monkeypatch):
 
 
 def test_unknown_recipe_is_refused(monkeypatch):
-    with pytest.raises(UserError, match=r"--recipe tutrial: must be one of a1, .*; perhaps you meant tutorial"):
+    with pytest.raises(UserError, match=r"--recipe tutrial: must be one of a1, .*; did you mean tutorial"):
         parse(monkeypatch, "--recipe", "tutrial")
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
-from resnet_in1k.data.sampler import EvalOrder
+from resnet_in1k.data.sampler import EvalSampler
 from resnet_in1k.evaluate import evaluation as evaluation_module
 from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, eval_loader, evaluate_model, pads_batches
 from resnet_in1k.model.resnet import ResNet
@@ -181,8 +181,8 @@ def test_weights_that_have_diverged_are_an_error(val: Source):
 
 
 def test_a_missing_image_would_be_noticed(model: ResNet, val: Source, monkeypatch: pytest.MonkeyPatch):
-    whole = EvalOrder.__iter__
-    monkeypatch.setattr(EvalOrder, "__iter__", lambda self: iter(list(whole(self))[:-1]))
+    whole = EvalSampler.__iter__
+    monkeypatch.setattr(EvalSampler, "__iter__", lambda self: iter(list(whole(self))[:-1]))
     with pytest.raises(AssertionError, match="each image exactly once"):
         evaluate(model, val)
 

@@ -1,15 +1,9 @@
 """A device without values: a guard against what would make the host wait for it, and streams that are recorded."""
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from resnet_in1k.augment import normalize as normalize
 
 META = torch.device("meta")
 """Computes shapes, but no values: whatever needs one, as `.item()`, `if tensor` or `.nonzero()`, raises."""
@@ -53,25 +47,6 @@ def sees_values() -> bool:
     except HostWaits:
         return True
     return False
-
-
-@contextlib.contextmanager
-def fake_cuda() -> Iterator[FakeTensorMode]:
-    """In it, tensors on "cuda" are as on "meta", but say that they are on CUDA; they cannot go through a backward.
-
-    Skips the test with a torch that needs a GPU even for this, as 2.9 does.
-    """
-    try:
-        with FakeTensorMode():
-            torch.zeros(2, device="cuda").copy_(torch.ones(2, device="cuda"))
-    except RuntimeError:
-        pytest.skip("this torch makes no fake CUDA tensors without a GPU")
-    normalize._in_grey_levels.cache_clear()  # of these tensors none must stay behind, or have been there before
-    try:
-        with FakeTensorMode() as mode:
-            yield mode
-    finally:
-        normalize._in_grey_levels.cache_clear()
 
 
 class FakeStream:

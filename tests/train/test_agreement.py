@@ -14,11 +14,11 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import RunFolder, provenance
 from resnet_in1k.train import agreement, preflight
-from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import device as memory
-from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import FolderLock
+from resnet_in1k.utils.launch import Launch
 
 
 def outcomes(check, num_processes: int = 3) -> list[str]:
@@ -114,7 +114,7 @@ def test_same_data_elsewhere_agree(image_folder: Path, other_folder: Path, monke
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(Path.unlink, "cannot be read: No such file"), (lambda path: path.write_bytes(b"x"), "on node1 2d711642b726")],
+    [(Path.unlink, "cannot be read: No such file"), (lambda path: path.write_bytes(b"x"), ", 2d711642b726")],
     ids=["missing", "changed"],
 )
 def test_other_data_are_refused(image_folder: Path, other_folder: Path, monkeypatch, change, words: str):
@@ -124,7 +124,7 @@ def test_other_data_are_refused(image_folder: Path, other_folder: Path, monkeypa
     change(other_folder / "train/ant/0.jpg")
     said = outcomes(check_data(image_folder, other_folder))
     assert len(set(said)) == 1
-    assert said[0].startswith("node1 sees other data than node0: train0 has the sha256 ")
+    assert said[0].startswith("node1 has different data from node0: train0 has the sha256 ")
     assert words in said[0]
 
 
@@ -155,13 +155,13 @@ def test_machine_with_too_little_memory_is_named(tiny: Recipe, image_folder: Pat
                 train_source=train,
                 val_source=val,
                 options=TrainOptions(),
-                workers=8,
-                schedule=StepCounts(tiny, 1, 1, len(train)),
+                num_workers=8,
+                counts=StepCounts(tiny, 1, 1, len(train)),
                 recipe=tiny,
             )
         )
 
     said = outcomes(check)
     assert len(set(said)) == 1
-    assert said[0].startswith("node1: too little for 8 loader workers: ")
+    assert said[0].startswith("node1: too little memory for 8 loader workers: ")
     assert "1 MB of memory" in said[0]

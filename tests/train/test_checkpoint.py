@@ -60,7 +60,7 @@ def test_all_of_the_state_is_loaded_again(tmp_path: Path, groups: Groups):
 def test_files_have_their_sums_and_are_readable_by_the_group(tmp_path: Path, groups: Groups):
     folder = save(tmp_path, groups)
     values = json.loads((folder / STATE).read_text())
-    assert values["format_version"] == 4
+    assert values["format_version"] == 5
     assert values["sha256"].keys() == {MODEL, OPTIMIZER, STATE}
     for name in (MODEL, OPTIMIZER):
         assert values["sha256"][name] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -172,20 +172,20 @@ MALFORMED = {
     ),
     "a key of the state": (replace_in_state('"bad_images"', '"bad_imagez"'), f"{STATE} cannot be read .TypeError"),
     "state of the version before": (
-        replace_in_state('"format_version": 4', '"format_version": 3'),
-        "has format version 3, this version of resnet-in1k reads 4; resume with the version that wrote it, or start",
+        replace_in_state('"format_version": 5', '"format_version": 4'),
+        "has format version 4, and this version of resnet-in1k reads 5; resume with the version that wrote it",
     ),
-    "state without a version": (replace_in_state('"format_version": 4,', ""), f"{STATE} cannot be read .KeyError"),
+    "state without a version": (replace_in_state('"format_version": 5,', ""), f"{STATE} cannot be read .KeyError"),
     "state that is a list": (write_state(b"[]"), f"{STATE} cannot be read .TypeError"),
     "state that is no text": (write_state(b"\xff\xfe\x00"), f"{STATE} cannot be read .UnicodeDecodeError"),
     "state nested too deeply": (write_state(b"[" * 100_000), f"{STATE} cannot be read .ValueError: nested too deeply"),
     "forged weights with a huge header": (
         forge(MODEL, (1 << 60).to_bytes(8, "little") + b"{}"),
-        f"{MODEL} is not a whole safetensors file",
+        f"{MODEL} is not a complete safetensors file",
     ),
     "forged optimizer with a header that is no JSON": (
         forge(OPTIMIZER, (4).to_bytes(8, "little") + b"\xff\xfe{}"),
-        f"{OPTIMIZER} is not a whole safetensors file",
+        f"{OPTIMIZER} is not a complete safetensors file",
     ),
 }
 
@@ -229,7 +229,7 @@ def test_a_pickle_is_not_executed(tmp_path: Path, groups: Groups):
     """One that makes a folder when it is loaded; with valid sums."""
     folder = save(tmp_path, groups)
     forge(MODEL, b"cos\nmkdir\n(V" + str(tmp_path / "executed").encode() + b"\ntR.")(folder)
-    with pytest.raises(UserError, match=f"{MODEL} is not a whole safetensors file"):
+    with pytest.raises(UserError, match=f"{MODEL} is not a complete safetensors file"):
         load_checkpoint(folder, groups, "")
     assert not (tmp_path / "executed").exists()
 

@@ -4,20 +4,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from resnet_in1k.data.registry import open_source
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.checkpoint import TrainState
 from resnet_in1k.train.log import TrainLog
-from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils.console import Console
-from resnet_in1k.utils.distributed import Launch
+from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.timing import Lap
 
 
-def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
+def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, tmp_path: Path, capsys):
     """Process 0 waits for the gradients of process 1, which waits for its data: the run is input-bound."""
     accelerator = Accelerator(cpu=True)
     accelerator.gather = lambda mine: torch.cat([mine, torch.tensor([[3.0, 1.0, 0.0]])])
@@ -28,13 +26,13 @@ def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, image_
         RunWriter(folder, Launch(), keep_checkpoints=1),
         accelerator,
         Console(True),
-        TrainOptions(log_every=1),
-        workers=2,
+        log_every=1,
+        num_workers=2,
     )
     log.stopwatch.lap = lambda: Lap(load=0.0, train=4.0)
     state = TrainState()
     log.add(torch.tensor(2.0))
-    log.collect_losses(1, state, open_source(str(image_folder), "train"))
+    state.epoch_losses += log.collect_losses(1)
     log.write_steps(1, state)
     (record,) = folder.records()
     assert (record["load_seconds"], record["train_seconds"]) == (3.0, 1.0)

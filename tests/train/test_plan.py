@@ -1,16 +1,19 @@
+"""The plan of a run, and the schedule, time and price that a dry run adds."""
+
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.training import run
 
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.train import plan
-from resnet_in1k.train.plan import describe_plan
+from resnet_in1k.train.plan import describe_plan, describe_schedule
 
 TUTORIAL = RECIPES["tutorial"].recipe
 
@@ -20,13 +23,13 @@ def plan_of(recipe: Recipe, image_folder: Path) -> str:
     run = SimpleNamespace(
         recipe_name="tutorial",
         recipe=recipe,
-        schedule=StepCounts(recipe, num_processes=2, gradient_accumulation_steps=3, num_train_images=len(train)),
+        counts=StepCounts(recipe, num_processes=2, gradient_accumulation_steps=3, num_train_images=len(train)),
         initial=None,
         train_source=train,
         val_source=val,
         device=torch.device("cpu"),
         accelerator=SimpleNamespace(mixed_precision="bf16"),
-        workers=1,
+        num_workers=1,
         cpu_threads=2,
     )
     return describe_plan(run)
@@ -39,7 +42,7 @@ def test_plan_lists_what_the_run_will_do(image_folder: Path):
         "resnet50, 6 classes, 224 px\n",
         "37 training and 12 validation images",
         "12 global = 2 processes × 6 in 3 accumulation steps of 2",
-        "3 an epoch (1 image dropped each epoch, others each time) × 7 epochs = 21",
+        "3 an epoch (1 image dropped, different images each epoch) × 7 epochs = 21",
         "0.1, × 0.2 every 5 epochs",
         "bfloat16 autocast, channels_last",
         "1 loader worker, 2 CPU threads",
@@ -58,3 +61,84 @@ def test_plan_notes_what_the_device_lacks(image_folder: Path, monkeypatch: pytes
     assert "  note" not in plan_of(recipe, image_folder)
     monkeypatch.setattr(plan, "missing_capabilities", lambda device: [f"no side stream on {device}", "no more"])
     assert "\n  note          no side stream on cpu\n  note          no more" in plan_of(recipe, image_folder)
+
+
+def rows_of(text: str) -> dict[int, list[str]]:
+    return {int(words[0]): words[1:] for line in text.splitlines()[1:] if (words := line.split())}
+
+
+def test_schedule_shows_rate_and_image_size_at_the_epochs_borders():
+    """budget-16 at ten steps an epoch: 1.7 is reached at the end of epoch 2, 192 px from epoch 13 on."""
+    schedule = StepCounts(RECIPES["budget-16"].recipe, 8, 1, 40960)
+    rows = rows_of(describe_schedule(schedule))
+    assert list(rows) == list(range(1, 17))
+    assert rows[2][2] == "1.7"
+    assert rows[3][0] == "1.7"
+    assert float(rows[9][2]) == pytest.approx(1.7 * (1 - 69 / 140), rel=0.01)
+    assert [rows[epoch][3] for epoch in (12, 13)] == ["160", "192"]
+    assert len(rows[2][5]) == 32
+    assert len(rows[9][5]) == 16
+
+
+def test_a_long_schedule_shows_what_changes_and_some_epochs_between():
+    rows = rows_of(describe_schedule(StepCounts(RECIPES["goyal"].recipe, 1, 1, 81920)))
+    assert {1, 5, 31, 61, 81, 90} <= rows.keys()
+    assert 10 <= len(rows) <= 22
+    assert [float(rows[epoch][0]) for epoch in (31, 61, 81)] == pytest.approx([0.32, 0.032, 0.0032])
+
+
+@pytest.mark.slow
+def test_forecast_is_the_sum_of_its_parts(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
+    """By hand: two epochs of 32 images at 32 px and one at 64 px, three validations; cores load and compute."""
+    monkeypatch.setattr(plan, "step_rate", lambda run, size: {32: 0.04, 64: 0.01}[size])
+    monkeypatch.setattr(plan, "loading_rate", lambda run: 0.02)
+    monkeypatch.setattr(plan, "evaluation_rate", lambda run: 0.1)
+    sizes = {"image_size": 64, "initial_image_size": 32, "image_size_ramp_start": 2, "image_size_ramp_end": 3}
+    recipe = replace(tiny, epochs=3, **sizes)
+    run(recipe, image_folder, tmp_path / "run", dry_run=True, dollars_per_hour=1.5)
+    out = capsys.readouterr().out
+    seconds = 2 * 32 * (1 / 0.04 + 1 / 0.02) + 32 * (1 / 0.01 + 1 / 0.02) + 3 * 12 * (1 / 0.1 + 1 / 0.02)
+    assert (seconds // 3600, round(seconds % 3600 / 60)) == (3, 16)
+    assert "about 3 h 16 min on this hardware, of which validation 36 min 0 s; 4.90 dollars at 1.5 dollars" in out
+    assert "training steps 0 at 32 px, 0 at 64 px" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_speed_is_measured_and_leaves_no_trace(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
+    """All rates are positive; the price of a real run is in its log, adds up, and is told at the end."""
+    run(replace(tiny, epochs=1), image_folder, tmp_path / "run", dry_run=True)
+    out = capsys.readouterr().out
+    assert "forecast      about " in out
+    assert "dollars" not in out
+    rates = [
+        float(word.replace(",", ""))
+        for word in out.rpartition("images/s: ")[2].replace(";", "").split()
+        if word[0].isdigit()
+    ]
+    assert len(rates) == 4  # steps, their size, loading, validation
+    assert all(rate > 0 for rate in rates)
+
+    folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", dollars_per_hour=3600.0)
+    (record,) = [record for record in folder.records() if record["kind"] == "epoch"]
+    spent = record["load_seconds"] + record["train_seconds"] + record["val_seconds"]
+    assert record["dollars"] == pytest.approx(spent)
+    assert f", {spent:,.2f} dollars in all: best" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("device", "batch_size", "measured"), [("cpu", 64, [16, 4]), ("cpu", 8, [8]), ("cuda", 64, [64])]
+)
+def test_a_large_batch_on_a_cpu_is_forecast_from_small_ones(monkeypatch, device: str, batch_size: int, measured: list):
+    """An update of 0.4 seconds and 10 ms an image, by hand: 64 images in 1.04 seconds."""
+    asked = []
+
+    def seconds_of_part(run, size: int, part: int) -> float:
+        asked.append(part)
+        return 0.4 + 0.01 * part
+
+    monkeypatch.setattr(plan, "_seconds_of_part", seconds_of_part)
+    schedule = SimpleNamespace(per_device_batch_size=batch_size)
+    rate = plan.step_rate(SimpleNamespace(counts=schedule, device=torch.device(device)), 32)
+    assert rate == pytest.approx({64: 64 / 1.04, 8: 8 / 0.48}[batch_size])
+    assert asked == measured

@@ -31,9 +31,9 @@ def test_report_of_a_dry_run_that_writes_nothing(tiny: Recipe, image_folder: Pat
         "classes       6, with 6 to 7 training and 2 validation images each",
         "images        12 train images decoded; 10 val images decoded",
         " free, ",
-        "to be written: 4 checkpoints, the best weights",
+        "needed for 4 checkpoints and the best weights",
         "forward and backward of 8 images in ",
-        "saved, loaded and found the same in ",
+        "saved, reloaded and verified in ",
     ):
         assert part in printed
     assert list(tmp_path.iterdir()) == []
@@ -43,7 +43,7 @@ def test_report_of_a_dry_run_that_writes_nothing(tiny: Recipe, image_folder: Pat
 def test_bad_image_at_either_end_or_in_the_middle(image_folder: Path, tmp_path: Path, place: str):
     data = Path(shutil.copytree(image_folder, tmp_path / "images"))
     (data / place).write_bytes(b"")
-    assert "but 1 of them cannot be: " in preflight.check_images(open_source(str(data), "train"), "skip")
+    assert "; 1 cannot be read: " in preflight.check_images(open_source(str(data), "train"), "skip")
     with pytest.raises(BadImageError, match=rf"{place} cannot be read as an image .*--on-bad-image skip"):
         preflight.check_images(open_source(str(data), "train"), "fail")
 
@@ -52,7 +52,7 @@ def test_bad_validation_image_is_reported_and_no_more(image_folder: Path, tmp_pa
     data = Path(shutil.copytree(image_folder, tmp_path / "images"))
     (data / "val/ant/0.jpg").write_text("a text")
     text = preflight.check_images(open_source(str(data), "val"), "fail")
-    assert text.startswith("10 val images decoded, but 1 of them cannot be: ")
+    assert text.startswith("10 val images decoded; 1 cannot be read: ")
     assert "val/ant/0.jpg (no known image format)" in text
 
 
@@ -61,7 +61,7 @@ def test_disk_that_is_too_small(tiny: Recipe, image_folder: Path, tmp_path: Path
     """ResNet-18 with 6 classes has 11.18 million parameters, 44.8 MB with its buffers; momentum as much again."""
     needed = 4 * (44.78 + 44.72) + 2 * 44.78
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, int((needed - 5) * 1e6)))
-    with pytest.raises(UserError, match=r"has too little space: 443 MB free, 447 MB to be written.*--keep-checkpoints"):
+    with pytest.raises(UserError, match=r"has too little space: 443 MB free, 447 MB needed.*--keep-checkpoints"):
         run(tiny, image_folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, int((needed + 5) * 1e6)))
@@ -74,19 +74,19 @@ def test_existing_checkpoints_need_no_more_space(tmp_path: Path, monkeypatch):
     tensors = {"model": {"a": torch.zeros(10**6)}, "optimizer": {"b": torch.zeros(15 * 10**5)}}
     options = SimpleNamespace(keep_checkpoints=2)
     run = SimpleNamespace(folder=RunFolder(tmp_path), options=options)
-    with pytest.raises(UserError, match=r"too little space: 40 MB free, 48 MB to be written"):
+    with pytest.raises(UserError, match=r"too little space: 40 MB free, 48 MB needed"):
         preflight.check_disk(run, tensors)
     (tmp_path / "checkpoints/step_00000004").mkdir(parents=True)
     (tmp_path / "checkpoints/step_00000004/model.safetensors").write_bytes(bytes(9 * 10**6))
-    assert "40 MB free, 39 MB to be written: 4 checkpoints" in preflight.check_disk(run, tensors)
+    assert "40 MB free, 39 MB needed for 4 checkpoints" in preflight.check_disk(run, tensors)
 
 
 def test_workers_need_memory_and_semaphores(monkeypatch):
-    assert preflight.check_machine(1, 10**6).endswith(" available, 1 MB needed to share with workers")
-    words = r"too little for 999 loader workers: .* available, 5,000\.0 GB needed .*fewer --workers"
+    assert preflight.check_memory(1, 10**6).endswith(" available, 1 MB of shared memory needed")
+    words = r"too little memory for 999 loader workers: .* available, 5,000\.0 GB of shared.*fewer --workers"
     with pytest.raises(UserError, match=words):
-        preflight.check_machine(999, 5 * 10**12)
-    assert "0 loader workers" in preflight.check_machine(0, 5 * 10**12)
+        preflight.check_memory(999, 5 * 10**12)
+    assert "0 loader workers" in preflight.check_memory(0, 5 * 10**12)
 
     def no_semaphore(*_: object) -> None:
         raise OSError(28, os.strerror(28))
@@ -105,7 +105,7 @@ def test_checkpoint_that_is_not_loaded_as_saved_stops_the_run(tiny, image_folder
         whole(self, {**tensors, "fc.bias": tensors["fc.bias"] + 1e-7})
 
     monkeypatch.setattr(ModelGroup, "load", damaging)
-    with pytest.raises(UserError, match="is not what was loaded from it"):
+    with pytest.raises(UserError, match="differs from what was saved"):
         run(tiny, image_folder, tmp_path / "run")
 
 

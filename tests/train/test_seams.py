@@ -20,7 +20,7 @@ from resnet_in1k.augment import pipeline
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.data.dataset import SourceFacts
 from resnet_in1k.data.registry import SOURCES, open_source
-from resnet_in1k.data.sampler import TrainOrder
+from resnet_in1k.data.sampler import TrainSampler
 from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.optim.lr import LR_SCHEDULES
 from resnet_in1k.optim.optimizers import OPTIMIZERS
@@ -28,7 +28,6 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train import trainer
-from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.trainer import train_loader
 from resnet_in1k.utils.errors import UserError
 
@@ -65,7 +64,7 @@ def test_recipe_field(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp
     folder = run(on, image_folder, tmp_path / "new")
     assert json.loads(folder.recipe.read_text())["recipe"]["new_field"] == 1.0
     run(on, image_folder, folder.path, resume=True)
-    with pytest.raises(UserError, match="recipe fields not known here: new_field; update resnet-in1k"):
+    with pytest.raises(UserError, match="unknown recipe fields: new_field; update resnet-in1k"):
         evaluate(EvalOptions(ckpt=str(folder.path)))
 
 
@@ -117,15 +116,16 @@ class SwapNeighbors:
     """Mixes the neighbors of a batch, so its targets are probabilities; the weight is drawn for each image."""
 
     name = "swap_neighbors"
+    works_on_uint8 = False
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
 
-    def draw(self, generator: torch.Generator, batch_size: int) -> dict[str, torch.Tensor]:
-        return {"weight": torch.rand(batch_size, generator=generator)}
+    def draw(self, generator: torch.Generator, batch_size: int) -> tuple[torch.Tensor, None]:
+        return torch.rand(batch_size, 1, generator=generator), None
 
-    def apply(self, images, targets, draws):
-        weight = draws["weight"].view(-1, 2)[:, :1].repeat(1, 2).flatten()
+    def apply(self, images, targets, draws, shared):
+        weight = draws.view(-1, 2)[:, :1].repeat(1, 2).flatten()
         neighbor = torch.arange(len(images)) ^ 1
         mixed = images * weight.view(-1, 1, 1, 1) + images[neighbor] * (1 - weight).view(-1, 1, 1, 1)
         dense = torch.nn.functional.one_hot(targets, self.num_classes).float()
@@ -139,9 +139,8 @@ def test_augmentation_with_dense_targets(tiny: Recipe, image_folder: Path, tmp_p
         pipeline, "OPERATIONS", [lambda recipe, num_classes: SwapNeighbors(num_classes), *pipeline.OPERATIONS]
     )
     after = pipeline.Augmentation(tiny, 6).draw(step=3)
-    assert len(after) == len(before) + 1
-    for ours, theirs in zip(after[1:], before, strict=True):
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert torch.equal(after.per_image[:, 1:], before.per_image)
+    assert after.shared[1:] == before.shared
 
     how = {"gradient_accumulation_steps": 2}
     folder = run(tiny, image_folder, tmp_path / "run", keep_checkpoints=9, **how)
@@ -235,6 +234,6 @@ def test_image_size_changes_with_the_epoch(tiny: Recipe, image_folder: Path, tmp
 
     schedule = StepCounts(recipe, 1, 1, 37)
     source = open_source(str(image_folder), "train")
-    with train_loader(source, schedule, TrainOptions(), workers=0) as loader:
-        sizes = [batch.images.shape[-1] for batch in loader.batches(TrainOrder(schedule, 1, schedule.total_steps))]
+    with train_loader(source, schedule, num_workers=0) as loader:
+        sizes = [batch.images.shape[-1] for batch in loader.batches(TrainSampler(schedule, 1, schedule.total_steps))]
     assert sizes == [32] * 4 + [64] * 4 + [96] * 4

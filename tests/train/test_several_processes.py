@@ -13,7 +13,6 @@ from helpers.processes import ROOT, free_port
 from helpers.training import TINY
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.data.loader import Batch
 from resnet_in1k.train.step import TrainStep
 
 RECIPE = replace(
@@ -45,7 +44,7 @@ def train_ten_steps(accelerator: Accelerator, output: Path) -> None:
         generator = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
         rows, labels = slice(rank * share, (rank + 1) * share), torch.arange(16) % NUM_CLASSES
-        images, targets = augmentation.prepare(Batch(images[rows], labels[rows], labels[rows], number))
+        images, targets = augmentation(images[rows], labels[rows], number)
         loss = step(images.double(), targets.double(), 0.05, number)
         losses.append(accelerator.reduce(loss, reduction="mean").item())
     if rank == 0:
@@ -57,12 +56,12 @@ import sys
 sys.path[:0] = ["tests", "tests/train"]
 from pathlib import Path
 from resnet_in1k.utils import distributed
-from resnet_in1k.utils.distributed import Launch
+from resnet_in1k.utils.launch import Launch
 from test_several_processes import train_ten_steps
 
 launch = Launch.connect()
 train_ten_steps(distributed.make_accelerator(launch, "fp32"), Path(sys.argv[1]))
-launch.gather(None, "trains")
+launch.gather(None, "training")
 """
 
 

@@ -30,7 +30,7 @@ def test_stopped_in_training_and_resumed(image_folder: Path, tmp_path: Path, tra
     _, errors = at(process, "step 6/8", lambda: process.send_signal(number))
     assert process.returncode == 75, errors
     assert errors.startswith(f"stopped by {number.name} after step ")
-    assert errors.endswith("go on with the same command and --resume\n")
+    assert errors.endswith("resume with the same command and --resume\n")
     assert errors.count("\n") == 1
     assert process.wait() == 75
     out, _ = start(image_folder, folder.path, "--resume").communicate(timeout=120)
@@ -82,7 +82,7 @@ def test_second_signal_in_a_notebook_interrupts_the_cell(monkeypatch: pytest.Mon
     monkeypatch.setattr(signals, "in_notebook", lambda: True)
     with signals.StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.agreed(0) == "SIGINT"
+        assert stop.stop_requested(0) == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

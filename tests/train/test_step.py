@@ -1,4 +1,5 @@
-import contextlib
+"""The training step; the moving average against a loop by hand, and its decay against torchvision's formula."""
+
 from dataclasses import replace
 
 import pytest
@@ -6,9 +7,11 @@ import torch
 from accelerate import Accelerator
 
 from resnet_in1k.model.weights import weights_to_save
-from resnet_in1k.optim.optimizers import OPTIMIZERS
+from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.train.step import TrainStep
+from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.train.checkpoint import ModelGroup
+from resnet_in1k.train.step import MovingAverage, TrainStep, adjusted_ema_decay
 
 
 @pytest.fixture
@@ -16,62 +19,6 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(8, 3, 32, 32, generator=generator).to(memory_format=torch.channels_last)
     return images, torch.arange(8) % 3
-
-
-def snapshot(step: TrainStep) -> list[torch.Tensor]:
-    momentum = [values["momentum_buffer"] for values in step.optimizer.state.values()]
-    return [tensor.detach().clone() for tensor in (*step.model.parameters(), *momentum)]
-
-
-def test_no_weight_changes_after_a_nonfinite_loss(tiny, batch):
-    images, labels = batch
-    step = TrainStep(tiny, 3, Accelerator(cpu=True))
-    start = snapshot(step)
-    step(images, labels, 0.01)
-    before = snapshot(step)
-    assert len(before) == 2 * len(start)  # momentum is there
-    assert any(not torch.equal(a, b) for a, b in zip(start, before, strict=False))
-
-    assert step(torch.full_like(images, float("nan")), labels, 0.01).isnan()
-    step(images, labels, 0.01)
-    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(step), strict=True))
-
-
-def test_guard_does_not_change_the_weights_of_finite_steps(tiny, batch):
-    """Against the same optimizer without it, over three steps."""
-    step = TrainStep(tiny, 3, Accelerator(cpu=True))
-    plain = TrainStep(tiny, 3, Accelerator(cpu=True))
-    plain._guard.step = lambda loss: contextlib.nullcontext()
-    for _ in range(3):
-        step(*batch, 0.01)
-        plain(*batch, 0.01)
-    assert all(torch.equal(a, b) for a, b in zip(snapshot(step), snapshot(plain), strict=True))
-
-
-def test_no_weight_changes_after_a_nonfinite_loss_under_a_gradient_scaler(tiny, batch):
-    images, labels = batch
-    accelerator = Accelerator(cpu=True)
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
-    step = TrainStep(tiny, 3, accelerator)
-    start = snapshot(step)
-    step(images, labels, 0.01)
-    before = snapshot(step)
-    assert any(not torch.equal(a, b) for a, b in zip(start, before, strict=False))
-
-    assert step(torch.full_like(images, float("nan")), labels, 0.01).isnan()
-    assert step(images, labels, 0.01).isnan()  # its own loss is finite, but it has changed nothing
-    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(step), strict=True))
-
-
-def test_infinite_loss_with_finite_gradients_changes_nothing_under_a_gradient_scaler(tiny, batch):
-    accelerator = Accelerator(cpu=True)
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
-    step = TrainStep(tiny, 3, accelerator)
-    step._loss_function = torch.nn.CrossEntropyLoss()
-    step.model.fc.bias.data[0] = -torch.inf  # a logit that has overflowed
-    before = snapshot(step)
-    assert step(*batch, 0.01).isinf()
-    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(step), strict=True))
 
 
 def test_momentum_is_zero_before_the_first_step_that_the_scaler_does_not_skip(tiny, batch):
@@ -93,59 +40,12 @@ def test_momentum_is_zero_before_the_first_step_that_the_scaler_does_not_skip(ti
     torch.testing.assert_close(parameter.detach(), expected)
 
 
-class Lookahead(torch.optim.Optimizer):
-    """An optimizer that knows nothing of found_inf, has state of other shapes than its parameters, and a counter."""
-
-    def __init__(self, parameters, lr: float):
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        for group in self.param_groups:
-            group["count"] = group.get("count", 0) + 1
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state["norm"], state["slow"] = torch.zeros(1), parameter.clone()
-                state["norm"] += parameter.grad.norm()
-                parameter -= group["lr"] * parameter.grad / (1 + state["norm"])
-                if group["count"] % 2 == 0:
-                    state["slow"].lerp_(parameter, 0.5)
-                    parameter.copy_(state["slow"])
-
-
-@pytest.mark.parametrize("optimizer", ["lookahead", "adamw", "rmsprop"])
-def test_guard_holds_for_any_optimizer(tiny, batch, monkeypatch, optimizer: str):
-    """Weights and state are those of before the loss that was not finite, and stay so."""
-    makers = {
-        "lookahead": lambda model, recipe, fused: Lookahead(model.parameters(), recipe.lr),
-        "adamw": lambda model, recipe, fused: torch.optim.AdamW(model.parameters(), fused=True),
-        "rmsprop": lambda model, recipe, fused: torch.optim.RMSprop(model.parameters()),
-    }
-    monkeypatch.setitem(OPTIMIZERS, optimizer, makers[optimizer])
-    step = TrainStep(replace(tiny, optimizer=optimizer), 3, Accelerator(cpu=True))
-
-    def tensors() -> list[torch.Tensor]:
-        state = [value for values in step.optimizer.state.values() for value in values.values()]
-        return [tensor.detach().clone() for tensor in (*step.model.parameters(), *state)]
-
-    images, labels = batch
-    start = tensors()
-    for _ in range(2):
-        step(images, labels, 0.01)
-    before = tensors()
-    assert any(not torch.equal(a, b) for a, b in zip(start, before, strict=False))
-    assert step(torch.full_like(images, float("nan")), labels, 0.01).isnan()
-    step(images, labels, 0.01)
-    assert all(torch.equal(a, b) for a, b in zip(before, tensors(), strict=True))
-
-
 def test_dense_targets_are_index_targets_where_they_say_the_same(tiny, batch):
     images, labels = batch
     losses = []
     for targets in (labels, torch.nn.functional.one_hot(labels, 3).float()):
         step = TrainStep(tiny, 3, Accelerator(cpu=True), gradient_accumulation_steps=2)
-        losses.append([step(images, targets, 0.01).item() for _ in range(3)])
+        losses.append([step(images, targets, 0.01, 1).item() for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -154,7 +54,7 @@ def test_steps_are_undone(tiny):
     step = TrainStep(tiny, 6, Accelerator(cpu=True))
     before = weights_to_save(step.model)
     with step.rolled_back():
-        step(torch.randn(8, 3, 32, 32), torch.arange(8) % 6, lr=1.0)
+        step(torch.randn(8, 3, 32, 32), torch.arange(8) % 6, lr=1.0, step=1)
         step.optimizer.param_groups[0]["count"] = 1
         assert not torch.equal(before["fc.weight"], step.model.fc.weight)
         assert len(step.optimizer.state) == len(list(step.model.parameters()))
@@ -193,7 +93,7 @@ def test_accumulated_parts_equal_the_whole_batch(
     trained = []
     for num_parts in (1, 2, 4):
         step = TrainStep(recipe, 3, Accelerator(cpu=True), gradient_accumulation_steps=num_parts)
-        losses = [step(images, targets, 0.01).item() for _ in range(5)]
+        losses = [step(images, targets, 0.01, 1).item() for _ in range(5)]
         trained.append((losses, weights_to_save(step.model)))
     for losses, weights in trained[1:]:
         assert losses == pytest.approx(trained[0][0], abs=1e-6)
@@ -206,20 +106,86 @@ def test_gradients_are_clipped_to_the_norm(tiny: Recipe, batch):
     recipe = replace(tiny, momentum=0.0, weight_decay=0.0, max_grad_norm=0.01)
     step = TrainStep(recipe, 3, Accelerator(cpu=True))
     before = [parameter.detach().clone() for parameter in step.model.parameters()]
-    step(*batch, 0.5)
+    step(*batch, 0.5, 1)
     update = torch.cat([(old - new).flatten() for old, new in zip(before, step.model.parameters(), strict=True)])
     assert update.norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgdw", "adamw", "lamb", "lars", "muon"])
-def test_no_optimizer_changes_weights_after_a_nonfinite_loss(tiny: Recipe, batch, optimizer: str):
-    images, labels = batch
-    recipe = replace(tiny, optimizer=optimizer, max_grad_norm=1.0, decay_norms=False)
-    step = TrainStep(recipe, 3, Accelerator(cpu=True))
-    for _ in range(2):
-        assert step(images, labels, 0.01).isfinite()
-    before = weights_to_save(step.model)
-    assert step(torch.full_like(images, float("nan")), labels, 0.01).isnan()
-    assert step(images, labels, 0.01).isnan()
-    parameters = dict(step.model.named_parameters())
-    assert all(torch.equal(before[name], parameter) for name, parameter in parameters.items())
+TV2 = RECIPES["tv2"].recipe
+
+
+def test_decay_on_imagenet_is_torchvisions():
+    """Its training reference: alpha = min(1, (1 - decay) * batch * steps / epochs), then 1 - alpha."""
+    schedule = StepCounts(TV2, 8, 1, 1_281_167)
+    assert 1 - adjusted_ema_decay(schedule) == pytest.approx((1 - 0.99998) * 1024 * 32 / 600)
+    short = StepCounts(replace(TV2, epochs=30, warmup_epochs=1), 8, 1, 1_281_167)
+    assert 1 - adjusted_ema_decay(short) == pytest.approx((1 - 0.99998) * 1024 * 32 / 30)
+    assert adjusted_ema_decay(StepCounts(replace(TV2, epochs=1, warmup_epochs=0, ema_decay=0.9), 8, 1, 1_281_167)) == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch"), [(1_281_167, 600, 1024), (9_469, 20, 64), (1_281_167, 16, 4096)]
+)
+def test_the_average_covers_the_same_share_of_any_run(images: int, epochs: int, batch: int):
+    """By (1 - decay) of one update times the number of updates, its length in time constants."""
+    recipe = replace(TV2, epochs=epochs, global_batch_size=batch, warmup_epochs=1)
+    schedule = StepCounts(recipe, 1, 1, images)
+    updates = schedule.total_steps / schedule.ema_every_steps
+    assert updates * (1 - adjusted_ema_decay(schedule)) == pytest.approx(25.6, rel=0.01)
+
+
+def test_updates_are_those_of_a_loop_by_hand(tiny: Recipe):
+    """A copy until warm-up ends, then an average of weights and statistics, at every other step."""
+    recipe = replace(tiny, epochs=5, warmup_epochs=1, ema_decay=1 - 1e-6, ema_every_steps=2)
+    schedule = StepCounts(recipe, 1, 1, 32)  # four steps an epoch
+    decay = adjusted_ema_decay(schedule)
+    assert 0.1 < decay < 0.99
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    average = MovingAverage(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)), schedule)
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(1, 13):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+        model(torch.randn(2, 3, 4, 4))  # which updates the statistics
+        average.update(model, step)
+        for name, value in model.state_dict().items():
+            if step in (2, 4):
+                expected[name] = value.clone()
+            elif step > 4 and step % 2 == 0 and value.is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * value
+        if step >= 2:
+            state = average.model.state_dict()
+            for name in ("0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"):
+                torch.testing.assert_close(state[name], expected[name])
+
+
+def test_there_is_an_update_in_each_epoch_of_small_data():
+    schedule = StepCounts(replace(TV2, global_batch_size=8, epochs=1, warmup_epochs=0), 1, 1, 37)
+    assert schedule.ema_every_steps == 4
+    model = torch.nn.Linear(2, 2)
+    average = MovingAverage(torch.nn.Linear(2, 2), schedule)
+    for step in range(1, 5):
+        average.update(model, step)
+    assert torch.equal(average.model.weight, model.weight)
+
+
+def test_it_has_no_state_but_its_tensors(tiny: Recipe):
+    """Going on from saved tensors at any step is going on without interruption."""
+    schedule = StepCounts(replace(tiny, warmup_epochs=0, ema_decay=1 - 1e-6), 1, 1, 32)
+    torch.manual_seed(0)
+    models = [torch.nn.BatchNorm1d(3) for _ in range(8)]
+    for model in models:
+        torch.nn.init.normal_(model.weight)
+    whole = MovingAverage(torch.nn.BatchNorm1d(3), schedule)
+    for step, model in enumerate(models, start=1):
+        whole.update(model, step)
+    for interrupted_after in (1, 2, 5):
+        first, second = (MovingAverage(torch.nn.BatchNorm1d(3), schedule) for _ in range(2))
+        for step, model in enumerate(models[:interrupted_after], start=1):
+            first.update(model, step)
+        ModelGroup(second.model).load(weights_to_save(first.model))
+        for step, model in enumerate(models[interrupted_after:], start=interrupted_after + 1):
+            second.update(model, step)
+        assert torch.equal(second.model.weight, whole.model.weight)

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from helpers.threads import run_launch, this_rank
 
-from resnet_in1k.train.trackers import Trackers
-from resnet_in1k.utils.distributed import Launch
+from resnet_in1k.train.log import Trackers
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
 
 CONFIG = {"model": "resnet18", "lr": 0.1}
 
@@ -144,7 +144,7 @@ def test_another_tracker_is_added_to_those_before(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"tensorboard": {}}', '{"tensorboard": 3}', "[" * 100_000])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str):
     (tmp_path / "tracker.json").write_text(text)
-    words = "tracker.json does not name the tracker's run .*; remove it to begin a new one$"
+    words = "tracker.json does not name the tracker's run .*; remove it to begin a new run$"
     with pytest.raises(UserError, match=words) as error:
         start("tensorboard", tmp_path)
     assert "\n" not in str(error.value)
@@ -158,7 +158,9 @@ def test_a_run_that_the_tracker_refuses_can_be_left_behind(tmp_path: Path, monke
         raise RuntimeError("run was deleted\nat noon")
 
     monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.start", refused)
-    words = r"cannot be started \(run was deleted\); fix that, or leave it out, or remove .*tracker.json to begin a new"
+    words = (
+        r"cannot be started \(run was deleted\); fix that, or omit the flag, or remove .*tracker.json to begin a new"
+    )
     with pytest.raises(UserError, match=words):
         start("tensorboard", tmp_path)
 
@@ -192,5 +194,5 @@ def test_a_failure_stops_all_processes(tmp_path: Path):
 
     for error in run_launch(body, body):
         assert isinstance(error, UserError)
-        assert "cannot be started (no login); fix that, or leave it out" in str(error)
+        assert "cannot be started (no login); fix that, or omit the flag" in str(error)
     assert not (tmp_path / "tracker.json").exists()

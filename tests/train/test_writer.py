@@ -11,8 +11,8 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.train.checkpoint import TensorGroup, TrainState, list_checkpoints
 from resnet_in1k.train.writer import RunWriter
-from resnet_in1k.utils.distributed import Launch
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_weights_that_are_not_finite_are_not_saved(folder: RunFolder, writer: Ru
     network = SmallNetwork()
     network.bn1.running_var[3] = torch.inf
     groups = groups_of(network, torch.optim.SGD(network.parameters(), 0.01))
-    with pytest.raises(UserError, match=r"after step 1,000 bn1.running_var is not finite, and was not saved; try a"):
+    with pytest.raises(UserError, match=r"after step 1,000 bn1.running_var is not finite and was not saved; try a"):
         writer.save_checkpoint(TrainState(step=1000), groups)
     assert not list(folder.checkpoints.iterdir())
 

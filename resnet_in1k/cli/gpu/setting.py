@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from resnet_in1k.cli.benchmark_parts import random_images
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.distributed import Launch
+from resnet_in1k.utils.launch import Launch
 
 
 class CheckFailedError(Exception):
