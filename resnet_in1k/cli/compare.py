@@ -1,4 +1,4 @@
-"""scripts/compare.py: runs and weights side by side: their recipes, how good they are, what they took."""
+"""scripts/compare.py: compare runs and weights: their recipes, accuracy, time and speed."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_COMPARED = 10
-"""More lines than that are hard to tell apart in one figure."""
+"""A plot with more lines is hard to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """What to compare."""
+    """Options of scripts/compare.py."""
 
     items: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders, weights as for evaluate.py if an eval.json lies beside them, or eval.json files."""
+    """Run folders, weights with an eval.json in the same folder, or eval.json files."""
     picture: Path | None = None
-    """Draw the runs' accuracy over epochs and over hours to this .png or .svg."""
+    """Plot the runs' accuracy over epochs and over hours to this .png or .svg."""
 
     def __post_init__(self) -> None:
         if len(self.items) < 2:
@@ -40,54 +40,41 @@ class CompareOptions:
         if len(self.items) > MAX_COMPARED:
             raise UserError(f"{len(self.items)} are too many for one table; at most {MAX_COMPARED}")
         if self.picture is not None and self.picture.suffix not in (".png", ".svg"):
-            raise UserError(f"--picture {self.picture}: a file that ends in .png or .svg")
+            raise UserError(f"--picture {self.picture}: must end in .png or .svg")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One row."""
+    """One row of the table."""
 
     name: str
     evaluation: dict[str, Any]
-    recipe: Recipe | None
-    records: list[dict[str, Any]]
-    """log.jsonl; none of weights without a run."""
+    """eval.json."""
+    recipe: Recipe | None = None
     started_from: str = "random weights"
-    """Of a run."""
-
-    @property
-    def epochs(self) -> list[dict[str, Any]]:
-        return [record for record in self.records if record["kind"] == "epoch"]
-
-    @property
-    def hours(self) -> list[float]:
-        """Of loading, training and validation, up to each epoch's end."""
-        seconds = [sum(epoch[f"{part}_seconds"] for part in ("load", "train", "val")) for epoch in self.epochs]
-        return [total / 3600 for total in itertools.accumulate(seconds)]
-
-    @property
-    def images_per_second(self) -> float | None:
-        rates = [record["images_per_second"] for record in self.records if record["kind"] == "train"]
-        return median(rates) if rates else None
+    rate: float | None = None
+    """Median of the log's images per second."""
+    epochs: Sequence[dict[str, Any]] = ()
+    """Records of the log's epochs."""
+    hours: Sequence[float] = ()
+    """Hours of loading, training and validation up to the end of each epoch."""
 
 
 def compare(options: CompareOptions) -> str:
-    """The table, what differs in the recipes, and for evaluations of the same images whether they differ by chance.
+    """Return the table, the differences of the recipes, and a significance test for evaluations of the same images.
 
     Raises:
         UserError: if something cannot be read or was not evaluated, or the picture cannot be written.
     """
     rows = [_read(item) for item in options.items]
-    text = "\n\n".join(part for part in (_table(rows), _recipes(rows), _pairs(rows)) if part)
+    parts = [_table(rows), _recipes([row for row in rows if row.recipe is not None]), _pairs(rows)]
     if options.picture is not None:
-        path = options.picture
-        drawn = [row for row in rows if row.epochs]
-        if not drawn:
-            raise UserError(f"--picture {path}: none of these has a log to draw")
-        if problem := files.failure_of(lambda: save_figure(draw(drawn), path)):
-            raise UserError(f"--picture: {problem}")
-        text += f"\n\nfigure written to {path}"
-    return text
+        if not any(row.epochs for row in rows):
+            raise UserError(f"--picture {options.picture}: no item has a log with epochs to plot")
+        with files.user_errors("--picture: "):
+            save_figure(draw([row for row in rows if row.epochs]), options.picture)
+        parts.append(f"figure written to {options.picture}")
+    return "\n\n".join(part for part in parts if part)
 
 
 def _read(item: str) -> Compared:
@@ -95,44 +82,46 @@ def _read(item: str) -> Compared:
     if path.is_file() and path.suffix == ".json":
         evaluation = files.read_json_object(path)
         if evaluation is None or "top1_correct" not in evaluation:
-            raise UserError(f"{path} is no evaluation; evaluate.py --output writes one")
-        return Compared(path.stem if path.stem != "eval" else path.parent.name, evaluation, None, [])
-    weights = resolve_checkpoint(item)
-    if weights.recorded_evaluation is None:
+            raise UserError(f"{path} is not an evaluation; evaluate.py --output writes one")
+        return Compared(path.stem if path.stem != "eval" else path.parent.name, evaluation)
+    evaluation = resolve_checkpoint(item).recorded_evaluation
+    if evaluation is None:
         raise UserError(
-            f"{item} has no evaluation beside it: python scripts/evaluate.py --ckpt {item} --data DATA --output "
+            f"{item} has no eval.json of its own: python scripts/evaluate.py --ckpt {item} --data DATA --output "
             "NAME.json, and compare NAME.json"
         )
-    run = RunFolder(path)
-    if not run.recipe.exists():
-        return Compared(path.name or item, weights.recorded_evaluation, None, run.records())
-    recipe, facts = read_recipe(run)
-    initial = facts.get("init_from", {}).get("checkpoint", Compared.started_from)
-    return Compared(path.name or item, weights.recorded_evaluation, recipe, run.records(), initial)
+    run, recipe, initial = RunFolder(path), None, Compared.started_from
+    if run.recipe.exists():
+        recipe, facts = read_recipe(run)
+        initial = facts.get("init_from", {}).get("checkpoint", initial)
+    records = run.records()
+    rates = [record["images_per_second"] for record in records if record["kind"] == "train"]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    seconds = [sum(epoch[f"{part}_seconds"] for part in ("load", "train", "val")) for epoch in epochs]
+    hours = [total / 3600 for total in itertools.accumulate(seconds)]
+    return Compared(path.name or item, evaluation, recipe, initial, median(rates) if rates else None, epochs, hours)
 
 
 def _table(rows: Sequence[Compared]) -> str:
     width = max(len(row.name) for row in rows)
-    lines = [f"{'':{width}}  top-1 (95 % interval)        top-5     images   time            images/s"]
+    lines = [f"{'':{width}}  top-1 (95% interval)         top-5     images   time            images/s"]
     for row in rows:
-        result = row.evaluation
+        result, name = row.evaluation, f"{row.name:{width}}"
         low, high = confidence_interval(result["top1_correct"], result["num_images"])
+        top1 = f"{result['top1_accuracy']:7.2%} ({low:.2%} to {high:.2%})"
         took = duration(row.hours[-1] * 3600) if row.epochs else "–"
-        rate = f"{row.images_per_second:,.0f}" if row.images_per_second else "–"
-        lines.append(
-            f"{row.name:{width}}  {result['top1_accuracy']:7.2%} ({low:.2%} to {high:.2%})  "
-            f"{result['top5_accuracy']:7.2%}  {result['num_images']:8,}   {took:<14}  {rate:>8}"
-        )
+        rate = f"{row.rate:,.0f}" if row.rate else "–"
+        counts = f"{result['top5_accuracy']:7.2%}  {result['num_images']:8,}"
+        lines.append(f"{name}  {top1}  {counts}   {took:<14}  {rate:>8}")
     return "\n".join(lines)
 
 
 def _recipes(rows: Sequence[Compared]) -> str:
-    """What differs from the first recipe."""
-    with_recipe = [row for row in rows if row.recipe is not None]
-    if len(with_recipe) < 2:
+    """Differences from the first recipe."""
+    if len(rows) < 2:
         return ""
-    first, *others = with_recipe
-    lines = [f"recipes, beside that of {first.name}:"]
+    first, *others = rows
+    lines = [f"recipes, compared with {first.name}:"]
     for row in others:
         changes = first.recipe.differences(row.recipe)
         if row.started_from != first.started_from:
@@ -142,21 +131,23 @@ def _recipes(rows: Sequence[Compared]) -> str:
 
 
 def _pairs(rows: Sequence[Compared]) -> str:
-    lines = []
+    lines = ["image by image:"]
     for a, b in itertools.combinations(rows, 2):
         try:
             found = paired(a.evaluation, b.evaluation)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"the evaluations of {a.name} and {b.name} cannot be compared ({error})") from None
         if found is not None:
-            lines.append(f"  {found.describe(a.name, b.name)}")
-    if lines:
-        return "\n".join(["image by image:", *lines])
-    return "image by image: these are evaluations of different images, or made before which were right was recorded"
+            is_equal = found.only_first == found.only_second == 0
+            equal = f"{a.name} and {b.name} are right on the same images"
+            lines.append(f"  {equal if is_equal else found.describe(a.name, b.name)}")
+    if len(lines) == 1:
+        return "image by image: not comparable; the images differ, or eval.json does not record which are right"
+    return "\n".join(lines)
 
 
 def draw(rows: Sequence[Compared]) -> "Figure":
-    """Validation top-1 of each run over its epochs, and over the hours that it took."""
+    """Plot validation top-1 of each run over epochs and over hours."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -171,10 +162,9 @@ def draw(rows: Sequence[Compared]) -> "Figure":
     over_epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
     over_epochs.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     over_hours.set(xlabel="minutes" if in_minutes else "hours", xlim=(0, None))
-    for axes in (over_epochs, over_hours):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    over_epochs.grid(alpha=0.25)
+    over_hours.grid(alpha=0.25)
     legend = figure.legend(loc="outside lower center", ncols=min(4, len(rows)), frameon=False)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # names from anywhere: text between two $ would be parsed as a formula
+        text.set_parse_math(False)  # text between two $ in a name is not a formula
     return figure

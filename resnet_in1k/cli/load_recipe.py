@@ -1,4 +1,4 @@
-"""`--recipe` to a recipe: one by name, or that of a run: by its folder, its recipe.json or repository on the Hub."""
+"""Load the recipe that `--recipe` names: a published one, or that of a run, by folder, recipe.json or repository."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_in1k.data.registry import SOURCES
-from resnet_in1k.model.hub_files import REPOSITORY, download
+from resnet_in1k.model.resolve import REPOSITORY, download
 from resnet_in1k.recipes.published import RECIPES, NamedRecipe
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, read_recipe_file
@@ -20,10 +20,10 @@ HUB = "hub:"
 
 @dataclass(frozen=True)
 class GivenRecipe:
-    """A recipe, and what is known of the run that it is taken from."""
+    """A recipe and, if it was read from a run, that run's records."""
 
     name: str
-    """As recipe.json and the model card call it."""
+    """Name in recipe.json and on the model card."""
     named: NamedRecipe
     origin: str = ""
     """The run, as `--recipe` named it; "" for a recipe by name."""
@@ -34,31 +34,32 @@ class GivenRecipe:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Fields of TrainOptions as that run had them: what can be taken over to another machine."""
+        """Default values of TrainOptions, from the run as far as they apply to another machine."""
         if not self.facts:
             return {"data": self.named.default_data}
-        is_here = not self.origin.startswith(HUB)
+        is_local = not self.origin.startswith(HUB)
         data, initial = self.facts["data"], self.facts.get("init_from") or {}
         source, precision = data["source"], PRECISIONS.get(self.facts.get("mixed_precision", ""))
-        known = is_here or source in SOURCES  # by name alone: a path is not a stranger's to choose
+        name = self.origin.rpartition("/")[2]
+        if is_local:
+            path = Path(self.origin.removesuffix(RECIPE_NAME)).resolve()
+            name = path.stem if path.suffix == ".json" else path.name
         return {
-            "data": source if known else self.named.default_data,
+            # A path in a downloaded recipe.json could name any folder of this machine.
+            "data": source if is_local or source in SOURCES else self.named.default_data,
             "val_share": float(data.get("val_share", 0.0)),
-            "init_from": initial.get("origin") or (initial.get("checkpoint") if is_here else None),
-            "output_dir": Path("runs", f"{_folder_name(self.origin)}-reproduced"),
+            "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
+            "output_dir": Path("runs", f"{name}-reproduced"),
             "precision": precision.flag if precision else "auto",
             "compress_gradients": self.facts.get("compress_gradients") is True,
         }
 
     def differences(self, recipe: Recipe, facts: dict[str, Any]) -> list[str]:
-        """What a run with that recipe and recipe.json has not in common with the one that it reproduces, in words."""
+        """Differences of another run's recipe and recipe.json from this run's, one text each."""
         lines = self.named.recipe.differences(recipe)
-        for name, *path in (
-            ("training images", "data", "fingerprint", "train"),
-            ("initial weights", "init_from", "sha256"),
-        ):
-            if _at(self.facts, path) != _at(facts, path):
-                lines.append(f"other {name}")
+        data, others = (each.get("data", {}).get("fingerprint", {}).get("train") for each in (self.facts, facts))
+        weights, other_weights = ((each.get("init_from") or {}).get("sha256") for each in (self.facts, facts))
+        lines += ["other training images"] * (data != others) + ["other initial weights"] * (weights != other_weights)
         for name in ("mixed_precision", "world_size", "gradient_accumulation_steps"):
             if self.facts.get(name) != facts.get(name):
                 lines.append(f"{name} {self.facts.get(name)} → {facts.get(name)}")
@@ -66,63 +67,41 @@ class GivenRecipe:
 
 
 def find_recipe(given: str) -> GivenRecipe:
-    """A recipe by name; of a run folder or recipe.json; or `hub:USER/NAME`.
+    """Load a recipe by its name, from a run folder or recipe.json, or from `hub:USER/NAME`.
 
     Raises:
-        UserError: if there is no such recipe, or if it cannot be read.
+        UserError: if there is no such recipe, or it cannot be read.
     """
+    path = Path(given)
     if given in RECIPES:
         return GivenRecipe(given, RECIPES[given])
     if given.startswith(HUB):
         repository = given.removeprefix(HUB)
         if not REPOSITORY.fullmatch(repository):
-            raise UserError(f"--recipe {given}: {repository!r} is no repository; give hub:USER/NAME")
+            raise UserError(f"--recipe {given}: {repository!r} is not a repository; give hub:USER/NAME")
         file = download(repository, names=(RECIPE_NAME, EVALUATION_NAME)) / RECIPE_NAME
         if not file.is_file():
-            raise UserError(f"--recipe {given}: no {RECIPE_NAME} there, so how it was trained is not published")
-    elif (path := Path(given)).suffix == ".json" or path.is_dir() or len(path.parts) > 1:
+            raise UserError(f"--recipe {given}: it has no {RECIPE_NAME}, so its training is not published")
+    elif path.suffix == ".json" or path.is_dir() or len(path.parts) > 1:
         file = path / RECIPE_NAME if path.is_dir() else path
         if not file.is_file():
             raise UserError(f"--recipe {given}: no {file}; give a run folder, its {RECIPE_NAME}, or hub:USER/NAME")
     else:
-        lookup(RECIPES, given, "recipe")
-        raise AssertionError("it is in the table")
-    return _of_run(given, file)
-
-
-def _of_run(given: str, file: Path) -> GivenRecipe:
+        lookup(RECIPES, given, "recipe")  # raises UserError with the nearest name
     recipe, facts = read_recipe_file(file)
     try:
         name = facts["recipe"]["name"]
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"recipe name {name!r:.40}")
         parts = facts["world_size"] * facts["gradient_accumulation_steps"]
-        base = RECIPES.get(name, NamedRecipe(recipe, source=given))
-        found = GivenRecipe(
-            name,
-            # Norm statistics are of a forward pass: with as many images in each, they are the same on fewer processes.
-            replace(base, recipe=recipe, images_per_forward_pass=-(-recipe.global_batch_size // parts)),
-            origin=given,
-            facts=facts,
-            evaluation=files.read_json_object(file.with_name(EVALUATION_NAME)),
+        named = replace(
+            RECIPES.get(name, NamedRecipe(recipe, source=given)),
+            recipe=recipe,
+            # Norm statistics are of a forward pass: on fewer processes it must have as many images.
+            images_per_forward_pass=-(-recipe.global_batch_size // parts),
         )
-        _ = found.options  # that it can be read is found out here
+        found = GivenRecipe(name, named, given, facts, files.read_json_object(file.with_name(EVALUATION_NAME)))
+        _ = found.options, found.differences(recipe, facts)  # raise here, not after hours of training
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"--recipe {given}: {file} is incomplete ({type(error).__name__}: {error})") from None
     return found
-
-
-def _at(facts: Any, path: list[str]) -> Any:
-    """None where there is nothing."""
-    for name in path:
-        facts = facts.get(name) if isinstance(facts, dict) else None
-    return facts
-
-
-def _folder_name(origin: str) -> str:
-    if origin.startswith(HUB):
-        return origin.rpartition("/")[2]
-    path = Path(origin)
-    if path.suffix == ".json" and path.name != RECIPE_NAME:
-        return path.stem
-    return (path.parent if path.name == RECIPE_NAME else path).resolve().name

@@ -1,4 +1,4 @@
-"""scripts/push_to_hub.py: a run folder to a repository on the Hub."""
+"""scripts/push_to_hub.py: publish a run folder on the Hub."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class PushOptions:
     """Publish a run's best weights, with their metrics as a model card."""
 
     run: Path
-    """The run folder; what is published is first written to its hub/."""
+    """The run folder; its hub/ gets the files to publish."""
     repo_id: str
     """USER/NAME on the Hub."""
     license: str = "apache-2.0"
@@ -28,7 +28,7 @@ class PushOptions:
     pr: bool = False
     """Open a pull request instead of publishing on a branch."""
     dry_run: bool = False
-    """Show what would be published, and stop."""
+    """List the files that would be published, then exit."""
 
     def __post_init__(self) -> None:
         if self.pr and self.revision != MAIN:
@@ -36,21 +36,18 @@ class PushOptions:
 
 
 def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
-    """Build RUN/hub, list its files, upload them and verify what arrived.
+    """Build RUN/hub, list its files, upload them, download them again and compare.
 
     Raises:
-        UserError: before anything is sent, if run, repository id, license or token are not valid; or if the Hub
-            refuses, or cannot be reached after several attempts.
+        UserError: if run, repository id, license or token is not valid, or if the Hub refuses or cannot be reached.
     """
     run = RunFolder(options.run)
     folder = build_hub_folder(run, options.repo_id, options.license)
-    paths = files_in(folder)
-    width = max(map(len, paths))
-    target = "a pull request" if options.pr else f"branch {options.revision}"
+    paths, target = files_in(folder), "a pull request" if options.pr else f"branch {options.revision}"
     say(f"{options.repo_id}, {target} ← {folder}" + (", private" * options.private))
     for name, path in paths.items():
-        say(f"  {name:<{width}}  {file_size(path.stat().st_size):>8}")
+        say(f"  {name:<{max(map(len, paths))}}  {file_size(path.stat().st_size):>8}")
     if options.dry_run:
-        say("dry run: nothing was sent; the Hub has not checked the card")
+        say("dry run: nothing was sent, and the Hub has not checked the card")
         return
     Upload(folder, run.weights, options.repo_id, options.private, options.revision, options.pr, say).run()

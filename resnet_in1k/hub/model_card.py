@@ -1,6 +1,8 @@
-"""The model card: card.md.jinja, rendered with the records of a run."""
+"""Render the model card, model_card.md.jinja, from the records of a run."""
 
 import dataclasses
+import itertools
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,51 +15,49 @@ from torchvision.models import get_model_weights
 from resnet_in1k.data.dataset import SourceFacts
 from resnet_in1k.data.registry import source_facts
 from resnet_in1k.evaluate.statistics import confidence_interval, paired
-from resnet_in1k.model.torchvision_weights import PREFIX as TORCHVISION
+from resnet_in1k.model.foreign import TORCHVISION
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for
-from resnet_in1k.recipes.scaling import scaled_fields
-from resnet_in1k.recipes.step_counts import accumulation_steps
 from resnet_in1k.utils import imagenet
 from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.format import duration
 
-PROJECT = "resnet-in1k"
-ALWAYS_SHOWN = (
-    "loss",
-    "optimizer",
-    "lr_schedule",
-    "decay_norms",
-    "decay_biases",
-    "eval_crop_ratio",
-    "eval_interpolation",
-)
-"""Recipe fields that say something also where they have their defaults."""
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+ALWAYS_LISTED = ("loss", "optimizer", "lr_schedule", "decay_norms", "decay_biases", "eval_crop_ratio")
+"""Recipe fields that are listed even with their default values."""
+UNUSED_BY_SCHEDULE = {
+    "step": ("lr_milestones", "lr_floor", "lr_power"),
+    "multi_step": ("lr_step_epochs", "lr_floor", "lr_power"),
+    "cosine": ("lr_step_epochs", "lr_step_factor", "lr_milestones", "lr_power"),
+    "linear": ("lr_step_epochs", "lr_step_factor", "lr_milestones", "lr_power"),
+    "polynomial": ("lr_step_epochs", "lr_step_factor", "lr_milestones"),
+}
+UNUSED_WITHOUT = {
+    "initial_image_size": ("image_size_ramp_start", "image_size_ramp_end"),
+    "ema_decay": ("ema_every_steps",),
+    "warmup_epochs": ("warmup_start_factor",),
+    "mixes": ("mix_by_pair",),
+}
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The records of a run, read and checked: all that is published of it."""
+    """Records of a run that have been read and checked for publication."""
 
     repo_id: str
     license: str
     architecture: str
     evaluation: dict[str, Any]
-    """eval.json."""
+    """eval.json, with interpolation, mean and std also if an earlier version did not record them."""
     recipe: Recipe | None
     facts: dict[str, Any] | None
-    """recipe.json; None for weights that were trained elsewhere, as is the recipe."""
+    """recipe.json; like the recipe None for weights that were trained elsewhere."""
     records: list[dict[str, Any]]
     """log.jsonl."""
     num_bad_train_images: int
     has_curves: bool
     exported: Sequence[dict[str, Any]] = ()
-    """The evaluations of networks exported from the same weights."""
-
-    @property
-    def name(self) -> str:
-        return self.repo_id.split("/")[1]
+    """Evaluations of networks exported from these weights."""
 
     @property
     def is_imagenet(self) -> bool:
@@ -70,7 +70,7 @@ class RunRecord:
 
     @property
     def val_share_flag(self) -> str:
-        """For a command; "" where the data have a val split."""
+        """Flag for a command; "" if the data have a val split."""
         share = self.facts["data"].get("val_share") if self.facts else None
         return f" --val-share {share:g}" if share else ""
 
@@ -79,67 +79,51 @@ class RunRecord:
         return "ImageNet-1k" if self.is_imagenet else self.source.name
 
     @property
-    def class_names(self) -> list[str]:
-        return list(self.evaluation["class_names"])
-
-    @property
-    def image_size(self) -> int:
-        return int(self.evaluation["image_size"])
-
-    @property
-    def interpolation(self) -> str:
-        return self.evaluation.get("interpolation", "bilinear")  # evaluations of earlier versions record none
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Of the RGB values from 0 to 1, by which images are normalized; so is std."""
-        return tuple(self.evaluation.get("mean", imagenet.MEAN))
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        return tuple(self.evaluation.get("std", imagenet.STD))
-
-    @property
     def crop_ratio(self) -> float:
-        """The ratio from which a reader of config.json computes the same resize_size."""
+        """Ratio from which a reader of config.json computes the same resize_size."""
         preferred = self.recipe.eval_crop_ratio if self.recipe is not None else 0.875
-        return crop_ratio_for(self.image_size, self.evaluation["resize_size"], preferred)
+        return crop_ratio_for(self.evaluation["image_size"], self.evaluation["resize_size"], preferred)
 
 
 def make_card(record: RunRecord) -> str:
-    """README.md with its metadata.
+    """Return README.md with its metadata.
 
     Raises:
         KeyError, TypeError, jinja2.UndefinedError: if recipe.json or log.jsonl are incomplete.
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"commas": "{:,}".format, "percent": "{:.2%}".format, "duration": duration}
-    result = record.evaluation
+    result, facts, recipe = record.evaluation, record.facts, record.recipe
     counts = (result["class_top1_correct"], result["class_num_images"])
-    rows = zip(imagenet.human_names(record.class_names), *counts, strict=True)
+    rows = zip(imagenet.human_names(result["class_names"]), *counts, strict=True)
+    rates = [line["images_per_second"] for line in record.records if line["kind"] == "train"]
+    pairs = [paired(each, result) for each in record.exported]
+    starts = [facts, *facts.get("resumed", [])] if facts else []
+    named = RECIPES.get(facts["recipe"]["name"]) if facts else None
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         metadata=_metadata(record),
         run=record,
         result=result,
-        exported=[(each["file"], each, _agreement(each, result)) for each in record.exported],
+        exported=list(zip(record.exported, pairs, strict=True)),
         interval=confidence_interval(result["top1_correct"], result["num_images"]),
         epochs=[line for line in record.records if line["kind"] == "epoch"],
         torchvision_weights=get_model_weights(record.architecture) if record.is_imagenet else [],
-        initial=published_origin(record.facts) if record.facts and "init_from" in record.facts else None,
-        training=_training(record) if record.facts else None,
+        initial=published_origin(facts["init_from"]) if facts and "init_from" in facts else None,
+        facts=facts,
+        changes=named.recipe.differences(recipe) if named else [],
+        fields=_applied_fields(recipe) if recipe else {},
+        hardware=dict.fromkeys(f"{start['world_size']} × {start['hardware']}" for start in starts),
+        num_resumes=len(starts) - 1,
+        rate=median(rates) if rates else None,
+        precision=PRECISIONS[facts["mixed_precision"]] if facts else None,
+        command=shlex.join(published_command(facts)) if facts and "command" in facts else "",
         classes=sorted((row for row in rows if row[2]), key=lambda row: (-row[1] / row[2], row[0])),
     )
     return card.rstrip() + "\n"
 
 
-def _agreement(exported: dict[str, Any], result: dict[str, Any]) -> str:
-    """Of how many images the exported network is right where the weights are not, or the reverse."""
-    images = paired(exported, result)
-    return f"{images.only_first + images.only_second:,}" if images else "not recorded"
-
-
 def _metadata(record: RunRecord) -> str:
-    """As the Hub reads it: `model-index` carries the metrics."""
+    """Return the card's YAML, with the metrics in `model-index`."""
     from huggingface_hub import EvalResult, ModelCardData
 
     result = record.evaluation
@@ -149,18 +133,19 @@ def _metadata(record: RunRecord) -> str:
         "dataset_type": imagenet.HUB_ID if record.is_imagenet else record.dataset_name,
         "dataset_name": record.dataset_name,
         "dataset_split": result["split"],
-        "dataset_args": {"num_images": result["num_images"], "image_size": record.image_size},
+        "dataset_args": {"num_images": result["num_images"], "image_size": result["image_size"]},
         "metric_type": "accuracy",
     }
+    origin = (record.facts or {}).get("init_from", {}).get("origin", "")
     data = ModelCardData(
-        model_name=record.name,
+        model_name=record.repo_id.split("/")[1],
         license=record.license,
         library_name="timm",
         pipeline_tag="image-classification",
-        base_model=_base_model(record),
+        base_model=origin if origin and not origin.startswith(TORCHVISION) else None,  # a repository on the Hub
         datasets=[imagenet.HUB_ID] if record.is_imagenet else None,
         metrics=["accuracy"],
-        tags=["image-classification", "timm", "transformers", "torchvision", record.architecture, PROJECT],
+        tags=["image-classification", "timm", "transformers", "torchvision", record.architecture, "resnet-in1k"],
         eval_results=[
             EvalResult(metric_name="top-1 accuracy", metric_value=result["top1_accuracy"], **shared),
             EvalResult(metric_name=f"top-{result['top_k']} accuracy", metric_value=result["top5_accuracy"], **shared),
@@ -169,62 +154,50 @@ def _metadata(record: RunRecord) -> str:
     return data.to_yaml()
 
 
-def published_origin(facts: dict[str, Any]) -> dict[str, Any]:
-    """What recipe.json says of the initial weights, without folders of this machine."""
-    initial = facts["init_from"]
+def _applied_fields(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's fields that differ from their defaults and had an effect."""
+    unused = {"lr_batch_rule", *UNUSED_BY_SCHEDULE.get(recipe.lr_schedule, ())}
+    unused |= {field for switch, fields in UNUSED_WITHOUT.items() if not getattr(recipe, switch) for field in fields}
+    listed = {*recipe.non_default_fields(), *ALWAYS_LISTED} - unused
+    return {name: value for name, value in dataclasses.asdict(recipe).items() if name in listed}
+
+
+def published_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return recipe.json without the folders of this machine."""
+
+    def without_folders(entry: dict[str, Any]) -> dict[str, Any]:
+        initial = {"init_from": published_origin(entry["init_from"])} if "init_from" in entry else {}
+        command = {"command": published_command(entry)} if "command" in entry else {}
+        return {**entry, **initial, **command}
+
+    data = {**facts["data"], "source": source_facts(facts["data"]["source"]).name}
+    resumed = {"resumed": [without_folders(entry) for entry in facts["resumed"]]} if "resumed" in facts else {}
+    return {**without_folders(facts), "data": data, **resumed}
+
+
+def published_origin(initial: dict[str, Any]) -> dict[str, Any]:
+    """Return recipe.json's `init_from` without its folder."""
     return {**initial, "checkpoint": initial["origin"] or Path(initial["checkpoint"]).name}
 
 
-def _base_model(record: RunRecord) -> str | None:
-    """The Hub repository of the initial weights."""
-    origin = record.facts.get("init_from", {}).get("origin", "") if record.facts else ""
-    return origin if origin and not origin.startswith(TORCHVISION) else None
+def published_command(facts: dict[str, Any]) -> list[str]:
+    """Return the words of the recorded command with path/to/NAME in place of local paths."""
+    origin = facts.get("init_from", {}).get("origin", "")
 
+    def published(flag: str, value: str) -> str:
+        flag = flag.replace("_", "-")
+        if flag == "--data":
+            return shlex.split(source_facts(value).data_flag)[0]
+        if (flag == "--init-from" and origin) or (flag == "--recipe" and value.startswith("hub:")):
+            return value
+        is_path = flag in ("--output-dir", "--init-from") or "/" in value
+        return f"path/to/{Path(value).name}" if is_path else value
 
-def _training(record: RunRecord) -> dict[str, Any]:
-    """What the card says of the training, beyond the facts as recorded."""
-    facts, recipe = record.facts, record.recipe
-    named = RECIPES.get(facts["recipe"]["name"])
-    starts = [facts, *facts.get("resumed", [])]
-    shown = {*recipe.non_default_fields(), *ALWAYS_SHOWN}
-    rates = [line["images_per_second"] for line in record.records if line["kind"] == "train"]
-    return {
-        "facts": facts,
-        "changes": named.recipe.differences(recipe) if named else [],
-        "fields": {name: value for name, value in dataclasses.asdict(recipe).items() if name in shown},
-        "hardware": dict.fromkeys(f"{start['world_size']} × {start['hardware']}" for start in starts),
-        "num_resumes": len(starts) - 1,
-        "images_per_second": median(rates) if rates else None,
-        "precision": PRECISIONS[facts["mixed_precision"]],
-        "command": _train_command(record),
-    }
-
-
-def _train_command(record: RunRecord) -> str:
-    """The command that trains these weights again."""
-    facts, recipe = record.facts, record.recipe
-    named = RECIPES.get(facts["recipe"]["name"])
-    words = [f"accelerate launch --num_processes {facts['world_size']} scripts/train.py"]
-    words += [f"--recipe {facts['recipe']['name']}"] if named else []
-    words.append(f"--data {record.source.data_flag}{record.val_share_flag}")
-    if "init_from" in facts:
-        initial = facts["init_from"]
-        words.append(f"--init-from {initial['origin'] or 'path/to/' + Path(initial['checkpoint']).name}")
-    batch, world_size = recipe.global_batch_size, facts["world_size"]
-    given = {"epochs": recipe.epochs, "global_batch_size": batch, "image_size": recipe.image_size}
-    follows = scaled_fields(named.recipe, **given) if named else {}  # what these three flags change by themselves
-    for field in dataclasses.fields(recipe):
-        value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
-        base = getattr(named.recipe, field.name) if named else field.default
-        if field.name not in given:
-            base = follows.get(field.name, base)
-        if base != value and field.name != "lr_batch_rule":
-            text = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            words.append(f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {text}")
-    words.append(f"--precision {PRECISIONS[facts['mixed_precision']].flag}")
-    images_per_forward_pass = named.images_per_forward_pass if named else 0
-    if facts["gradient_accumulation_steps"] != accumulation_steps(batch, world_size, images_per_forward_pass):
-        words.append(f"--gradient-accumulation-steps {facts['gradient_accumulation_steps']}")
-    if record.num_bad_train_images:
-        words.append("--on-bad-image skip")
-    return " ".join(words)
+    words, flag = ["scripts/train.py"], ""
+    for word in itertools.dropwhile(lambda word: not word.startswith("--"), facts["command"]):
+        if not word.startswith("--"):
+            words.append(published(flag, word))
+            continue
+        flag, equals, value = word.partition("=")
+        words.append(f"{flag}={published(flag, value)}" if equals else word)
+    return words

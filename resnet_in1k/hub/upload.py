@@ -1,14 +1,12 @@
-"""Hub folder to the Hub: one commit, verified by downloading it; after any failure, running it again completes it."""
+"""Upload a hub folder in one commit, download it again and compare; after any failure a second run completes it."""
 
-import hashlib
 import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -19,18 +17,14 @@ from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line
 
-T = TypeVar("T")
-
+Say = Callable[[str], None]
 MAIN = "main"
 DELETED_IF_ABSENT = ("recipe.json", "curves.png", "model.onnx", "model.pt2", ".eval_results/*")
-"""Files of an earlier publication that are deleted if this one does not have them."""
+"""Files of an earlier publication that are deleted unless this one has them, too."""
 MAX_ATTEMPTS = 5
-MAX_WAIT_SECONDS = 300.0
-"""The Hub counts requests in windows of five minutes."""
-TRANSIENT_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}
-"""412: another commit came first, most often our own, whose response was lost."""
-TRANSIENT_ERRORS = {"TransportError", "ConnectionError", "TimeoutError"}
-"""By name: huggingface_hub 1 uses httpx, 2 uses httpx2."""
+MAX_WAIT_SECONDS = 300.0  # the Hub counts requests in windows of five minutes
+TRANSIENT_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # 412: another commit came first, usually our own
+TRANSIENT_ERRORS = {"TransportError", "ConnectionError", "TimeoutError"}  # by name: httpx and httpx2 have the first
 STATUS_MEANINGS = {
     401: "the token is not valid (401); run `hf auth login`",
     403: "the token has no permission for this (403)",
@@ -38,202 +32,144 @@ STATUS_MEANINGS = {
 }
 
 
-@dataclass
 class Upload:
-    """The upload of one hub folder; each step can be repeated without harm. Raises UserError if there is no token."""
+    """Upload of one hub folder; `pr` opens a pull request in place of a commit to `revision`."""
 
-    folder: Path
-    """From `build_hub_folder`."""
-    run_weights: Path
-    """The run's own weights file: the published weights must give its logits."""
-    repo_id: str
-    private: bool
-    revision: str
-    """The branch to commit to, created if it does not exist."""
-    pr: bool
-    """Open a pull request instead."""
-    say: Callable[[str], None]
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, folder: Path, run_weights: Path, repo_id: str, private: bool, revision: str, pr: bool, say: Say = print
+    ):
         from huggingface_hub import HfApi, get_token
 
+        self.folder, self.run_weights, self.repo_id = folder, run_weights, repo_id
+        self.private, self.revision, self.pr, self.say = private, revision, pr, say
         self.token = get_token() or ""
         if not self.token:
             raise UserError("no token for the Hub: run `hf auth login`, or set HF_TOKEN")
-        self.api: HfApi = HfApi(token=self.token)
-        self.files = files_in(self.folder)
-        self.title = f"Publish {self.repo_id.split('/')[1]}, {files.sha256_of(self.folder / WEIGHTS_NAME)[:12]}"
+        self.api = HfApi(token=self.token)
+        self.files = files_in(folder)
+        self.title = f"Publish {repo_id.split('/')[1]}, {files.sha256_of(folder / WEIGHTS_NAME)[:12]}"
         self.progress = "nothing was published"
 
     def run(self) -> None:
-        """Upload and verify.
+        """Upload and verify; each step can be repeated without harm.
 
         Raises:
-            UserError: if the Hub refuses, cannot be reached after several attempts, or serves other files.
-            KeyboardInterrupt: after reporting what is published by then.
+            UserError: if the Hub refuses, cannot be reached after several attempts, or serves different files.
+            KeyboardInterrupt: after printing what has been published.
         """
         try:
             user = self._sign_in()
-            self._validate_card()
+            self._retry("validate the card", self._validate_card)
             revision = self._prepare_revision(user)
-            self._verify(self._commit(revision))
+            commit = self._retry("upload", self._commit, revision)
+            self.progress = f"all files are published in commit {commit[:12]}, but not verified"
+            if self.pr and revision != MAIN:
+                self.say(f"pull request: {self.api.endpoint}/{self.repo_id}/discussions/{revision.rpartition('/')[2]}")
+            self._retry("verify the published files", self._verify, commit)
         except KeyboardInterrupt:
             self.say(f"interrupted: {self.progress}; run the same command to complete it")
             raise
-        argument = f', revision="{revision}"' if revision != MAIN else ""
-        self.say(f'load it:  ResNet.from_pretrained("{self.repo_id}"{argument})')
+        revision_argument = f', revision="{revision}"' if revision != MAIN else ""
+        self.say(f'load it:  ResNet.from_pretrained("{self.repo_id}"{revision_argument})')
 
     def _sign_in(self) -> str:
-        """The user's name; raises UserError if the token does not permit the publication."""
-        account = self._with_retries("sign in", self.api.whoami)
+        """Return the user's name; raises UserError if the token does not permit the publication."""
+        account = self._retry("sign in", self.api.whoami)
         user, owner = account["name"], self.repo_id.split("/")[0]
+        allowed = [user, *(organization["name"] for organization in account.get("orgs", []))]
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise UserError(
-                f"the token of {user} is read-only; create one with write access: {self.api.endpoint}/settings/tokens"
-            )
-        allowed = {user, *(organization["name"] for organization in account.get("orgs", []))}
+            page = f"{self.api.endpoint}/settings/tokens"
+            raise UserError(f"the token of {user} is read-only; create one with write access: {page}")
         if owner not in allowed and not self.pr:
-            raise UserError(
-                f"--repo-id {self.repo_id}: {user} has no permission to publish as {owner}; use "
-                f"{' or '.join(f'{name}/…' for name in sorted(allowed))}, or open a pull request by --pr"
-            )
+            advice = f"use {' or '.join(f'{name}/…' for name in allowed)}, or open a pull request with --pr"
+            raise UserError(f"--repo-id {self.repo_id}: {user} has no permission to publish as {owner}; {advice}")
         self.say(f"signed in as {user}")
         return user
 
     def _validate_card(self) -> None:
-        """By the Hub, which knows the licenses there are; before anything is created."""
+        """Ask the Hub, which has the list of licenses, before anything is created."""
         from huggingface_hub import ModelCard
 
-        card = ModelCard.load(self.folder / "README.md")
-
-        def validate() -> None:
-            try:
-                card.validate()
-            except ValueError as error:
-                reason = " ".join(str(error).split())
-                reason = reason[:300] + "…" * (len(reason) > 300)  # the Hub lists all licenses
-                raise UserError(f"the Hub refuses the card's metadata: {reason}; {self.progress}") from None
-
-        self._with_retries("validate the card", validate)
+        try:
+            ModelCard.load(self.folder / "README.md").validate()
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:300]  # the Hub's message lists all licenses
+            raise UserError(f"the Hub refuses the card's metadata: {reason}; {self.progress}") from None
 
     def _prepare_revision(self, user: str) -> str:
-        """Create repository, branch or pull request if they do not exist; returns the revision to commit to."""
+        """Create repository, branch or pull request if they do not exist; return the revision to commit to."""
         api, repo_id = self.api, self.repo_id
-        exists = self._with_retries("look up the repository", lambda: api.repo_exists(repo_id))
+        exists = self._retry("look up the repository", api.repo_exists, repo_id)
         if not exists:
-            create = {"private": self.private or None, "exist_ok": True}
-            self._with_retries("create the repository", lambda: api.create_repo(repo_id, **create))
+            private = self.private or None
+            self._retry("create the repository", api.create_repo, repo_id, private=private, exist_ok=True)
             self.progress = f"{repo_id} was created, and is still empty"
             self.say(f"created {api.endpoint}/{repo_id}")
-        elif self.private and not self._with_retries("look up the repository", lambda: api.repo_info(repo_id)).private:
+        elif self.private and not self._retry("look up the repository", api.repo_info, repo_id).private:
             raise UserError(f"{repo_id} exists and is public; leave out --private, or change its settings")
+        if self.pr and exists and not self._retry("compare the files", self._differences, self.folder, MAIN):
+            return MAIN  # merged or published before: nothing to propose
         if self.pr:
-            if exists and self._with_retries("look up the files", lambda: self._is_up_to_date(self._head(MAIN))):
-                return MAIN  # merged or published before: there is nothing to propose
-            return f"refs/pr/{self._with_retries('open the pull request', lambda: self._pull_request(user))}"
+            return f"refs/pr/{self._retry('open the pull request', self._pull_request, user)}"
         if self.revision != MAIN:
-            branch = {"branch": self.revision, "exist_ok": True}
-            self._with_retries("create the branch", lambda: api.create_branch(repo_id, **branch))
+            self._retry("create the branch", api.create_branch, repo_id, branch=self.revision, exist_ok=True)
         return self.revision
 
     def _pull_request(self, user: str) -> int:
-        """The number of this user's open pull request with these weights; of a new one if there is none."""
-        for discussion in self.api.get_repo_discussions(self.repo_id, discussion_type="pull_request"):
-            if (discussion.author, discussion.title) == (user, self.title) and discussion.status in ("draft", "open"):
-                return discussion.num
+        """Return the number of this user's open pull request with these weights, or of a new one."""
+        for each in self.api.get_repo_discussions(self.repo_id, author=user, discussion_type="pull_request"):
+            if each.title == self.title and each.status in ("draft", "open"):
+                return each.num
         return self.api.create_pull_request(self.repo_id, title=self.title, description="See README.md.").num
 
     def _commit(self, revision: str) -> str:
-        """Upload in one commit, unless the revision has exactly these files; returns the commit's id."""
-
-        def upload() -> tuple[str, str]:
-            head = self._head(revision)
-            if self._is_up_to_date(head):
-                return head.sha, f"nothing to do: commit {head.sha[:12]} has exactly these files"
-            self.progress = f"it is not known whether all files are in {self.repo_id}"
-            commit = self.api.upload_folder(
-                repo_id=self.repo_id,
-                folder_path=self.folder,
-                revision=revision,
-                commit_message=self.title,
-                parent_commit=head.sha,  # a commit whose response was lost cannot be made a second time
-                delete_patterns=list(DELETED_IF_ABSENT),
-            )
-            return commit.oid, f"published in commit {commit.oid[:12]}"
-
-        commit, outcome = self._with_retries("upload", upload)
-        self.progress = f"all files are published in commit {commit[:12]}, but not verified"
-        self.say(outcome)
-        if revision.startswith("refs/pr/"):
-            self.say(f"pull request: {self.api.endpoint}/{self.repo_id}/discussions/{revision.rpartition('/')[2]}")
+        """Upload in one commit, unless the revision already has exactly these files; return the commit's id."""
+        head = self.api.repo_info(self.repo_id, revision=revision).sha
+        if not self._differences(self.folder, head):
+            self.say(f"nothing to do: commit {head[:12]} has exactly these files")
+            return head
+        self.progress = f"it is not known whether all files are in {self.repo_id}"
+        options = {"repo_id": self.repo_id, "revision": revision, "commit_message": self.title}
+        # With parent_commit, a commit whose response was lost cannot be made a second time.
+        options |= {"parent_commit": head, "delete_patterns": list(DELETED_IF_ABSENT)}
+        commit = self.api.upload_folder(folder_path=self.folder, **options).oid
+        self.say(f"published in commit {commit[:12]}")
         return commit
 
-    def _head(self, revision: str) -> Any:
-        return self.api.repo_info(self.repo_id, revision=revision, files_metadata=True)
-
-    def _is_up_to_date(self, head: Any) -> bool:
-        """Whether a commit has each of our files with the same content, and none that is to be deleted."""
-        remote = {file.rfilename: file for file in head.siblings or []}
-        if any(fnmatch(name, pattern) for name in remote.keys() - self.files.keys() for pattern in DELETED_IF_ABSENT):
-            return False
-
-        def is_same(name: str, path: Path) -> bool:
-            lfs = remote[name].lfs
-            return files.sha256_of(path) == lfs.sha256 if lfs else git_blob_sha1_of(path) == remote[name].blob_id
-
-        return self.files.keys() <= remote.keys() and all(is_same(name, path) for name, path in self.files.items())
+    def _differences(self, folder: Path, revision: str) -> list[str]:
+        """Return the names of our files that differ between a folder and the Hub, and of files to delete there."""
+        found = self.api.verify_repo_checksums(self.repo_id, revision=revision, local_dir=folder)
+        patterns = (*self.files, *DELETED_IF_ABSENT)
+        missing = [name for name in found.missing_paths if any(fnmatch(name, pattern) for pattern in patterns)]
+        return sorted({*missing, *found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)})
 
     def _verify(self, commit: str) -> None:
-        """Raises UserError if the commit, downloaded, has other files or other logits."""
-        # Twice: the client does not notice a download with changed bytes.
-        differing = self._differing_in_download(commit) and self._differing_in_download(commit)
-        if differing:
-            raise UserError(
-                f"the files downloaded from {self.repo_id} are not those published: {', '.join(differing)} differ; "
-                "run the same command again to verify them"
-            )
+        """Download the commit to an empty cache and compare checksums and logits."""
+        images = torch.linspace(-2, 2, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
+        with tempfile.TemporaryDirectory() as cache:
+            options = {"revision": commit, "cache_dir": cache, "allow_patterns": list(self.files)}
+            download = Path(self.api.snapshot_download(self.repo_id, **options))
+            for folder in (self.folder, download):
+                if differing := self._differences(folder, commit):
+                    # Retried: the client does not notice a download with changed bytes.
+                    raise ConnectionError(f"{', '.join(differing)} differ from the published files")
+            with torch.inference_mode():
+                expected, actual = load_model(self.run_weights).eval()(images), ResNet.from_pretrained(download)(images)
+        if not torch.equal(expected, actual):
+            raise UserError(f"{self.run_weights} has changed since it was published; run the same command again")
         self.progress = f"all files are published in commit {commit[:12]} and verified"
         self.say(f"verified: {len(self.files)} files downloaded, with equal checksums and logits")
 
-    def _differing_in_download(self, commit: str) -> list[str]:
-        """The files that differ after a download into an empty cache; if there are none, logits are compared, too."""
-        with tempfile.TemporaryDirectory() as cache:
-            arguments = {"revision": commit, "cache_dir": cache, "allow_patterns": list(self.files)}
-            download = self._with_retries(
-                "download the files for verification", lambda: self.api.snapshot_download(self.repo_id, **arguments)
-            )
-            downloaded = files_in(Path(download))
-            differing = [
-                name
-                for name, path in self.files.items()
-                if name not in downloaded or files.sha256_of(downloaded[name]) != files.sha256_of(path)
-            ]
-            if not differing:
-                self._compare_logits(Path(download))
-            return differing
-
-    def _compare_logits(self, downloaded: Path) -> None:
-        images = torch.linspace(-2, 2, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
-        with torch.inference_mode():
-            expected = load_model(self.run_weights).eval()(images)
-            actual = ResNet.from_pretrained(downloaded)(images)
-        if not torch.equal(expected, actual):
-            raise UserError(f"{self.run_weights} has changed since it was published; run the same command again")
-
-    def _with_retries(self, what: str, call: Callable[[], T]) -> T:
-        """Call again, with growing pauses, after an error that may be temporary.
-
-        Raises:
-            UserError: for any other error, and after the last attempt.
-        """
+    def _retry(self, what: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call, again with growing pauses after an error that may be temporary; raises UserError for other errors."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                return call()
+                return call(*args, **options)
             except UserError:
                 raise
             except Exception as error:  # the client's errors have no common base class across its versions
                 status, wait_seconds = cause_and_wait(error, attempt)
-                reason = STATUS_MEANINGS.get(status or 0) or first_line(error).replace(self.token, "…")
+                reason = STATUS_MEANINGS.get(status or 0, first_line(error).replace(self.token, "…"))
                 if wait_seconds is None or attempt == MAX_ATTEMPTS:
                     raise UserError(
                         f"could not {what}: {reason}; {self.progress}; run the same command to complete it"
@@ -244,18 +180,12 @@ class Upload:
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """All files below a folder by their relative POSIX path, sorted."""
+    """Return all files below a folder by their relative POSIX paths, sorted."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def git_blob_sha1_of(path: Path) -> str:
-    """The id that git gives to a file's content."""
-    data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
 def cause_and_wait(error: BaseException, attempt: int) -> tuple[int | None, float | None]:
-    """The HTTP status that caused an error, if one did; and the seconds before the next attempt, if it is temporary."""
+    """Return the HTTP status behind an error, and the seconds before the next attempt; None for none."""
     cause: BaseException | None = error
     while cause is not None:
         if (response := getattr(cause, "response", None)) is not None:

@@ -1,4 +1,4 @@
-"""Trained weights in somebody else's program: three lines, without what training needs."""
+"""ResNet.from_pretrained and predict: trained weights in other programs, without the packages that training needs."""
 
 from pathlib import Path
 from typing import Any
@@ -19,30 +19,25 @@ from resnet_in1k.utils.imagenet import human_names
 
 
 class ResNet(resnet.ResNet, PyTorchModelHubMixin):
-    """torchvision's ResNet with the Hub's `from_pretrained`, and with names for what it sees.
-
-    Args:
-        architecture: torchvision's name, resnet18 to resnet152.
-        num_classes: width of the last layer.
-        zero_init_residual: start each residual branch at zero (https://arxiv.org/abs/1706.02677).
-    """
+    """torchvision's ResNet with the Hub's `from_pretrained`, class names and preprocessing."""
 
     class_names: list[str] | None = None
-    """In the order of the logits, for people; None if nothing says them."""
+    """Readable names in the order of the logits; None if they are not recorded."""
     preprocessing: EvalPreprocessing = DEFAULT_PREPROCESSING
-    """What `predict` does to an image: as the weights were evaluated."""
+    """Preprocessing of `predict`, equal to that of the weights' evaluation."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **client_options: Any
     ) -> "ResNet":
-        """Weights from a run folder, a checkpoint folder, a file, a repository on the Hub, or
-        `torchvision/MODEL.WEIGHTS`, with their class names and preprocessing; strict; in eval mode.
+        """Load weights, class names and preprocessing, strictly, in eval mode.
 
-        Unlike the mixin's own, it executes no pickle, and takes the architecture from the tensors.
+        Unlike the mixin's own method it executes no pickle and determines the architecture from the tensors.
 
         Args:
-            revision: of a repository: branch, tag or commit.
+            pretrained_model_name_or_path: a run folder, checkpoint folder or file; USER/NAME on the Hub; or
+                `torchvision/MODEL.WEIGHTS`.
+            revision: branch, tag or commit of the repository.
             client_options: `token`, `cache_dir` … of huggingface_hub's snapshot_download.
 
         Raises:
@@ -56,10 +51,10 @@ class ResNet(resnet.ResNet, PyTorchModelHubMixin):
         return model.eval()
 
     def predict(self, image: str | Path | Image.Image, top_k: int = 5) -> list[tuple[str, float]]:
-        """Names and probabilities of the most probable classes, best first, as scripts/predict.py gives them.
+        """Return names and probabilities of the most probable classes, best first, as scripts/predict.py prints them.
 
         Args:
-            image: a file, or a Pillow image, which is taken as it is, without turning it upright.
+            image: a file, or a Pillow image; a Pillow image is not rotated by its EXIF orientation.
 
         Raises:
             UserError: if the file cannot be read.
@@ -81,4 +76,4 @@ class ResNet(resnet.ResNet, PyTorchModelHubMixin):
             self.train(was_training)
         best = probabilities.topk(min(top_k, len(probabilities)))
         names = self.class_names or [f"class {number}" for number in range(len(probabilities))]
-        return [(names[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return [(names[index], value) for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

@@ -1,77 +1,66 @@
-"""`--ckpt` to a weights file and what is known of it: in a run folder, in a file of its own, or on the Hub."""
+"""Resolve `--ckpt` to a weights file and its metadata: in a run folder, in a file, on the Hub or from torchvision."""
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.registry import SOURCES
+from resnet_in1k.model import foreign
 from resnet_in1k.model.exported import is_exported, read_facts
-from resnet_in1k.model.foreign import (
-    DEFAULT_CROP_RATIO,
-    DEFAULT_IMAGE_SIZE,
-    MAX_IMAGE_SIZE,
-    MIN_CROP_RATIO,
-    RGB,
-    PublishedConfig,
-    as_rgb,
-    check_size,
-    read_published_config,
-)
-from resnet_in1k.model.hub_files import REPOSITORY, download
-from resnet_in1k.model.torchvision_weights import PREFIX, download_torchvision_weights, torchvision_weights
-from resnet_in1k.model.weights import WEIGHTS_NAME, weights_file
+from resnet_in1k.model.foreign import RGB, ForeignConfig, as_rgb, check_size
+from resnet_in1k.model.weights import PICKLE_NAME, WEIGHTS_NAME, weights_file
 from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, Recipe, crop_ratio_for, resize_size_for
-from resnet_in1k.run_folder import EVALUATION_NAME, find_run, read_recipe
+from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, find_run, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.format import printable
+from resnet_in1k.utils.format import file_size, first_line, printable
 
-DEFAULT_PREPROCESSING = EvalPreprocessing(DEFAULT_IMAGE_SIZE, resize_size_for(DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO))
-"""Of weights of which nothing says theirs."""
+DEFAULT_PREPROCESSING = EvalPreprocessing(image_size=224, resize_size=256)
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+"""USER/NAME on the Hub."""
+JSON_NAMES = (foreign.CONFIG_NAME, foreign.PREPROCESSOR_NAME, EVALUATION_NAME, RECIPE_NAME)
+MAX_BYTES = {WEIGHTS_NAME: 10**9, PICKLE_NAME: 10**9, **dict.fromkeys(JSON_NAMES, 10**7)}
+"""Largest size of each file that is downloaded; the weights of a ResNet-152 have 0.24 GB."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A weights file, and what the files beside it say of it; None where they say nothing."""
+@dataclass(frozen=True, kw_only=True)
+class Weights(ForeignConfig):
+    """A weights file with its preprocessing, class names and other metadata.
+
+    Raises:
+        UserError: for sizes, ratios or names that cannot be used, since the files may come from anywhere.
+    """
 
     file: Path
-    class_names: list[str] | None
-    """As the folders of its training data were named; of other projects' repositories, as those name them."""
-    data: str | None
-    """What it was trained on, as `--data` named it."""
-    image_size: int
-    eval_crop_ratio: float
-    interpolation: Interpolation
-    kind: PublishedWeights
-    """Of a run: the model's own weights or their moving average."""
-    recorded_evaluation: dict[str, Any] | None
-    """The eval.json beside it, if it is of these weights, or of those that this network was exported from."""
-    note: str
+    data: str | None = None
+    """Training data, as `--data` named them; None if not recorded."""
+    kind: PublishedWeights = "model"
+    """The model's own weights, or their moving average."""
+    recorded_evaluation: dict[str, Any] | None = None
+    """eval.json in the same folder, if it is of these weights or, for an exported network, of the original ones."""
+    note: str = ""
     """A warning for the user; "" for none."""
-    mean: RGB = imagenet.MEAN
-    std: RGB = imagenet.STD
     val_share: float = 0.0
-    """Of data without a val split, as the run divided them."""
+    """Share of the images that the run held out for validation; 0 if the data have a val split."""
     origin: str = ""
     """USER/NAME on the Hub or torchvision/MODEL.WEIGHTS; "" for a file of this machine."""
     exported_from: str = ""
-    """Of an exported network: the sha256 of the weights that it was made from, if it says so."""
+    """sha256 of the weights that an exported network was made from; "" if it is not recorded."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for values that no image can be prepared by: the files may come from anywhere."""
         ratio, names = self.eval_crop_ratio, self.class_names
-        check_size(self.image_size, "image size", MAX_IMAGE_SIZE, self.file)
-        if type(ratio) not in (int, float) or not MIN_CROP_RATIO <= ratio <= 1:
-            raise UserError(
-                f"beside {self.file}: crop ratio {ratio!r:.40}; must be a number from {MIN_CROP_RATIO} to 1"
-            )
+        check_size(self.image_size, "image size", foreign.MAX_IMAGE_SIZE, self.file)
+        if type(ratio) not in (int, float) or not foreign.MIN_CROP_RATIO <= ratio <= 1:
+            raise UserError(f"{self.file}: crop ratio {ratio!r:.40} is not a number from {foreign.MIN_CROP_RATIO} to 1")
         if not isinstance(self.data, str | None):
-            raise UserError(f"beside {self.file}: the data are named by {self.data!r:.40}, which is no text")
+            raise UserError(f"{self.file}: the name of its data, {self.data!r:.40}, is not a text")
         if names is not None:
             if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-                raise UserError(f"beside {self.file}: the class names are no list of texts")
+                raise UserError(f"{self.file}: its class names are not a list of texts")
             object.__setattr__(self, "class_names", [printable(name) for name in names])
 
     def preprocessing(
@@ -82,7 +71,7 @@ class Weights:
         mean: RGB | None = None,
         std: RGB | None = None,
     ) -> EvalPreprocessing:
-        """As the weights were evaluated, except for what is given."""
+        """Return the preprocessing of these weights, with the given values in place of the recorded ones."""
         size = image_size or self.image_size
         return EvalPreprocessing(
             size,
@@ -94,116 +83,150 @@ class Weights:
 
 
 def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights:
-    """`--ckpt`: a run folder, a checkpoint folder, a file, a repository on the Hub, which is downloaded, or
-    `torchvision/MODEL.WEIGHTS`.
-
-    The preprocessing is that which an exported network names, else that of the evaluation recorded beside the weights,
-    if it is theirs, else that of a published config.json, else that of the run's recipe, else 224 px of 256, bilinear.
+    """Find the weights that `--ckpt` names, and the files in their folder that describe them.
 
     Args:
+        checkpoint: a run folder, checkpoint folder or file; USER/NAME on the Hub; or torchvision/MODEL.WEIGHTS.
         client_options: `revision`, `token`, `cache_dir` … of huggingface_hub's snapshot_download.
 
     Raises:
-        UserError: if there are no weights, or what lies beside them cannot be read.
+        UserError: if there are no weights, they cannot be downloaded, or the files with them cannot be read.
     """
-    path, is_downloaded = Path(checkpoint), False
-    if not path.exists() and str(checkpoint).startswith(PREFIX):
-        return _of_torchvision(str(checkpoint))
-    if not path.exists() and _is_repository(str(checkpoint)):
-        path, is_downloaded = download(str(checkpoint), **client_options), True
+    path, name = Path(checkpoint), str(checkpoint)
+    if not path.exists() and name.startswith(foreign.TORCHVISION):
+        return _resolve_torchvision(name)
+    is_downloaded = not path.exists() and _is_repository(name)
+    if is_downloaded:
+        path = download(name, **client_options)
     file = weights_file(path)
     exported = read_facts(file) if is_exported(file) else {}
-    measured = exported.get("exported_from") if is_exported(file) else files.sha256_of(file)
-    recorded, note = _evaluation_beside(file, measured)
-    config = read_published_config(file.parent)
-    run = find_run(path)
+    sha256 = exported.get("exported_from") if is_exported(file) else files.sha256_of(file)
+    evaluation, note = _evaluation_of(file, sha256)
+    config, run = foreign.read_foreign_config(file.parent), find_run(path)
     recipe, facts = read_recipe(run) if run is not None else (None, {})
-    says = exported or recorded or {}
-    try:
-        names = says.get("class_names") or facts.get("data", {}).get("class_names")
-        source = facts["data"]["source"] if facts else None
-        val_share = facts["data"].get("val_share", 0.0) if facts else 0.0
-        if is_downloaded and source not in SOURCES:  # a stranger's path says nothing here, and is not theirs to choose
-            source = None
-        preprocessing = config or _of_recipe(recipe)
-        if says:
-            preprocessing = _recorded_preprocessing(says, preprocessing, file)
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"the files beside {file} are incomplete ({type(error).__name__}: {error})") from None
-    of_file = "ema" if file.stem == "ema" else "model"
+    measured, kind = exported or evaluation or {}, "ema" if file.stem == "ema" else "model"
     if recipe is not None and run is not None and file == run.weights:
-        of_file = recipe.publish
-    kind = says.get("weights", of_file)
+        kind = recipe.publish
+    try:
+        data = facts["data"] if facts else {}
+        source, val_share = data["source"] if facts else None, data.get("val_share", 0.0)
+        names = measured.get("class_names") or data.get("class_names") or (config.class_names if config else None)
+        preprocessing = _recorded_preprocessing(measured, config, recipe, file)
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"the files with {file} are incomplete ({type(error).__name__}: {error})") from None
     return Weights(
         file=file,
-        kind="ema" if kind == "ema" else "model",
-        class_names=names or (config.class_names if config else None),
-        data=source,
-        image_size=preprocessing.image_size,
-        eval_crop_ratio=preprocessing.eval_crop_ratio,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        recorded_evaluation=recorded,
+        **vars(replace(preprocessing, class_names=names)),
+        kind="ema" if measured.get("weights", kind) == "ema" else "model",
+        # A path in a downloaded recipe.json could name any folder of this machine.
+        data=None if is_downloaded and source not in SOURCES else source,
+        recorded_evaluation=evaluation,
         note=note,
         val_share=val_share if isinstance(val_share, float) else 0.0,
-        origin=str(checkpoint) if is_downloaded else "",
+        origin=name if is_downloaded else "",
         exported_from=str(exported.get("exported_from", "")),
     )
 
 
-def _evaluation_beside(file: Path, sha256: Any) -> tuple[dict[str, Any] | None, str]:
-    """The eval.json, if it is of weights with that sum; and a warning if it is of others."""
-    recorded = files.read_json_object(file.parent / EVALUATION_NAME)
-    if recorded is None or recorded.get("weights_sha256") == sha256:
-        return recorded, ""
-    if file.name != WEIGHTS_NAME or "weights_sha256" not in recorded:
+def _evaluation_of(file: Path, sha256: Any) -> tuple[dict[str, Any] | None, str]:
+    """Return the eval.json in the file's folder if its weights have that sha256, and a warning if they differ."""
+    evaluation = files.read_json_object(file.parent / EVALUATION_NAME)
+    if evaluation is None or evaluation.get("weights_sha256") == sha256:
+        return evaluation, ""
+    if file.name != WEIGHTS_NAME or "weights_sha256" not in evaluation:
         return None, ""
-    return None, f"{file} is not what the {EVALUATION_NAME} beside it was measured on: replaced since, or damaged"
+    return None, f"{file} is not the file that {EVALUATION_NAME} was measured on: it was replaced or is damaged"
 
 
-def _recorded_preprocessing(recorded: dict[str, Any], otherwise: PublishedConfig, file: Path) -> PublishedConfig:
-    image_size, resize_size = recorded["image_size"], recorded["resize_size"]
-    # Checked before it computes: it would count for years to a size between two whole numbers.
-    check_size(image_size, "image size", MAX_IMAGE_SIZE, file)
-    check_size(resize_size, "resize size", math.ceil(MAX_IMAGE_SIZE / MIN_CROP_RATIO), file)
-    return PublishedConfig(
+def _recorded_preprocessing(
+    measured: dict[str, Any], config: ForeignConfig | None, recipe: Recipe | None, file: Path
+) -> ForeignConfig:
+    """Return the first preprocessing that is recorded, in this order:
+
+    1. `measured`: the facts in an exported network, or else the eval.json of these weights;
+    2. config.json, as timm, transformers and this project publish it;
+    3. the run's recipe;
+    4. 224 px, cropped from 256 px, bilinear.
+    """
+    otherwise = config or ForeignConfig()
+    if config is None and recipe is not None:
+        otherwise = ForeignConfig(recipe.eval_size, recipe.eval_crop_ratio, recipe.eval_interpolation)
+    if not measured:
+        return otherwise
+    image_size, resize_size = measured["image_size"], measured["resize_size"]
+    # Checked first, since crop_ratio_for does not end for a resize size that is not an integer.
+    check_size(image_size, "image size", foreign.MAX_IMAGE_SIZE, file)
+    check_size(resize_size, "resize size", math.ceil(foreign.MAX_IMAGE_SIZE / foreign.MIN_CROP_RATIO), file)
+    return ForeignConfig(
         image_size=image_size,
         eval_crop_ratio=crop_ratio_for(image_size, resize_size, otherwise.eval_crop_ratio),
-        interpolation=recorded.get("interpolation", "bilinear"),
-        mean=as_rgb(recorded.get("mean", imagenet.MEAN)),
-        std=as_rgb(recorded.get("std", imagenet.STD), above=0),
+        interpolation=measured.get("interpolation", "bilinear"),
+        mean=as_rgb(measured.get("mean", imagenet.MEAN)),
+        std=as_rgb(measured.get("std", imagenet.STD), above=0),
     )
 
 
-def _of_recipe(recipe: Recipe | None) -> PublishedConfig:
-    if recipe is None:
-        return PublishedConfig(DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO, "bilinear")
-    return PublishedConfig(recipe.eval_size, recipe.eval_crop_ratio, recipe.eval_interpolation)
-
-
-def _of_torchvision(name: str) -> Weights:
-    weights = torchvision_weights(name)
+def _resolve_torchvision(name: str) -> Weights:
+    weights = foreign.torchvision_weights(name)
     transforms = weights.transforms()
     (image_size,), (resize_size,) = transforms.crop_size, transforms.resize_size
     return Weights(
-        file=download_torchvision_weights(name, weights),
+        file=foreign.download_torchvision_weights(name, weights),
         class_names=list(imagenet.names_by_wnid()),
-        data=None,
         image_size=image_size,
-        eval_crop_ratio=crop_ratio_for(image_size, resize_size, DEFAULT_CROP_RATIO),
+        eval_crop_ratio=crop_ratio_for(image_size, resize_size, foreign.DEFAULT_CROP_RATIO),
         interpolation=transforms.interpolation.value,
         mean=as_rgb(transforms.mean),
         std=as_rgb(transforms.std),
-        kind="model",
-        recorded_evaluation=None,
-        note="",
         origin=name,
     )
 
 
 def _is_repository(checkpoint: str) -> bool:
-    """Whether it can mean one: USER/NAME, and no path of which a part is here."""
-    return bool(REPOSITORY.fullmatch(checkpoint)) and not (
-        Path(checkpoint).parent.exists() or Path(checkpoint).suffix in (".pth", ".pt", ".safetensors", ".onnx", ".pt2")
-    )
+    """True for USER/NAME, unless the first part is a folder here or the name ends like a weights file."""
+    path = Path(checkpoint)
+    is_file_name = path.suffix in (".pth", ".pt", ".safetensors", ".onnx", ".pt2")
+    return bool(REPOSITORY.fullmatch(checkpoint)) and not is_file_name and not path.parent.exists()
+
+
+def download(
+    repository: str, *, revision: str | None = None, names: Iterable[str] = tuple(MAX_BYTES), **client_options: Any
+) -> Path:
+    """Download weights and JSON files of a repository to the client's cache; a pickle only if it has no safetensors.
+
+    Args:
+        repository: USER/NAME.
+        names: the files to download; those that the repository does not have are skipped.
+        client_options: `token`, `cache_dir`, `force_download` … of huggingface_hub's snapshot_download.
+
+    Raises:
+        UserError: if there is no such repository, it cannot be reached, or a file is larger than MAX_BYTES.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # the error below contains what the client would log about its retries
+    wanted, reason = set(names), None
+    try:
+        tree = HfApi(token=client_options.get("token")).list_repo_tree(repository, revision=revision)
+        sizes = {each.path: each.size for each in tree if hasattr(each, "size")}
+    except Exception as error:  # the client's errors have no common base class
+        reason = error
+        client_options["local_files_only"] = True  # files of unknown size are only taken from the cache
+        sizes = {}
+    if WEIGHTS_NAME in sizes:
+        wanted.discard(PICKLE_NAME)
+    for name in wanted & sizes.keys():
+        if sizes[name] > MAX_BYTES[name]:
+            raise UserError(
+                f"{repository}: {name} has {file_size(sizes[name])}, more than the limit of "
+                f"{file_size(MAX_BYTES[name])}; if you trust it, download it yourself and give its path"
+            )
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=sorted(wanted), **client_options))
+    except Exception as error:
+        reason = reason or error
+        raise UserError(
+            f"{repository} is not a file or folder here, and no such repository could be downloaded "
+            f"({first_line(reason.__cause__ or reason)})"
+        ) from None

@@ -1,4 +1,4 @@
-"""Weights that a training starts from (`--init-from`), in place of random ones."""
+"""Initial weights of a training run from `--init-from`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +16,17 @@ from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count
 from resnet_in1k.utils.launch import Launch
 
-HEAD = ("fc.weight", "fc.bias")
-
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a training starts from."""
+    """Weights that a training run starts from."""
 
     facts: dict[str, Any]
-    """For recipe.json: `checkpoint` as given, `origin` if it was downloaded, `sha256`, `architecture`, `head`."""
+    """`init_from` of recipe.json: `checkpoint` as given, `origin` if downloaded, `sha256`, `architecture`, `head`."""
     tensors: dict[str, Tensor] | None
-    """The model's state dict, without the head if that is new; None if the run goes on from a checkpoint."""
+    """State dict, without the last layer if that is new; None if the run resumes from a checkpoint."""
     note: str = ""
-    """What a user should know; "" for nothing."""
+    """A warning for the user; "" for none."""
 
     def describe(self) -> str:
         return f"{self.facts['checkpoint']}, {self.facts['head']}"
@@ -37,69 +35,59 @@ class InitialWeights:
 def initial_weights(
     checkpoint: str | None, recipe: Recipe, class_names: tuple[str, ...], folder: RunFolder, launch: Launch
 ) -> InitialWeights | None:
-    """None without `--init-from`.
+    """Read the weights that `--init-from` names; None without that flag.
 
-    A run that has a checkpoint does not need the initial weights any more: then they may be gone.
+    A run that already has a checkpoint does not need its initial weights, which may have been deleted.
 
     Raises:
-        UserError: if they cannot be read or are of another architecture, or not those that the run was started from.
+        UserError: if the weights cannot be read, have another architecture, or differ from those of the run's start.
     """
-    recorded = read_recipe(folder, type(recipe))[1].get("init_from") if folder.recipe.exists() else None
-    has_started = folder.recipe.exists()
-    if has_started and (recorded or {}).get("checkpoint") != checkpoint:
-        raise UserError(
-            f"{folder.path} was started from {recorded['checkpoint'] if recorded else 'random weights'}, not from "
-            f"{checkpoint or 'random weights'}; resume with the same --init-from, or choose another --output-dir"
-        )
+    recorded = None
+    if folder.recipe.exists():
+        recorded = read_recipe(folder, type(recipe))[1].get("init_from")
+        before = recorded["checkpoint"] if recorded else None
+        if before != checkpoint:
+            raise UserError(
+                f"{folder.path} was started from {before or 'random weights'}, not from "
+                f"{checkpoint or 'random weights'}; resume with the same --init-from, or choose another --output-dir"
+            )
     if checkpoint is None:
         return None
     if recorded is not None and any(folder.checkpoints.glob("step_*/state.json")):
         return InitialWeights(recorded, tensors=None)
     launch.broadcast_from_main(lambda: resolve_checkpoint(checkpoint).file.name, "reads the initial weights")
-    weights = resolve_checkpoint(checkpoint)  # on the main process's machine downloaded by now
+    weights = resolve_checkpoint(checkpoint)  # the main process has downloaded them by now
     sha256 = files.sha256_of(weights.file)
     if recorded is not None and recorded["sha256"] != sha256:
-        raise UserError(f"{checkpoint} has changed since {folder.path} was started from it; take another --output-dir")
+        raise UserError(f"{checkpoint} has changed since {folder.path} was started; choose another --output-dir")
     tensors = read_weights(weights.file)
-    architecture = architecture_of(tensors, weights.file)
-    if architecture != recipe.model:
-        raise UserError(
-            f"--init-from {checkpoint} is a {architecture}, and the recipe's model a {recipe.model}; give --model "
-            f"{architecture}"
-        )
+    model = architecture_of(tensors, weights.file)
+    if model != recipe.model:
+        advice = f"give --model {model}"
+        raise UserError(f"--init-from {checkpoint} is a {model}, but the recipe's model is a {recipe.model}; {advice}")
     head = _fit_head(tensors, weights, class_names)
-    facts = {
-        "checkpoint": checkpoint,
-        "origin": weights.origin,
-        "sha256": sha256,
-        "architecture": architecture,
-        "head": head,
-    }
-    return InitialWeights(facts, tensors, _note_on_normalization(weights))
+    facts = {"checkpoint": checkpoint, "origin": weights.origin, "sha256": sha256, "architecture": model, "head": head}
+    note = ""
+    if (weights.mean, weights.std) != (imagenet.MEAN, imagenet.STD):
+        note = (
+            f"the initial weights were trained on images normalized by mean {weights.mean} and std {weights.std}; this "
+            "run normalizes by ImageNet's"
+        )
+    return InitialWeights(facts, tensors, note)
 
 
 def _fit_head(tensors: dict[str, Tensor], weights: Weights, class_names: tuple[str, ...]) -> str:
-    """Keep the rows of the head that are the data's classes, or leave it out; in words, which."""
-    num_outputs = len(tensors["fc.weight"])
-    if weights.class_names is not None and len(weights.class_names) == num_outputs:
+    """Select the last layer's rows of the data's classes, or remove the layer; return what was done, as text."""
+    num_outputs, columns = len(tensors["fc.weight"]), None
+    has_names = weights.class_names is not None and len(weights.class_names) == num_outputs
+    if has_names:
         columns = find_classes(weights.class_names, class_names)
+    for name in ("fc.weight", "fc.bias"):
+        tensor = tensors.pop(name)
         if columns is not None:
-            for name in HEAD:
-                tensors[name] = tensors[name][list(columns)]
-            kept = "its head" if len(columns) == num_outputs else f"{len(columns)} of its head's {num_outputs} classes"
-            return f"with {kept}"
-        reason = "its classes are others"
-    else:
-        reason = "nothing names its classes"
-    for name in HEAD:
-        del tensors[name]
-    return f"with a new head of {count(len(class_names), 'class', 'es')}, as {reason}"
-
-
-def _note_on_normalization(weights: Weights) -> str:
-    if (weights.mean, weights.std) == (imagenet.MEAN, imagenet.STD):
-        return ""
-    return (
-        f"the initial weights are made for images normalized by mean {weights.mean} and std {weights.std}; training "
-        "normalizes by ImageNet's"
-    )
+            tensors[name] = tensor[list(columns)]
+    if columns is not None:
+        is_complete = len(columns) == num_outputs
+        return "with its head" if is_complete else f"with {len(columns)} of its head's {num_outputs} classes"
+    reason = "the class names differ" if has_names else "its classes have no names"
+    return f"with a new head of {count(len(class_names), 'class', 'es')}, because {reason}"

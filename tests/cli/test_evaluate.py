@@ -144,7 +144,7 @@ def test_what_cannot_be_evaluated_is_named(weights: Path, options: dict, message
 def test_classes_of_unusual_names_are_those_of_their_own_run():
     """What cannot be printed is escaped where weights are found, and must be where it is compared."""
     names = ["ant\x1b[2J", "anguila_\udcf1", "nörz"]
-    weights = Weights(Path("file"), names, None, 224, 0.875, "bilinear", "model", None, "")
+    weights = Weights(file=Path("file"), class_names=names)
     assert weights.class_names == ["ant\\x1b[2J", "anguila_\\udcf1", "nörz"]
     assert match_classes(weights.class_names, 3, names, "mine", "run").is_identity
     with pytest.raises(UserError, match=r"only in the run: ant\\x1b\[2J; only in mine: ant;"):

@@ -1,4 +1,4 @@
-"""A stranger's repository, downloaded by the real client from a local Hub: only files that are read, none executed."""
+"""Downloads by the real client from a local Hub: only the files that are read, and no code is executed."""
 
 import json
 import pickle
@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 
 from resnet_in1k import ResNet
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
-from resnet_in1k.model import hub_files
+from resnet_in1k.model import resolve
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import save_weights, weights_to_save
 from resnet_in1k.recipes.recipe import Recipe
@@ -65,21 +65,20 @@ def test_a_repository_of_a_pickle_alone_is_read_without_executing_it(hub: HubSer
     assert torch.equal(ResNet.from_pretrained(REPO).fc.bias, load_tensors(weights)["fc.bias"])
     assert resolve_checkpoint(REPO).file.name == "pytorch_model.bin"
     publish(hub, {"pytorch_model.bin": pickle.dumps(Bomb(tmp_path / "boom")), "config.json": b"{}"})
-    with pytest.raises(UserError, match=r"holds no plain tensors .*; nothing in it was executed"):
+    with pytest.raises(UserError, match=r"holds no plain tensors .*; no code in it was executed"):
         ResNet.from_pretrained(REPO)
     assert not (tmp_path / "boom").exists()
 
 
-@pytest.mark.parametrize("name", hub_files.MAX_BYTES)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
 def test_a_file_that_is_too_large_stops_before_anything_is_downloaded(hub, weights: bytes, monkeypatch, name: str):
-    """By the Hub's own metadata, of files in git and of large ones."""
-    published = {**dict.fromkeys(hub_files.MAX_BYTES, b"{}"), "model.safetensors": weights, name: b" " * 3000}
-    if name == "pytorch_model.bin":  # which is asked for only then
+    published = {**dict.fromkeys(resolve.MAX_BYTES, b"{}"), "model.safetensors": weights, name: b" " * 3000}
+    if name == "pytorch_model.bin":  # downloaded only without safetensors
         del published["model.safetensors"]
     publish(hub, published)
-    limits = dict.fromkeys(hub_files.MAX_BYTES, 10**9)
-    monkeypatch.setattr(hub_files, "MAX_BYTES", limits | {name: 2000})
-    words = rf"^{REPO}: {name} has 3 kB, more than the 2 kB that are downloaded; download it yourself and give its path"
+    limits = dict.fromkeys(resolve.MAX_BYTES, 10**9)
+    monkeypatch.setattr(resolve, "MAX_BYTES", limits | {name: 2000})
+    words = rf"^{REPO}: {name} has 3 kB, more than the limit of 2 kB; if you trust it, download it yourself"
     for load in (ResNet.from_pretrained, resolve_checkpoint):
         with pytest.raises(UserError, match=words):
             load(REPO)
@@ -122,6 +121,8 @@ def test_without_the_hub_what_was_downloaded_before_is_used(hub: HubServer, weig
 
 def test_a_repository_that_is_not_there_is_one_line(hub: HubServer):
     for load in (ResNet.from_pretrained, resolve_checkpoint):
-        with pytest.raises(UserError, match=rf"^{REPO} is no file or folder here, and no repository that .*") as error:
+        with pytest.raises(
+            UserError, match=rf"^{REPO} is not a file or folder here, and no such repository could .*"
+        ) as error:
             load(REPO)
         assert "\n" not in str(error.value)

@@ -86,9 +86,9 @@ REFUSED = {
         lambda hub: publish(hub, save(timm.create_model("resnet18d", num_classes=6).state_dict()), {}),
         "holds no torchvision ResNet",
     ),
-    "a damaged download": (lambda hub: publish(hub, weights_of(6)[:99_999], {}), "not a whole safetensors file"),
-    "no network": (served_nothing, r"no repository that could be downloaded \(.*503"),
-    "no such repository": (lambda hub: None, r"no repository that could be downloaded"),
+    "a damaged download": (lambda hub: publish(hub, weights_of(6)[:99_999], {}), "not a complete safetensors file"),
+    "no network": (served_nothing, r"no such repository could be downloaded \(.*503"),
+    "no such repository": (lambda hub: None, r"no such repository could be downloaded"),
 }
 
 
@@ -109,10 +109,10 @@ def test_what_cannot_be_started_from_is_one_line(
 
 
 HEADS = {
-    "classes that match in part": (7, ["yak", *CLASSES[1:], "gnu"], "its classes are others", "gnu|ant"),
-    "another width, with names": (3, ["yak", "gnu", "owl"], "its classes are others", "ant"),
-    "another width, without names": (7, None, "nothing names its classes", "has 7 classes, but .* has 6"),
-    "fewer names than outputs": (7, CLASSES, "nothing names its classes", "has 7 classes, but 6 names beside it"),
+    "classes that match in part": (7, ["yak", *CLASSES[1:], "gnu"], "the class names differ", "gnu|ant"),
+    "another width, with names": (3, ["yak", "gnu", "owl"], "the class names differ", "ant"),
+    "another width, without names": (7, None, "its classes have no names", "has 7 classes, but .* has 6"),
+    "fewer names than outputs": (7, CLASSES, "its classes have no names", "has 7 classes, but 6 names beside it"),
 }
 
 
@@ -124,7 +124,7 @@ def test_a_head_that_does_not_fit_is_replaced_in_training_and_refused_in_evaluat
     publish(hub, weights_of(num_outputs), timms_config(names, num_outputs))
     folder = run(replace(tiny, epochs=1, global_batch_size=32), image_folder, tmp_path / "run", init_from=REPO)
     head = json.loads(folder.recipe.read_text())["init_from"]["head"]
-    assert head == f"with a new head of 6 classes, as {why_new}"
+    assert head == f"with a new head of 6 classes, because {why_new}"
     with pytest.raises(UserError, match=why_refused) as caught:
         evaluate(EvalOptions(ckpt=REPO, data=str(image_folder), workers=0))
     assert "\n" not in str(caught.value)

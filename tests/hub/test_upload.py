@@ -222,8 +222,8 @@ def test_a_lasting_failure_is_reported_with_the_progress_and_a_second_run_comple
 
 
 def test_a_download_that_stays_damaged_is_reported(hub: HubServer, run: RunFolder):
-    hub.damage(r"/resolve/.*/model.safetensors", times=2)
-    assert "are not those published: model.safetensors differ" in publish_failing(run)
+    hub.damage(r"/resolve/.*/model.safetensors", times=5)
+    assert "could not verify the published files: model.safetensors differ" in publish_failing(run)
     assert_published(hub, run)
 
 
@@ -298,7 +298,7 @@ def test_evaluate_and_predict_from_the_hub(
     )
     assert actual == expected
     assert len(actual[0].classes) == 5
-    with pytest.raises(UserError, match="me/nothing is no file or folder here, and no repository that could be"):
+    with pytest.raises(UserError, match="me/nothing is not a file or folder here, and no such repository could be"):
         predict(PredictOptions(images=(image,), ckpt="me/nothing"))
 
 

@@ -1,4 +1,4 @@
-"""Weights of other projects, saved by each one's own code: the same model and preprocessing."""
+"""Weights saved by the code of other projects: equal logits and equal preprocessing."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from resnet_in1k.utils.imagenet import names_by_wnid
 
 
 def randomized(model: torch.nn.Module) -> torch.nn.Module:
-    """With norm statistics that are not those of a new model."""
+    """Give the norms other statistics than those of a new model."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -28,7 +28,7 @@ def randomized(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def prepared(weights: Weights, image: Image.Image) -> torch.Tensor:
-    """(1, 3, S, S), as this project prepares an image for these weights."""
+    """Prepare an image for these weights, (1, 3, S, S), with the code of this project."""
     preprocessing = weights.preprocessing()
     square = preprocessing.crop(torch.from_numpy(np.array(image)).permute(2, 0, 1), None, preprocessing.image_size)
     return normalize(square.unsqueeze(0), preprocessing.mean, preprocessing.std)
@@ -51,7 +51,7 @@ GREY_LEVEL = 1 / 255 / 0.2
     ],
 )
 def test_timms_own_files(changes: dict, sizes: tuple, photograph: Image.Image, tmp_path: Path):
-    """Saved by timm, prepared by the transform that its validate.py makes."""
+    """Compare with the transform of timm's validate.py."""
     import timm
     from timm.data import create_transform, resolve_data_config
     from timm.models import save_for_hf
@@ -102,20 +102,20 @@ def test_transformers_own_files(depth: str, photograph: Image.Image, tmp_path: P
 
 @pytest.fixture
 def torchvision_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch.hub's, empty."""
+    """The empty folder of torch.hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch/hub/checkpoints"
 
 
 def serve(model: torch.nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "") -> Path:
-    """As torchvision publishes it: a pickle, with the beginning of its sha256 in its name."""
+    """Publish a model like torchvision: a pickle with the beginning of its sha256 in its name."""
     from resnet_in1k.utils.files import sha256_of
 
     torch.save(model.state_dict(), folder / "new.pth")
     file = (folder / "new.pth").rename(folder / (name or f"resnet18-{sha256_of(folder / 'new.pth')[:8]}.pth"))
     real = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     published = SimpleNamespace(url=file.as_uri(), transforms=real.transforms, meta=real.meta)
-    monkeypatch.setattr("resnet_in1k.model.resolve.torchvision_weights", lambda _: published)
+    monkeypatch.setattr("resnet_in1k.model.foreign.torchvision_weights", lambda _: published)
     return file
 
 
@@ -139,19 +139,19 @@ def test_torchvisions_own_files(photograph: Image.Image, torchvision_cache: Path
         resolve_checkpoint("torchvision/resnet18.IMAGENET1K_V1")
 
 
-def test_torchvision_weights_that_cannot_be_had(torchvision_cache: Path, tmp_path: Path, monkeypatch):
+def test_torchvision_weights_that_are_not_available(torchvision_cache: Path, tmp_path: Path, monkeypatch):
     with pytest.raises(
         UserError, match=r"torchvision/resnet50.V3: torchvision has resnet50.IMAGENET1K_V1, resnet50.*V2$"
     ):
         resolve_checkpoint("torchvision/resnet50.V3")
-    with pytest.raises(UserError, match="torchvision/vgg16: no vgg16 here, only resnet18"):
+    with pytest.raises(UserError, match="torchvision/vgg16: vgg16 is not one of resnet18"):
         resolve_checkpoint("torchvision/vgg16")
     served = serve(randomized(torchvision.models.resnet18()), tmp_path, monkeypatch, name="resnet18-00000000.pth")
     with pytest.raises(UserError, match=r"could not be downloaded from file:.* \(invalid hash value"):
         resolve_checkpoint("torchvision/resnet18")
     served.unlink()
     with pytest.raises(
-        UserError, match=r"could not be downloaded .*No such file.*; with a copy of it in .*checkpoints no"
+        UserError, match=r"could not be downloaded .*No such file.*; without a network, copy the file to .*checkpoints"
     ):
         resolve_checkpoint("torchvision/resnet18")
     assert not list(torchvision_cache.iterdir())
@@ -164,9 +164,13 @@ TRANSFORMERS = {"model_type": "resnet", "id2label": {"0": "a", "1": "b"}}
 @pytest.mark.parametrize(
     ("config", "processor", "message"),
     [
-        ({**TIMM, "architecture": "resnet50d"}, {}, "timm's resnet50d is none of resnet18"),
-        ({**TIMM, "architecture": "resnetaa50"}, {}, "timm's resnetaa50 is none of"),  # the same tensor names
-        ({**TIMM, "pretrained_cfg": {"input_size": [1, 28, 28]}}, {}, "made for images of 1 × 28 × 28, no RGB squares"),
+        ({**TIMM, "architecture": "resnet50d"}, {}, "timm's resnet50d is not one of resnet18"),
+        ({**TIMM, "architecture": "resnetaa50"}, {}, "timm's resnetaa50 is not one of"),  # the same tensor names
+        (
+            {**TIMM, "pretrained_cfg": {"input_size": [1, 28, 28]}},
+            {},
+            "made for images of 1 × 28 × 28, not RGB squares",
+        ),
         ({**TIMM, "pretrained_cfg": {"input_size": [3, 9, 9], "crop_mode": "squash"}}, {}, "timm's mode squash"),
         (
             {**TIMM, "pretrained_cfg": {"input_size": [3, 9, 9], "std": [1, 0, 1]}},
@@ -177,13 +181,15 @@ TRANSFORMERS = {"model_type": "resnet", "id2label": {"0": "a", "1": "b"}}
         ({**TIMM, "pretrained_cfg": {}}, {}, r"incomplete \(KeyError: 'input_size'\)"),
         ({**TRANSFORMERS, "hidden_act": "gelu"}, {}, "hidden_act is gelu, unlike torchvision's ResNets"),
         ({**TRANSFORMERS, "downsample_in_bottleneck": True}, {}, "downsample_in_bottleneck is True"),
-        (TRANSFORMERS, {"size": {"height": 224, "width": 224}}, "made for distorted images"),
-        (TRANSFORMERS, {"size": {"shortest_edge": 384}}, "made for distorted images of 384 px"),
+        (TRANSFORMERS, {"size": {"height": 224, "width": 224}}, "made for images resized to .* without a crop"),
+        (TRANSFORMERS, {"size": {"shortest_edge": 384}}, "made for images resized to 384 px without a crop"),
         (TRANSFORMERS, {"resample": 1}, "images resized by another interpolation"),
-        (TRANSFORMERS, {"size": "big"}, "size 'big'; must be a whole number"),
+        (TRANSFORMERS, {"size": "big"}, "size 'big' is not an integer"),
     ],
 )
-def test_what_is_not_computed_or_prepared_here_is_refused(config: dict, processor: dict, message: str, tmp_path: Path):
+def test_a_network_or_preprocessing_that_is_not_implemented_is_an_error(
+    config: dict, processor: dict, message: str, tmp_path: Path
+):
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))

@@ -1,4 +1,4 @@
-"""ResNet.from_pretrained and predict: the weights in somebody else's program."""
+"""ResNet.from_pretrained and predict in another program."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def test_predictions_are_those_of_the_script(finished: RunFolder, image_folder: 
         assert model.predict(Image.open(expected.file), top_k=3) == ours
 
 
-def test_the_mode_of_the_model_is_left_as_it_was(finished: RunFolder, photographs: list[np.ndarray]):
+def test_predict_restores_the_mode_of_the_model(finished: RunFolder, photographs: list[np.ndarray]):
     model = ResNet.from_pretrained(finished.path)
     picture = Image.fromarray(photographs[0])
     before = model.predict(picture)
@@ -49,7 +49,7 @@ def test_preprocessing_is_that_of_the_weights(finished: RunFolder, tmp_path: Pat
     assert {name for name, _ in fresh.predict(Image.new("RGB", (60, 40)))} == {"class 0", "class 1"}
 
 
-def test_a_file_that_is_no_image_is_one_line(finished: RunFolder, tmp_path: Path):
+def test_an_unreadable_file_is_an_error_in_one_line(finished: RunFolder, tmp_path: Path):
     model = ResNet.from_pretrained(finished.path)
     (tmp_path / "text.jpg").write_text("no image")
     for file in (tmp_path / "text.jpg", tmp_path / "nowhere.jpg"):
@@ -59,7 +59,7 @@ def test_a_file_that_is_no_image_is_one_line(finished: RunFolder, tmp_path: Path
 
 @pytest.mark.slow
 def test_nothing_that_only_training_needs_is_imported(finished: RunFolder, image_folder: Path):
-    """In a process without these: torch, torchvision, safetensors, huggingface-hub and what they need are enough."""
+    """torch, torchvision, safetensors, huggingface-hub and their requirements are enough."""
     file = next((image_folder / "val").rglob("*.jpg"))
     code = f"""
 import json, sys

@@ -51,7 +51,7 @@ def test_tensor_of_another_shape_is_named(tmp_path: Path):
     state = weights_to_save(ResNet("resnet18", num_classes=4))
     state["layer1.0.bn1.weight"] = torch.zeros(3)
     save_weights(state, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"does not fit a ResNet: it has in another shape layer1\.0\.bn1\.weight$"):
+    with pytest.raises(UserError, match=r"does not fit a ResNet: different shape of layer1\.0\.bn1\.weight$"):
         load_model(tmp_path)
 
 

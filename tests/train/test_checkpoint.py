@@ -208,7 +208,7 @@ def test_a_malformed_checkpoint_is_refused_by_name_and_changes_nothing(tmp_path:
     [
         ("step", "is the state after step 2, not that of its folder"),
         ("recipe", "was trained by another recipe than the one in its run's recipe.json"),
-        ("network", r"model.safetensors does not fit a SmallNetwork: it has in another shape fc.weight, fc.bias"),
+        ("network", r"model.safetensors does not fit a SmallNetwork: different shape of fc.weight, fc.bias"),
         ("group", r"the run and this checkpoint differ in optimizer.safetensors"),
     ],
 )

@@ -104,10 +104,10 @@ def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_pa
     words, rows = head_for("bee", "fox")
     assert words == "with 2 of its head's 6 classes"
     assert torch.equal(rows, initial["fc.weight"][[1, 5]])
-    assert head_for("bee", "yak") == ("with a new head of 2 classes, as its classes are others", None)
+    assert head_for("bee", "yak") == ("with a new head of 2 classes, because the class names differ", None)
     (before.path / "recipe.json").unlink()
     (before.path / "eval.json").unlink()
-    assert head_for("bee", "fox") == ("with a new head of 2 classes, as nothing names its classes", None)
+    assert head_for("bee", "fox") == ("with a new head of 2 classes, because its classes have no names", None)
 
 
 class FakeLaunch:
@@ -123,7 +123,7 @@ def test_weights_that_do_not_fit_are_refused(
     def start(recipe: Recipe = tiny, checkpoint: str | None = str(before.path), **how: object) -> RunFolder:
         return run(recipe, image_folder, tmp_path / "run", init_from=checkpoint, **how)
 
-    with pytest.raises(UserError, match=r"is a resnet18, and the recipe's model a resnet34; give --model resnet18"):
+    with pytest.raises(UserError, match=r"is a resnet18, but the recipe's model is a resnet34; give --model resnet18"):
         start(replace(tiny, model="resnet34"))
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         start(checkpoint="nowhere")
@@ -133,7 +133,7 @@ def test_weights_that_do_not_fit_are_refused(
         start(replace(tiny, epochs=1), None, resume=True)
     shutil.rmtree(tmp_path / "run/checkpoints")
     save_weights(weights_to_save(ResNet("resnet18", 6)), before.weights)
-    with pytest.raises(UserError, match=r"before has changed since .*run was started from it"):
+    with pytest.raises(UserError, match=r"before has changed since .*run was started"):
         start(replace(tiny, epochs=1), resume=True)
     other = write_image_folder(tmp_path / "other", photographs, {"ant": 9, "yak": 9})
     folder = run(replace(tiny, epochs=1), other, tmp_path / "new", init_from=str(before.path))

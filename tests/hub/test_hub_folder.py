@@ -1,4 +1,4 @@
-"""The hub folder: refused if anything is wrong, complete, and readable by other libraries."""
+"""Hub folder: complete, readable by other libraries, and an error if anything is wrong."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def test_contents_of_the_hub_folder(run: RunFolder, image_folder: Path):
         "README.md", "config.json", "curves.png", "eval.json", "model.safetensors", "recipe.json",
     }  # fmt: skip
     assert sha256_of(folder / "model.safetensors") == json.loads(contents["eval.json"])["weights_sha256"]
-    # The folders that the data lie in are not published.
+    # Folders of this machine are not published.
     assert not any(str(image_folder.parent).encode() in content for content in contents.values())
     assert json.loads(contents["recipe.json"])["data"]["source"] == image_folder.name
 
@@ -73,7 +73,7 @@ def test_the_hub_folder_loads_here_and_in_torchvision(run: RunFolder):
         assert torch.equal(ResNet.from_pretrained(folder)(images), ResNet.from_pretrained(run.path)(images))
 
 
-def test_interpolation_is_that_of_the_evaluation(run: RunFolder):
+def test_config_has_the_interpolation_of_the_evaluation(run: RunFolder):
     change(run, interpolation="bicubic")
     assert make_config(read_run(run, "me/tiny", "mit"))["pretrained_cfg"]["interpolation"] == "bicubic"
     change(run, interpolation=MISSING)  # an evaluation by an earlier version
@@ -84,27 +84,27 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
     "no run": (lambda run: shutil.rmtree(run.path), "no such folder"),
     "no weights": (lambda run: run.weights.unlink(), "has no model.safetensors"),
     "no evaluation": (lambda run: run.evaluation.unlink(), "eval.json is missing"),
-    "of other weights": (lambda run: change(run, weights_sha256="0" * 64), "of other weights"),
-    "of the training split": (lambda run: change(run, split="train"), "of the train split"),
+    "of other weights": (lambda run: change(run, weights_sha256="0" * 64), "of different weights"),
+    "of the training split": (lambda run: change(run, split="train"), "split is 'train', not 'val'"),
     "a metric missing": (lambda run: change(run, top5_accuracy=MISSING), "not a complete evaluation .*top5_accuracy"),
     "a loss of NaN": (lambda run: change(run, loss=math.nan), "not a complete evaluation .*NaN"),
     "an infinite loss": (
         lambda run: run.evaluation.write_text(re.sub(r'"loss": [^,]+', '"loss": 1e999', run.evaluation.read_text())),
         "the loss is not finite",
     ),
-    "a metric that is text": (lambda run: change(run, top1_correct="many"), "not a complete evaluation"),
+    "a metric that is text": (lambda run: change(run, top1_correct="many"), "top1_correct is 'many', not "),
     "not JSON": (lambda run: run.evaluation.write_text("{"), "not a complete evaluation"),
-    "another accuracy than counted": (lambda run: change(run, top1_accuracy=0.99), "not those of the counts"),
-    "more correct than there are": (lambda run: change(run, top5_correct=13), "impossible counts"),
-    "classes that do not add up": (lambda run: change(run, class_num_images=[2, 2, 2, 2, 2, 1]), "do not add up"),
-    "another number of classes": (lambda run: change(run, num_classes=7), "the weights have 6 classes"),
+    "another accuracy than counted": (lambda run: change(run, top1_accuracy=0.99), "top1_accuracy is 0.99, not "),
+    "more correct than there are": (lambda run: change(run, top5_correct=13), "top5_correct is 13, not "),
+    "classes that do not add up": (lambda run: change(run, class_num_images=[2] * 5 + [1]), "num_images is 12, not 11"),
+    "another number of classes": (lambda run: change(run, num_classes=7), "num_classes is 7, not 6"),
     "an unknown interpolation": (lambda run: change(run, interpolation="nearest"), "unknown interpolation 'nearest'"),
     "a part of the images": (
         lambda run: change(
             run, num_images=6, top1_correct=0, top5_correct=0, top1_accuracy=0.0, top5_accuracy=0.0,
             class_num_images=[1] * 6, class_top1_correct=[0] * 6, class_top5_correct=[0] * 6,
         ),
-        "partial or of other data: 6 images, where the run's val split has 12",
+        "partial or of different data: it has 6 images, the run's val split has 12",
     ),
     "keys with a prefix": (
         lambda run: rewrite_weights(run, lambda weights: {f"module.{key}": value for key, value in weights.items()}),
@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
         lambda run: rewrite_weights(run, lambda weights: weights | {"fc.bias": torch.full((6,), math.nan)}),
         "fc.bias is not finite",
     ),
-    "weights cut off": (lambda run: run.weights.write_bytes(run.weights.read_bytes()[:9999]), "not a whole safetensor"),
+    "truncated weights": (lambda run: run.weights.write_bytes(b"\0" * 99), "not a complete safetensors file"),
     "a key missing": (
         lambda run: rewrite_weights(run, lambda w: {key: value for key, value in w.items() if key != "fc.bias"}),
         "holds no torchvision ResNet",
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_is_refused_in_one_line(run: RunFolder, name: str):
+def test_a_problem_is_an_error_in_one_line(run: RunFolder, name: str):
     damage, message = REFUSED[name]
     damage(run)
     with pytest.raises(UserError, match=message) as error:
