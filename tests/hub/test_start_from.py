@@ -112,7 +112,7 @@ HEADS = {
     "classes that match in part": (7, ["yak", *CLASSES[1:], "gnu"], "its classes are others", "gnu|ant"),
     "another width, with names": (3, ["yak", "gnu", "owl"], "its classes are others", "ant"),
     "another width, without names": (7, None, "nothing names its classes", "has 7 classes, but .* has 6"),
-    "fewer names than outputs": (7, CLASSES, "nothing names its classes", "has 7 classes, but 6 names beside it"),
+    "fewer names than outputs": (7, CLASSES, "nothing names its classes", "has 7 classes, but 6 class names are recorded"),
 }
 
 
