@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from resnet_in1k.cli.arguments import parse
 from resnet_in1k.model.exported import FACTS_NAME, load_exported
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
@@ -173,3 +174,9 @@ FORMATS = {
     "pt2": Format(_write_pt2, _load_exported(".pt2"), max_difference=0.0),
     "safetensors": Format(_write_safetensors, _load_safetensors, max_difference=0.0),
 }
+
+
+def main() -> None:
+    options = parse(ExportOptions, description="Export weights; the file is kept only if its logits agree.")
+    difference = export(options)
+    print(f"{options.output} written; its logits differ by {difference:.1g} of the largest")
