@@ -66,9 +66,9 @@ def test_heavy_libraries_are_imported_only_when_used():
 def test_scripts_are_thin_and_do_not_hide_the_evaluate_library(script: Path):
     text = script.read_text(encoding="utf-8")
     first, *_ = [line for line in text.splitlines() if "sys.path" in line]
-    assert first == "sys.path[0] = str(Path(__file__).resolve().parent.parent)"
+    assert first.startswith("sys.path[0] = str(Path(__file__).resolve().parent.parent)")
     assert text.index(first) < text.index("from resnet_in1k")
-    assert len(text.splitlines()) < 40
+    assert len(text.splitlines()) <= 12
 
 
 def test_nothing_is_unpickled():

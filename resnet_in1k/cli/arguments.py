@@ -1,4 +1,4 @@
-"""What the scripts share: from arguments to a call, from an error to one line and an exit status."""
+"""Shared by all commands: parsing, errors as one line and an exit status, and the options of image preprocessing."""
 
 import contextlib
 import io
@@ -6,12 +6,18 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import tyro
 
+from resnet_in1k.augment.normalize import RGB
+from resnet_in1k.data.crop import EvalPreprocessing
+from resnet_in1k.model.resolve import Weights
+from resnet_in1k.recipes.recipe import Interpolation
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 from resnet_in1k.utils.format import printable
+from resnet_in1k.utils.validation import above, at_least
 
 T = TypeVar("T")
 
@@ -20,19 +26,40 @@ PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-"""As a shell reports a program that SIGPIPE ended."""
+"""Status that a shell reports for a program ended by SIGPIPE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingOptions:
+    """Preprocessing of images; every default is that of the weights' own evaluation or config.json."""
+
+    image_size: int | None = field(default=None, metadata=at_least(1))
+    """Side of the center crop, in pixels; by default as the weights were evaluated."""
+    eval_crop_ratio: float | None = field(default=None, metadata=above(0, at_most=1))
+    """The short side is resized to image_size / this before the crop; by default as the weights were evaluated."""
+    eval_interpolation: Interpolation | None = None
+    """Interpolation of resizing; by default as the weights were evaluated."""
+    mean: RGB | None = None
+    """Mean of the RGB values from 0 to 1, subtracted by normalization; by default as the weights were evaluated."""
+    std: RGB | None = None
+    """Standard deviation that normalization divides by; by default as the weights were evaluated."""
+
+    def for_weights(self, weights: Weights) -> EvalPreprocessing:
+        return weights.preprocessing(
+            self.image_size, self.eval_crop_ratio, self.eval_interpolation, self.mean, self.std
+        )
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Call `main`; a UserError becomes one line on standard error and exit status 2, Preempted one and 75."""
+    """Call `main`. UserError becomes one line on standard error and exit status 2, Preempted one line and status 75."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be UTF-8
     try:
         try:
             _run(main)
         finally:
             sys.stdout.flush()  # here, where its error can be handled
-    except BrokenPipeError:  # the reader of our output has ended, as in `--help | head`
+    except BrokenPipeError:  # the reader of the output has ended, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
 
@@ -47,10 +74,11 @@ def _run(main: Callable[[], Any]) -> None:
             raise type(error)(str(error)) from None
 
     try:
-        record(main_with_short_traceback)()  # a launcher of several processes repeats the reason in its own report
+        record(main_with_short_traceback)()  # a launcher of several processes repeats the message in its own report
     except UserError as error:
-        if _speaks_for_its_machine() or isinstance(error, ProcessError):
-            _fail(str(error))
+        # The first process of each machine prints: an error may concern one machine only.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, ProcessError):
+            _print_error(str(error))
         sys.exit(BAD_INPUT)
     except Preempted as stopped:
         if is_main_process():
@@ -62,33 +90,31 @@ def _run(main: Callable[[], Any]) -> None:
 
 
 def parse(cls: type[T], default: T | None = None, description: str | None = None) -> T:
-    """Command-line arguments to a dataclass; flags, types and help are those of its fields.
+    """Parse the command line into a dataclass; flags, types and help are those of its fields.
 
-    A wrong argument ends the program with one line that names it and, if there is one, the flag that was meant.
+    A wrong argument ends the program with status 2 and one line, which names the argument and similar flags.
     """
     errors = io.StringIO()
+    options = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(errors):
-            options = {} if default is None else {"default": default}
             return tyro.cli(cls, description=description, config=(tyro.conf.OmitArgPrefixes,), **options)
     except SystemExit as exit_:
-        if exit_.code:
-            if is_main_process():
-                _fail(_one_line(errors.getvalue()))
-            sys.exit(BAD_INPUT)
-        raise
+        if exit_.code and is_main_process():
+            # tyro prints a box: keep its text, without the frame and the hint about --help.
+            lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in errors.getvalue().splitlines()[1:]]
+            text = " ".join(line for line in lines if not line.startswith("For full helptext"))
+            _print_error(re.sub(r"\s+", " ", text).strip() + " (see --help)")
+        sys.exit(BAD_INPUT if exit_.code else 0)
 
 
 def value_of_flag(flag: str, default: str) -> str:
-    """The value of one flag, read before the parser is built, whose defaults depend on it."""
+    """Return the value of one flag before parsing, for defaults that depend on it; the last occurrence counts."""
     arguments = sys.argv[1:]
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == flag:  # the parser takes both
-            if equals:
-                default = value
-            elif place + 1 < len(arguments):
-                default = arguments[place + 1]
+        if name.replace("_", "-") == flag:  # the parser accepts both
+            default = value if equals else (arguments[place + 1 : place + 2] or [default])[0]
     return default
 
 
@@ -96,18 +122,6 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _speaks_for_its_machine() -> bool:
-    """Its first process: what is wrong on one machine alone must be printed there, and once."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def _fail(message: str) -> None:
-    # A message may quote a file from elsewhere.
+def _print_error(message: str) -> None:
+    # A message may quote a file from elsewhere: no control characters.
     print(f"error: {printable(message)}", file=sys.stderr, flush=True)
-
-
-def _one_line(boxed: str) -> str:
-    """tyro's error box without its frame and its pointer to the help."""
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in boxed.splitlines()[1:]]
-    kept = [line for line in lines if line and not line.startswith("For full helptext")]
-    return re.sub(r"\s+", " ", " ".join(kept)) + " (see --help)"

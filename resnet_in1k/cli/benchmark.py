@@ -1,354 +1,347 @@
-"""scripts/benchmark.py: the speed of input, step and both together, beside the tutorial's code and beside the limit.
+"""Measure the speed of input, training step and training, next to the tutorial's code and to upper limits.
 
-A rate alone says little on a machine that others share. So all ways are measured in the same run, one after the other,
-several times, and the result is the ratio of the medians.
+Other programs may use the machine at the same time, so a rate alone says little: all ways are measured in turn in one
+run, several times, and the ratios are those of the medians.
 """
 
-import itertools
+import contextlib
+import io
+import json
 import statistics
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice, starmap
 from time import perf_counter
 from typing import Any, Literal
 
 import torch
 import tyro
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader, Dataset
+from torchvision import models, transforms
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.cli.benchmark_parts import beside_off, input_recipes, random_images, step_ways
-from resnet_in1k.cli.communication import collectives_per_step, costs, ways_of_several
-from resnet_in1k.cli.reference import DecodeOnly, TutorialDataset, TutorialStep, bare_step, reference_loader
+from resnet_in1k.cli.arguments import is_main_process, parse
 from resnet_in1k.data.dataset import Source
+from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Prefetched, Tensors, prefetch_to_device
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.data.sampler import TrainSampler
 from resnet_in1k.recipes.published import RECIPES
-from resnet_in1k.recipes.recipe import Architecture, Recipe
+from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import provenance
-from resnet_in1k.train.step import TrainStep
+from resnet_in1k.train.step import MovingAverage, TrainStep
 from resnet_in1k.train.trainer import TrainOptions, train_loader
-from resnet_in1k.utils.device import (
-    PrecisionFlag,
-    capabilities,
-    choose_cpu_threads,
-    choose_workers,
-    hardware_name,
-    usable_cores,
-)
+from resnet_in1k.utils import device as devices
+from resnet_in1k.utils import format, imagenet
 from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch, world_size
-from resnet_in1k.utils.pool import translate_worker_errors
+from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.pool import translate_worker_errors, worker_context
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize
 from resnet_in1k.utils.validation import at_least, check_options
 
+NUM_CLASSES, LR = 1000, 0.01
 TUTORIAL = RECIPES["tutorial"].recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """What to measure, and on what."""
+    """Measurement, data and sizes; any field of the recipe can be changed."""
 
     what: tyro.conf.Positional[Literal["input", "step", "train"]]
-    """input: encoded files to batches on the device; step: training on a batch there, also by several processes; train:
+    """input: encoded files to batches on the device; step: training on one batch, also by several processes; train:
     both."""
     data: str = "synthetic"
-    """As for training; of a folder only train/ is needed."""
+    """Images, named as for training; a folder needs train/ only."""
     json: bool = False
     """Print one JSON object instead of a table."""
-    parts: bool = False
-    """`step` and `input`: each part of a recipe on, beside off, instead of beside the tutorial's code."""
-    beside: tuple[str, ...] = ()
-    """`input`: other forms of the same images, such as resized copies or shards:DIR, each beside --data."""
-    workers: tuple[int, ...] | None = field(default=None, metadata=at_least(1))
-    """Loader workers; `input` measures each number given, by default powers of two up to the cores."""
-    model: Architecture = "resnet50"
-    """Architecture, by torchvision's name."""
+    workers: int | None = field(default=None, metadata=at_least(1))
+    """Loader workers; by default as for training."""
     batch_size: int | None = field(default=None, metadata=at_least(1))
-    """Images per step; by default 16 on a CPU, 256 elsewhere."""
-    image_size: int = field(default=224, metadata=at_least(32))
-    """Side of the training square, in pixels."""
+    """Images per step and process, in place of --global-batch-size; by default 16 on a CPU, 256 elsewhere."""
     steps: int | None = field(default=None, metadata=at_least(1))
     """Steps per repetition; by default 30 for input; for step and train 3 on a CPU, 50 elsewhere."""
     repetitions: int = field(default=5, metadata=at_least(1))
-    """How often each way is measured, after one round of warm-up."""
+    """Repetitions of each measurement, after one that is not counted."""
     compile: bool = False
     """Compile our model and, on an accelerator, the augmentation by torch.compile."""
     compress_gradients: bool = False
-    """As for training, with several processes."""
-    precision: PrecisionFlag = "auto"
+    """Send gradients between several processes as bf16."""
+    precision: devices.PrecisionFlag = "auto"
     """Our training precision; the tutorial's is float32."""
     cpu_threads: int | None = field(default=None, metadata=at_least(1))
     """Threads for computing on the CPU; by default all physical cores."""
+    recipe: Recipe = TUTORIAL
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.workers == ():
-            raise UserError("--workers: no number given")
-        if self.parts and (self.what == "train" or world_size() > 1):
-            raise UserError("--parts: measures step or input, in one process")
-        if self.beside and (self.what != "input" or self.parts):
-            raise UserError("--beside: is for input, without --parts")
+        if self.recipe.shuffle_window:
+            raise UserError("--shuffle-window: benchmark.py reads images in random order")
+
+
+def main() -> None:
+    options = parse(BenchmarkOptions, description="Measure the speed of this machine.")
+    result = benchmark(options)
+    if is_main_process():
+        print(json.dumps(result) if options.json else table(result))
 
 
 def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
-    """Measure, and return rates in images/s with all that one must know to compare them.
-
-    Raises:
-        UserError: if there is no such data or the machine cannot do it.
-    """
+    """Return rates in images/s and the conditions; raises UserError if the data or the machine is not suitable."""
     with translate_worker_errors(), translate_process_errors(), Launch.connect() as launch:
-        return _benchmark(options, launch)
-
-
-def _benchmark(options: BenchmarkOptions, launch: Launch) -> dict[str, Any]:
-    bench = Bench(options, launch)
-    conditions = {
-        "what": options.what,
-        "hardware": hardware_name(bench.device),
-        "cpu_threads": choose_cpu_threads(bench.device, options.cpu_threads),
-        "precision": bench.accelerator.mixed_precision,
-        "model": options.model,
-        "compiled": options.compile,
-        "batch_size": bench.batch_size,
-        "image_size": options.image_size,
-        "repetitions": options.repetitions,
-        "num_processes": launch.world_size,
-        **provenance(),
-    }
-    result = {**{"input": bench.input, "step": bench.step, "train": bench.train}[options.what](), **conditions}
-    launch.gather(None, "measures")  # a launcher ends the others when one exits early
-    bench.accelerator.end_training()
+        bench = Bench(options, launch)
+        threads = devices.choose_cpu_threads(bench.device, options.cpu_threads)
+        result = {"input": bench.input, "step": bench.step, "train": bench.train}[options.what]()
+        result |= {"what": options.what, "repetitions": options.repetitions, "num_processes": launch.world_size}
+        result |= {"model": bench.recipe.model, "batch_size": bench.batch_size, "image_size": bench.recipe.image_size}
+        result |= {"recipe_changes": TUTORIAL.differences(options.recipe), "compiled": options.compile}
+        result |= {"hardware": devices.hardware_name(bench.device), "cpu_threads": threads}
+        result |= {"precision": bench.accelerator.mixed_precision, **provenance()}
+        launch.gather(None, "measures")  # a launcher ends the other processes when one exits early
+        bench.accelerator.end_training()
     return result
 
 
 class Bench:
-    """The measured ways, over one recipe on one device."""
+    """The measured ways, over one recipe on one device. A way yields the number of images of each step."""
 
     def __init__(self, options: BenchmarkOptions, launch: Launch):
         self.options, self.launch = options, launch
         if launch.world_size > 1 and options.what != "step":
-            raise UserError(
-                f"benchmark.py {options.what} measures one process; start it with python, not with a launcher"
-            )
+            raise UserError(f"benchmark.py {options.what} measures one process: start it without a launcher")
         self.accelerator = make_accelerator(launch, options.precision, compress_gradients=options.compress_gradients)
         self.device = self.accelerator.device
         on_cpu = self.device.type == "cpu"
         self.batch_size = options.batch_size or (16 if on_cpu else 256)
-        self.recipe = replace(
-            TUTORIAL, model=options.model, image_size=options.image_size, global_batch_size=self.batch_size
-        )
-        self.steps = options.steps or (30 if options.what == "input" else 3 if on_cpu else 50)
+        self.recipe = replace(options.recipe, global_batch_size=self.batch_size * launch.world_size)
+        self.num_steps = options.steps or (30 if options.what == "input" else 3 if on_cpu else 50)
+        self.workers = 0 if options.what == "step" else devices.choose_workers(options.workers)
+        # Batches that workers have ready at the start would seem to cost nothing.
+        self.num_warmup_steps = PREFETCH_FACTOR * self.workers + 1
 
     def input(self) -> dict[str, Any]:
-        """For each number of workers; the fastest of ours is the result."""
-        source = self._source()
-        if self.options.parts:
-            return self._input_parts(source)
-        if self.options.beside:
-            return self._input_beside(source)
-        workers = self.options.workers or tuple(n for n in (1, 2, 4, 8, 16, 32, 64) if n <= usable_cores())
-        sweep = []
-        for number in workers:
-            rates = self._interleaved(
-                {
-                    "ours": lambda number=number: self._rate(self._our_batches(source, number), number),
-                    "tutorial": lambda number=number: self._rate(self._tutorial_batches(source, number), number),
-                    "decode_only": lambda number=number: self._rate(self._decode_only(source, number), number),
-                }
-            )
-            ratios = {
-                "ratio": ratio(rates, "ours", "tutorial"),
-                "share_of_decode_only": ratio(rates, "ours", "decode_only"),
-            }
-            sweep.append({"workers": number, **summary(rates), **ratios})
-        best = max(sweep, key=lambda row: row["ours"])
-        return {**best, "augment": self._augment_rate(), "sweep": sweep}
+        """Measure from encoded files to batches on the device, and separately the augmentation there."""
+        source, steps = self._source(), count(1)
+        augmentation = Augmentation(self.recipe, NUM_CLASSES, compile=self.options.compile)
+        images, labels = self._batch()
+        pixels = images.mul(64).add(128).clamp(0, 255).to(torch.uint8)
+        rates = self._measure(
+            ours=lambda: self._counted(each.tensors() for each in self._prefetched(source)),
+            tutorial=lambda: self._counted(self._tutorial_batches(source)),
+            decode_only=lambda: self._counted(self._torch_loader(ReferenceDataset(source))),
+            augment=lambda: self._counted(augmentation.prepare(Batch(pixels, labels, labels, step)) for step in steps),
+        )
+        return {**rates, "share_of_decode_only": rates["ours"] / rates["decode_only"], "workers": self.workers}
 
     def step(self) -> dict[str, Any]:
-        """On one batch that is on the device; of several processes, one each."""
-        if self.options.parts:
-            return beside_off(
-                summary(
-                    self._interleaved(step_ways(self.recipe, self.accelerator, self.options.compile, self._step_rate))
-                )
-            )
-        ours = self._our_step(1000)
-        images = torch.randn(self.batch_size, 3, self.recipe.image_size, self.recipe.image_size, device=self.device)
-        labels = torch.randint(1000, (self.batch_size,), device=self.device)
-        channels_last = images.to(memory_format=torch.channels_last)
+        """Measure optimizer steps on one batch on the device."""
+        images, labels = self._batch()
+        targets = one_hot(labels, NUM_CLASSES).float() if self.recipe.mixes else labels
+        step, take_step = self._our_step(NUM_CLASSES)
         if self.launch.world_size > 1:
-            rates = self._interleaved(ways_of_several(self.launch, ours, channels_last, labels, self._step_rate))
-            result = {**summary(rates), "collectives_per_step": collectives_per_step(ours, channels_last, labels)}
-            return {**result, **costs(result, self.launch.world_size)}
-        tutorial = TutorialStep(self.recipe, self.device)
-        bare = bare_step(self.recipe, self.device, self.accelerator.mixed_precision)
-        rates = self._interleaved(
-            {
-                "ours": lambda: self._step_rate(lambda: ours(channels_last, labels, 0.01)),
-                "tutorial": lambda: self._step_rate(lambda: tutorial(images, labels)),
-                "bare": lambda: self._step_rate(lambda: bare(channels_last, labels)),
-            }
+            return self._several_processes(step, lambda: take_step(images, targets))
+        tutorial, bare = self._reference_step(bare=False), self._reference_step(bare=True)
+        contiguous = images.contiguous()  # NCHW, as in the tutorial
+        rates = self._measure(
+            ours=lambda: self._counted(take_step(images, targets) for _ in count()),
+            tutorial=lambda: self._counted(tutorial(contiguous, labels) for _ in count()),
+            bare=lambda: self._counted(bare(images, labels) for _ in count()),
         )
-        result = {**summary(rates), "ratio": ratio(rates, "ours", "tutorial")}
-        result["overhead"] = ratio(rates, "bare", "ours") - 1
-        return result
+        return {**rates, "overhead": rates["bare"] / rates["ours"] - 1}
 
     def train(self) -> dict[str, Any]:
-        """From encoded files to updated weights."""
-        source = self._source()
-        workers = choose_workers(self.options.workers[0] if self.options.workers else None)
-        ours, tutorial = self._our_step(len(source.class_names)), TutorialStep(self.recipe, self.device)
-        total = Lap()
-        rates = self._interleaved(
-            {
-                "ours": lambda: self._our_training_rate(source, workers, ours, total),
-                "tutorial": lambda: self._rate(
-                    (tutorial(*batch) for batch in self._tutorial_batches(source, workers)), workers
-                ),
-            }
+        """Measure from encoded files to updated weights."""
+        source, stopwatch, total = self._source(), Stopwatch(self.device), Lap()
+        num_classes = len(source.class_names)
+        _, take_step = self._our_step(num_classes)
+        augmentation = Augmentation(self.recipe, num_classes, compile=self.options.compile)
+
+        def ours() -> Iterator[int]:
+            total.add(stopwatch.lap())  # of the repetition before
+            batches = self._prefetched(source, augmentation.prepare)
+            for number in count():
+                if number == self.num_warmup_steps:
+                    stopwatch.lap()  # drops the warm-up
+                with stopwatch.section("load"):
+                    batch = next(batches)
+                with stopwatch.section("train"):
+                    take_step(*batch.tensors())
+                yield self.batch_size
+
+        tutorial = self._reference_step(bare=False)
+        rates = self._measure(
+            ours=ours, tutorial=lambda: self._counted(starmap(tutorial, self._tutorial_batches(source)))
         )
-        return {
-            **summary(rates),
-            "ratio": ratio(rates, "ours", "tutorial"),
-            "waiting_share": total.waiting_share,
-            "advice": bottleneck(total, workers),
-            "workers": workers,
-        }
+        total.add(stopwatch.lap())
+        waiting = {"waiting_share": total.waiting_share, "advice": bottleneck(total, self.workers)}
+        return {**rates, **waiting, "workers": self.workers}
 
-    def _input_parts(self, source: Source) -> dict[str, Any]:
-        """Of one number of workers."""
-        workers = self.options.workers[0] if self.options.workers else 1
-        ways = {
-            name: lambda recipe=recipe: self._rate(self._our_batches(source, workers, recipe), workers)
-            for name, recipe in input_recipes(self.recipe).items()
-        }
-        return {"workers": workers, **beside_off(summary(self._interleaved(ways)))}
+    def _several_processes(self, step: TrainStep, take_step: Callable[[], None]) -> dict[str, Any]:
+        """Measure all processes together, the same without communication, and process 0 alone."""
 
-    def _input_beside(self, source: Source) -> dict[str, Any]:
-        """Of each form of the images, by one number of workers; and the tutorial's loader and decoding of the first."""
-        workers = self.options.workers[0] if self.options.workers else 1
-        forms = {source.name: source, **{data: self._source(data) for data in self.options.beside}}
-        ways = {
-            **{
-                name: lambda form=form: self._rate(self._our_batches(form, workers), workers)
-                for name, form in forms.items()
-            },
-            "tutorial": lambda: self._rate(self._tutorial_batches(source, workers), workers),
-            "decode only": lambda: self._rate(self._decode_only(source, workers), workers),
-        }
-        return {"workers": workers, **beside_off(summary(self._interleaved(ways)), source.name)}
+        def together() -> Iterator[int]:
+            self.launch.gather(None, "measures")  # start at the same time
+            while True:
+                take_step()
+                yield self.recipe.global_batch_size
 
-    def _source(self, data: str = "") -> Source:
-        data = data or self.options.data
-        source = open_source(data, "train")
+        def without_communication() -> Iterator[int]:
+            with step.without_communication():
+                yield from together()
+
+        def one_process() -> Iterator[int]:
+            with step.without_communication():
+                while True:
+                    if self.launch.is_main_process:  # the others wait in `together`, and their rates are not reported
+                        take_step()
+                    yield self.batch_size
+
+        rates = self._measure(ours=together, without_communication=without_communication, one_process=one_process)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            take_step()
+        names = [event.name for event in profiler.events() if event.name.startswith(("gloo:", "nccl:", "xccl:"))]
+        rates["communication_share"] = 1 - rates["ours"] / rates["without_communication"]
+        rates["scaling_efficiency"] = rates["ours"] / (self.launch.world_size * rates["one_process"])
+        return {**rates, "collectives_per_step": dict(Counter(names))}
+
+    def _measure(self, **ways: Callable[[], Iterator[int]]) -> dict[str, Any]:
+        """Return each way's median rate and its range, over repetitions in turn after one that does not count."""
+        rounds = [[self._rate(way()) for way in ways.values()] for _ in range(self.options.repetitions + 1)][1:]
+        rates = dict(zip(ways, zip(*rounds, strict=True), strict=True))
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        ranges = {f"{name}_range": [min(values), max(values)] for name, values in rates.items()}
+        ratio = {"ratio": medians["ours"] / medians["tutorial"]} if "tutorial" in ways else {}
+        return {**medians, **ranges, **ratio}
+
+    def _rate(self, steps: Iterator[int]) -> float:
+        """Return images/s over `num_steps` steps, after a warm-up."""
+        with contextlib.closing(steps):
+            deque(islice(steps, self.num_warmup_steps), maxlen=0)
+            synchronize(self.device)
+            start_seconds = perf_counter()
+            num_images = sum(islice(steps, self.num_steps))
+            synchronize(self.device)
+            return num_images / (perf_counter() - start_seconds)
+
+    def _counted(self, steps: Iterable[Any]) -> Iterator[int]:
+        for _ in steps:
+            yield self.batch_size
+
+    def _source(self) -> Source:
+        source = open_source(self.options.data, "train")
         if len(source) < self.batch_size:
-            raise UserError(f"{data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
+            raise UserError(f"{self.options.data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
+        # More steps than are measured: at the last one the workers are as busy as at the first.
+        last_step = self.num_warmup_steps + self.num_steps + PREFETCH_FACTOR * self.workers
+        self.order = TrainSampler(StepCounts(self.recipe, 1, 1, len(source)), 1, last_step, labels=source.labels)
         return source
 
     def _prefetched(
-        self, source: Source, workers: int, prepare: Callable[[Batch], Tensors], recipe: Recipe | None = None
+        self, source: Source, prepare: Callable[[Batch], Tensors] = lambda batch: (batch.images, batch.labels)
     ) -> Iterator[Prefetched]:
-        schedule = StepCounts(recipe or self.recipe, 1, 1, len(source))
-        with train_loader(source, schedule, TrainOptions(), workers) as loader:
-            order = TrainSampler(schedule, 1, self._num_steps(workers))
-            yield from prefetch_to_device(loader.batches(order), self.device, prepare)
+        with train_loader(source, self.order.schedule, TrainOptions(), self.workers) as loader:
+            yield from prefetch_to_device(loader.batches(self.order), self.device, prepare)
 
-    def _our_batches(self, source: Source, workers: int, recipe: Recipe | None = None) -> Iterator[Tensors]:
-        """(B, 3, S, S) uint8 and (B,) int64, on the device."""
-        prefetched = self._prefetched(source, workers, lambda batch: (batch.images, batch.labels), recipe)
-        return (each.tensors() for each in prefetched)
-
-    def _num_steps(self, workers: int) -> int:
-        """Enough for the workers to be as busy at the last measured step as at the first."""
-        return warmup_steps(workers) + self.steps + PREFETCH_FACTOR * workers
-
-    def _indices(self, source: Source, workers: int) -> list[list[int]]:
-        order = TrainSampler(StepCounts(self.recipe, 1, 1, len(source)), 1, self._num_steps(workers))
-        return [[sample.index for sample in batch.samples] for batch in order]
-
-    def _tutorial_batches(self, source: Source, workers: int) -> Iterator[Any]:
-        """(B, 3, S, S) float32, made one by one in the workers, and (B,) int64."""
-        loader = reference_loader(
-            TutorialDataset(source, self.recipe),
-            self._indices(source, workers),
-            workers,
-            pin_memory=capabilities(self.device.type).pinned_memory,
+    def _torch_loader(self, dataset: Dataset) -> DataLoader:
+        """Return torch's DataLoader with the batches and the prefetch factor of our loader."""
+        return DataLoader(
+            dataset,
+            batch_sampler=[[sample.index for sample in batch.samples] for batch in self.order],
+            num_workers=self.workers,
+            prefetch_factor=PREFETCH_FACTOR,
+            pin_memory=devices.capabilities(self.device.type).pinned_memory,
+            multiprocessing_context=worker_context(),
         )
-        return ((images.to(self.device), labels.to(self.device)) for images, labels in loader)
 
-    def _decode_only(self, source: Source, workers: int) -> Iterator[Any]:
-        return iter(reference_loader(DecodeOnly(source), self._indices(source, workers), workers, pin_memory=False))
+    def _tutorial_batches(self, source: Source) -> Iterator[Tensors]:
+        for images, labels in self._torch_loader(ReferenceDataset(source, self.recipe.image_size)):
+            yield images.to(self.device), labels.to(self.device)
 
-    def _augment_rate(self) -> float:
-        """Images/s of the device's part of the input path, alone."""
-        size, augmentation, steps = self.recipe.image_size, self._augmentation(1000), itertools.count(1)
-        images = random_images(self.batch_size, size, self.device)
-        labels = torch.randint(1000, (self.batch_size,), device=self.device)
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Return (B, 3, S, S) float32 in channels_last and (B,) int64 on the device."""
+        images = torch.randn(self.batch_size, 3, self.recipe.image_size, self.recipe.image_size, device=self.device)
+        labels = torch.randint(NUM_CLASSES, (self.batch_size,), device=self.device)
+        return images.to(memory_format=torch.channels_last), labels
 
-        def augment() -> Tensors:
-            return augmentation.prepare(Batch(images, labels, labels, next(steps)))
+    def _our_step(self, num_classes: int) -> tuple[TrainStep, Callable[[Tensor, Tensor], None]]:
+        """Return the step, and a function that takes it and updates the moving average, if the recipe has one."""
+        step = TrainStep(self.recipe, num_classes, self.accelerator, compile=self.options.compile)
+        schedule = StepCounts(self.recipe, 1, 1, 100 * self.recipe.global_batch_size)
+        average = MovingAverage(step.plain_copy(), schedule) if self.recipe.ema_decay else None
+        numbers = count(1)
 
-        return statistics.median(self._interleaved({"augment": lambda: self._step_rate(augment)})["augment"])
+        def take_step(images: Tensor, targets: Tensor) -> None:
+            step(images, targets, LR, number := next(numbers))
+            if average is not None:
+                average.update(step.model, number)
 
-    def _our_step(self, num_classes: int) -> TrainStep:
-        return TrainStep(self.recipe, num_classes, self.accelerator, compile=self.options.compile)
+        return step, take_step
 
-    def _augmentation(self, num_classes: int) -> Augmentation:
-        return Augmentation(self.recipe, num_classes, compile=self.options.compile)
+    def _reference_step(self, bare: bool) -> Callable[[Tensor, Tensor], None]:
+        """Return the tutorial's step (float32, NCHW, loss read at each step), or the shortest step in our precision."""
+        layout = torch.channels_last if bare else torch.contiguous_format
+        network = getattr(models, self.recipe.model)().to(self.device, memory_format=layout)
+        optimizer = torch.optim.SGD(network.parameters(), LR, momentum=0.9, weight_decay=1e-4, fused=bare or None)
+        dtype = devices.PRECISIONS[self.accelerator.mixed_precision].autocast_dtype if bare else None
 
-    def _our_training_rate(self, source: Source, workers: int, step: TrainStep, total: Lap) -> float:
-        """Images/s; adds to `total` where the time went."""
-        stopwatch, augmentation = Stopwatch(self.device), self._augmentation(len(source.class_names))
-        batches = self._prefetched(source, workers, augmentation.prepare)
-        for batch in islice(batches, warmup_steps(workers)):
-            step(*batch.tensors(), lr=0.01)
-        synchronize(self.device)
-        start_seconds = perf_counter()
-        for _ in range(self.steps):
-            with stopwatch.section("load"):
-                batch = next(batches)
-            with stopwatch.section("train"):
-                step(*batch.tensors(), lr=0.01)
-        total.add(stopwatch.lap())
-        return self.steps * self.batch_size / (perf_counter() - start_seconds)
+        def step(images: Tensor, labels: Tensor) -> None:
+            optimizer.zero_grad()
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                logits = network(images)
+            loss = cross_entropy(logits.float(), labels)
+            loss.backward()
+            optimizer.step()
+            if not bare:
+                loss.item()  # makes the host wait for the device
 
-    def _rate(self, batches: Iterator[Any], workers: int = 0) -> float:
-        """Images/s over `steps` batches, after those that the workers had made ahead."""
-        deque(islice(batches, warmup_steps(workers)), maxlen=0)
-        synchronize(self.device)
-        start_seconds = perf_counter()
-        deque(islice(batches, self.steps), maxlen=0)
-        synchronize(self.device)
-        return self.steps * self.batch_size / (perf_counter() - start_seconds)
-
-    def _step_rate(self, step: Callable[[], object]) -> float:
-        return self._rate(step() for _ in itertools.count())
-
-    def _interleaved(self, ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-        """Each way's rates, measured in turn, after one round that does not count."""
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for repetition in range(self.options.repetitions + 1):
-            for name, way in ways.items():
-                rate = way()
-                if repetition:
-                    rates[name].append(rate)
-        return rates
+        return step
 
 
-def warmup_steps(workers: int) -> int:
-    """Batches that may be ready when the first is taken, and one; measured, they would seem to cost nothing."""
-    return PREFETCH_FACTOR * workers + 1
+class ReferenceDataset(Dataset):
+    """Images for torch's loader: all of the tutorial's work, image by image; or decoded only, sending nothing back."""
+
+    def __init__(self, source: Source, image_size: int = 0):
+        self._source, self._decode_only = source, not image_size
+        crop = [transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()]
+        color = [transforms.RandomRotation(10), transforms.ColorJitter(0.2, 0.2, 0.2, 0.2), transforms.ToTensor()]
+        self._transform = transforms.Compose([*crop, *color, transforms.Normalize(imagenet.MEAN, imagenet.STD)])
+
+    def __getitem__(self, index: int) -> tuple[Tensor | int, int]:
+        if self._decode_only:
+            return decode(self._source.read(index)).ndim, 0
+        with Image.open(io.BytesIO(self._source.read(index).tobytes())) as image:
+            return self._transform(image.convert("RGB")), int(self._source.labels[index])
 
 
-def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Each way's median, with its range under `<name>_range`."""
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    return {**medians, **{f"{name}_range": [min(values), max(values)] for name, values in rates.items()}}
+REMARKS = {
+    "ratio": "ours is {:.2f} times the tutorial's",
+    "share_of_decode_only": "ours is {:.2f} of decoding alone",
+    "overhead": "our overhead over the bare loop is {:.1%}",
+    "waiting_share": "waits for data {:.1%} of the time",
+    "advice": "{}",
+    "communication_share": "communication takes {:.1%}",
+    "scaling_efficiency": "scaling efficiency {:.2f}",
+    "collectives_per_step": "collectives per step: {}",
+}
 
 
-def ratio(rates: dict[str, list[float]], name: str, other: str) -> float:
-    return statistics.median(rates[name]) / statistics.median(rates[other])
+def table(result: dict[str, Any]) -> str:
+    """Format a result for the terminal."""
+    workers = f", {format.count(result['workers'], 'loader worker')}" if "workers" in result else ""
+    lines = [
+        f"{result['what']}: images/s, median of {result['repetitions']} interleaved repetitions (min to max)",
+        f"  {result['hardware']}, {format.count(result['num_processes'], 'process', 'es')}, "
+        f"{result['cpu_threads']} CPU threads{workers}, torch {result['versions']['torch']}, commit {result['commit']}",
+        f"  {result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['precision']}",
+        *(f"  {change}" for change in result["recipe_changes"]),
+    ]
+    for name in [name for name in result if f"{name}_range" in result]:
+        low, high = result[f"{name}_range"]
+        lines.append(f"  {name.replace('_', ' '):<22}{result[name]:,.1f} ({low:,.1f} to {high:,.1f})")
+    return "\n".join(lines + [f"  {text.format(result[name])}" for name, text in REMARKS.items() if name in result])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from resnet_in1k.cli.arguments import parse
 from resnet_in1k.evaluate.statistics import confidence_interval, paired
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.recipes.recipe import Recipe
@@ -168,3 +169,7 @@ def draw(rows: Sequence[Compared]) -> "Figure":
     for text in legend.get_texts():
         text.set_parse_math(False)  # text between two $ in a name is not a formula
     return figure
+
+
+def main() -> None:
+    print(compare(parse(CompareOptions, description="Compare runs and evaluations.")))

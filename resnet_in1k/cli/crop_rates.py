@@ -1,6 +1,6 @@
 """What resized copies gain: both forms read, decoded and cropped in turn, by what a loader worker runs.
 
-`benchmark.py input --beside` measures the whole input path, with workers; this takes seconds, in one process.
+`benchmark.py input` measures the input path with workers; this takes seconds, in one process.
 """
 
 import statistics

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from resnet_in1k.cli.arguments import parse
 from resnet_in1k.model.exported import FACTS_NAME, load_exported
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
@@ -132,3 +133,9 @@ def _relative_difference(model: ResNet, exported: Callable[[Tensor], Tensor], ba
                 return float("inf")
             largest = max(largest, float(np.abs(actual - expected).max() / np.abs(expected).max()))
     return largest
+
+
+def main() -> None:
+    options = parse(ExportOptions, description="Export weights; the file is kept only if its logits agree.")
+    difference = export(options)
+    print(f"{options.output} written; its logits differ by {difference:.1g} of the largest")

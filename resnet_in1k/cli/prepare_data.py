@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_in1k.cli.arguments import parse
 from resnet_in1k.cli.crop_rates import CROP_SIZE, crop_rates
 from resnet_in1k.cli.verify_data import SPLITS, verify_data
 from resnet_in1k.data.dataset import FileSource, Source
@@ -315,3 +317,8 @@ def _num_links(source: FileSource) -> int:
 def _size(sources: Iterable[Source]) -> int:
     """Of the images, in bytes, by the mean of some: to ask for a million sizes over a network takes minutes."""
     return round(sum(len(source) * mean_written_bytes(source, None, SIZED_IMAGES) for source in sources))
+
+
+def main() -> None:
+    if not prepare_data(parse(PrepareOptions, description="Prepare images for training, or verify them.")):
+        sys.exit(1)

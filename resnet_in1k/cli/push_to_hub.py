@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_in1k.cli.arguments import parse
 from resnet_in1k.hub.hub_folder import build_hub_folder
 from resnet_in1k.hub.upload import MAIN, Upload, files_in
 from resnet_in1k.run_folder import RunFolder
@@ -51,3 +52,7 @@ def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
         say("dry run: nothing was sent, and the Hub has not checked the card")
         return
     Upload(folder, run.weights, options.repo_id, options.private, options.revision, options.pr, say).run()
+
+
+def main() -> None:
+    push(parse(PushOptions, description="Publish a run's best weights, with their metrics as a model card."))

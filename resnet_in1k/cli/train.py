@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnet_in1k.cli import arguments as cli
 from resnet_in1k.cli.load_recipe import GivenRecipe, find_recipe
-from resnet_in1k.evaluate.reproduction import describe_distance, distance
+from resnet_in1k.evaluate.statistics import describe_distance, distance
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import scale

@@ -1,1 +1,1 @@
-"""From weights and data to counts: evaluation, the top-k metric, and the report for people."""
+"""Evaluation: predictions, counts, the top-k metric, class matching, statistics and the report."""

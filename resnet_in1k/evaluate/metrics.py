@@ -1,67 +1,70 @@
-"""Top-1 and top-k accuracy as a metric of Hugging Face's `evaluate` that needs no network."""
+"""Top-1 and top-k accuracy: counts by NumPy, and as a metric of Hugging Face's `evaluate`."""
 
+import contextlib
 import sys
 import tempfile
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 
-if "transformers" in sys.modules:
-    import evaluate
-else:  # where it is installed, evaluate imports it for pipelines of its own: seconds and a gigabyte in every process
-    sys.modules["transformers"] = None  # type: ignore[assignment]
+if TYPE_CHECKING:
     import evaluate
 
-    del sys.modules["transformers"]
 
+def top_k_counts(top_ids: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
+    """Count correct predictions; the keys are fields of Evaluation.
 
-class TopKAccuracy(evaluate.Metric):
-    """How often the true class is the first, or among the first k, of those predicted.
-
-    Takes ranked class ids, (B, k) integers, best first, with labels, (B,); `compute` gives
-
-    - `top1_correct`, `topk_correct`, `num_images`: counts,
-    - `top1_accuracy`, `topk_accuracy`: the counts over `num_images`, as fractions,
-    - `class_num_images`, `class_top1_correct`, `class_topk_correct`: lists of counts by class.
-
-    `evaluate.load("accuracy")` would need the network and knows no top-k.
+    Args:
+        top_ids: (N, k) integers, the k most probable classes, best first.
+        labels: (N,) integers, the true classes.
     """
+    hits = top_ids == labels[:, None]  # (N, k)
+    counted = {"num_images": slice(None), "top1_correct": hits[:, 0], "topk_correct": hits.any(axis=1)}
+    by_class = {name: np.bincount(labels[rows], minlength=num_classes).tolist() for name, rows in counted.items()}
+    totals = {name: sum(counts) for name, counts in by_class.items()}
+    return totals | {f"class_{name}": tuple(counts) for name, counts in by_class.items()}
 
-    def __init__(self, k: int, num_classes: int):
-        self.k, self.num_classes = k, num_classes
-        # evaluate makes its cache folder even if everything is kept in memory, and the home may be read-only.
-        self._cache = tempfile.TemporaryDirectory()
-        super().__init__(keep_in_memory=True, cache_dir=self._cache.name)
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=f"Top-1 and top-{self.k} accuracy.",
-            citation="",
-            inputs_description="predictions: ranked class ids, best first; references: true class ids.",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("int32"), length=self.k),
-                    "references": datasets.Value("int32"),
-                }
-            ),
-        )
+def top_k_accuracy(k: int, num_classes: int) -> "evaluate.Metric":
+    """Return a metric that needs no network; `evaluate.load("accuracy")` does, and has no top-k.
 
-    def _compute(self, predictions: list[list[int]], references: list[int]) -> dict[str, Any]:
-        labels = np.asarray(references)
-        hits = np.asarray(predictions) == labels[:, None]  # (N, k)
+    Predictions are class ids, (N, k), best first; references are true class ids, (N,). `compute` returns the counts of
+    `top_k_counts`, and the fractions `top1_accuracy` and `topk_accuracy`.
+    """
+    import datasets  # takes seconds, as `evaluate` does; training needs neither
 
-        def by_class(chosen: np.ndarray) -> list[int]:
-            return np.bincount(labels[chosen], minlength=self.num_classes).tolist()
+    with _not_importable("transformers"):
+        import evaluate
 
-        top1, topk = by_class(hits[:, 0]), by_class(hits.any(axis=1))
-        return {
-            "num_images": len(labels),
-            "top1_correct": sum(top1),
-            "topk_correct": sum(topk),
-            "top1_accuracy": sum(top1) / len(labels),
-            "topk_accuracy": sum(topk) / len(labels),
-            "class_num_images": by_class(np.ones(len(labels), dtype=bool)),
-            "class_top1_correct": top1,
-            "class_topk_correct": topk,
-        }
+    class TopKAccuracy(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            ids = datasets.Value("int32")
+            return evaluate.MetricInfo(
+                description=f"Top-1 and top-{k} accuracy.",
+                citation="",
+                features=datasets.Features({"predictions": datasets.Sequence(ids, length=k), "references": ids}),
+            )
+
+        def _compute(self, predictions: list[list[int]], references: list[int]) -> dict[str, Any]:
+            counts = top_k_counts(np.asarray(predictions), np.asarray(references), num_classes)
+            fractions = {f"{top}_accuracy": counts[f"{top}_correct"] / counts["num_images"] for top in ("top1", "topk")}
+            return counts | fractions
+
+    # It makes a cache folder even for values in memory, and the home folder may be read-only.
+    with tempfile.TemporaryDirectory() as unused:
+        return TopKAccuracy(keep_in_memory=True, cache_dir=unused)
+
+
+@contextlib.contextmanager
+def _not_importable(name: str) -> Iterator[None]:
+    """Make `import name` raise ImportError in the body, unless the package has been imported before.
+
+    Where transformers is installed, `evaluate` imports it: seconds and a gigabyte for what is not used here.
+    """
+    sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if sys.modules[name] is None:
+            del sys.modules[name]

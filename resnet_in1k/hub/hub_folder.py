@@ -15,7 +15,7 @@ import safetensors
 import torch
 from jinja2 import UndefinedError
 
-from resnet_in1k.evaluate.reproduction import different_conditions
+from resnet_in1k.evaluate.statistics import different_conditions
 from resnet_in1k.hub.model_card import RunRecord, make_card, published_facts
 from resnet_in1k.model.exported import is_exported
 from resnet_in1k.model.foreign import CONFIG_NAME

@@ -1,3 +1,6 @@
+"""Parsing of arguments, errors and exit statuses, and the commands of `python -m resnet_in1k`."""
+
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -5,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from helpers.processes import ROOT
 
+from resnet_in1k.__main__ import COMMANDS
 from resnet_in1k.cli import arguments as cli
 from resnet_in1k.utils.errors import BadImageError, Preempted, UserError
 
@@ -140,7 +144,7 @@ def test_help_can_be_piped_to_head():
 @pytest.mark.slow
 def test_output_that_nobody_reads_is_no_traceback():
     """`true` ends long before there is anything to read."""
-    result = piped_to("true", "-c 'from resnet_in1k import cli; cli.run_script(lambda: print(1))'")
+    result = piped_to("true", "-c 'from resnet_in1k.cli.arguments import run_script; run_script(lambda: print(1))'")
     assert (result.returncode, result.stderr) == (141, "")
 
 
@@ -153,3 +157,23 @@ def test_an_error_cannot_write_to_the_terminal(capsys):
     with pytest.raises(SystemExit):
         cli.run_script(fail)
     assert capsys.readouterr().err == "error: field \\x1b]0;title\\x07 of\\nmine\n"
+
+
+def test_every_script_is_a_command():
+    assert {name.replace("-", "_") for name in COMMANDS} == {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    for name in COMMANDS:
+        assert callable(importlib.import_module(f"resnet_in1k.cli.{name.replace('-', '_')}").main)
+
+
+@pytest.mark.slow
+def test_commands_of_the_package():
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "resnet_in1k", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    helped, unknown, failed = run(), run("trian"), run("evaluate", "--ckpt", "nowhere")
+    assert (helped.returncode, unknown.returncode, failed.returncode) == (0, 2, 2)
+    assert all(f"\n  {name} " in helped.stdout for name in COMMANDS)
+    assert unknown.stderr.startswith("error: no command 'trian'\n")
+    assert failed.stderr.startswith("error: nowhere: no such file or folder")
+    assert run("push-to-hub", "--help").stdout.startswith("usage: resnet-in1k push-to-hub")

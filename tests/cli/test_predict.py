@@ -1,4 +1,4 @@
-"""scripts/predict.py, without the script."""
+"""cli/predict.py, called in this process."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_classes_without_names_are_numbered(evaluated: RunFolder, image_folder: 
 def test_as_a_table():
     prediction = Prediction("a.jpg", (("n01440764", "tench", 0.9912), ("n01443537", "goldfish", 0.0088)))
     assert prediction.to_table() == "a.jpg\n   99.12%  tench\n    0.88%  goldfish"
-    assert Prediction("b.jpg", error="cut off").to_table() == "b.jpg\n  cannot be read: cut off"
+    assert Prediction("b.jpg", error="truncated").to_table() == "b.jpg\n  cannot be read: truncated"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_as_a_table():
         ({"images": ()}, "no image given"),
         ({"top_k": 0}, "--top-k 0: must be at least 1"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"picture": Path("a.txt")}, "--picture a.txt: a file that ends in .png or .svg"),
+        ({"picture": Path("a.txt")}, "--picture a.txt: must end in .png or .svg"),
         ({"image_size": 0}, "--image-size 0"),
         ({"eval_crop_ratio": 2.0}, "--eval-crop-ratio 2.0"),
     ],

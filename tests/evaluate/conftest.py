@@ -1,4 +1,4 @@
-"""What the tests of evaluation share."""
+"""Fixtures of the tests of evaluation."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The numbers of a report, against scikit-learn and worked by hand; what it writes."""
+"""The numbers of a report, by scikit-learn and by hand; its files."""
 
 import csv
 import json
@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, Predictions
+from resnet_in1k.evaluate.metrics import top_k_counts
 from resnet_in1k.evaluate.report import (
     balanced_scores,
     calibration_error,
@@ -27,7 +28,7 @@ from resnet_in1k.utils.errors import UserError
 
 @pytest.fixture
 def predictions() -> Predictions:
-    """200 images of 7 classes, one of them unreadable."""
+    """200 images of 7 classes, one image unreadable."""
     generator = np.random.default_rng(0)
     top_ids = np.stack([generator.permutation(7)[:5] for _ in range(200)])
     confidences = generator.uniform(0.2, 1, 200).astype(np.float32)
@@ -73,26 +74,16 @@ def test_worst_mistakes_are_the_most_confident_and_readable(predictions: Predict
 
 
 def evaluation_of(top_ids: list[list[int]], source: Source, names: tuple[str, ...]) -> Evaluation:
-    """Of three images, with these ranked classes, and confidences of 0.9, 0.8 and 0.6."""
-    hits = np.array(top_ids) == source.labels[:, None]
-
-    def by_class(chosen: np.ndarray) -> tuple[int, ...]:
-        return tuple(np.bincount(source.labels[chosen], minlength=len(names)).tolist())
-
+    """An evaluation of three images with these ranked classes, and confidences of 0.9, 0.8 and 0.6."""
     return Evaluation(
-        num_images=len(source),
+        **top_k_counts(np.array(top_ids), source.labels, len(names)),
         num_classes=len(names),
         top_k=len(top_ids[0]),
-        top1_correct=int(hits[:, 0].sum()),
-        topk_correct=int(hits.any(axis=1).sum()),
         loss=1.0,
         preprocessing=PREPROCESSING,
         data=source.name,
         split="val",
         class_names=names,
-        class_num_images=by_class(np.ones(len(source), dtype=bool)),
-        class_top1_correct=by_class(hits[:, 0]),
-        class_topk_correct=by_class(hits.any(axis=1)),
         predictions=Predictions(source.labels, np.array(top_ids), np.array([0.9, 0.8, 0.6], dtype=np.float32)),
     )
 
@@ -103,8 +94,8 @@ NAMES = ("n01440764", "bee", "cat", "dog")
 @pytest.fixture
 def three(image_folder: Path) -> Source:
     """Images of the classes 0, 1 and 2; there is none of class 3."""
-    whole = open_source(str(image_folder), "val")
-    return packed_source([whole.read(index).tobytes() for index in range(3)], NAMES)
+    val = open_source(str(image_folder), "val")
+    return packed_source([val.read(index).tobytes() for index in range(3)], NAMES)
 
 
 def test_a_report_is_tables_numbers_and_figures(three: Source, tmp_path: Path):
@@ -143,12 +134,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(three: Source, tmp_path: Pa
 
 
 def test_scores_by_class_of_unequal_classes():
-    """By hand: eight of class 0, seven of them right; two of class 1, one right, one unreadable; none of class 2."""
+    """Eight of class 0, seven right; two of class 1, one right, one unreadable; none of class 2."""
     labels = np.array([0] * 8 + [1] * 2)
     first = np.array([0] * 7 + [2] + [1, NO_CLASS])
     predictions = Predictions(labels, first[:, None], np.ones(10, dtype=np.float32))
-    scores = class_scores(predictions, 3)
-    assert scores.recall.tolist() == [7 / 8, 1 / 2, 0]
-    assert scores.precision.tolist() == [1, 1, 0]
-    assert scores.f1.tolist() == pytest.approx([14 / 15, 2 / 3, 0])
-    assert balanced_scores(scores) == (pytest.approx(11 / 16), pytest.approx(0.8))
+    precision, recall, f1, num_images = class_scores(predictions, 3)
+    assert num_images.tolist() == [8, 2, 0]
+    assert recall.tolist() == [7 / 8, 1 / 2, 0]
+    assert precision.tolist() == [1, 1, 0]
+    assert f1.tolist() == pytest.approx([14 / 15, 2 / 3, 0])
+    assert balanced_scores((precision, recall, f1, num_images)) == (pytest.approx(11 / 16), pytest.approx(0.8))

@@ -112,7 +112,12 @@ HEADS = {
     "classes that match in part": (7, ["yak", *CLASSES[1:], "gnu"], "the class names differ", "gnu|ant"),
     "another width, with names": (3, ["yak", "gnu", "owl"], "the class names differ", "ant"),
     "another width, without names": (7, None, "its classes have no names", "has 7 classes, but .* has 6"),
-    "fewer names than outputs": (7, CLASSES, "its classes have no names", "has 7 classes, but 6 names beside it"),
+    "fewer names than outputs": (
+        7,
+        CLASSES,
+        "its classes have no names",
+        "has 7 classes, but 6 class names are recorded",
+    ),
 }
 
 

@@ -1,3 +1,5 @@
+"""Intervals and McNemar's test, calculated by hand."""
+
 import base64
 
 import numpy as np
@@ -19,28 +21,35 @@ def result(right: list[int], images: str = "ab") -> dict:
 
 
 def test_mcnemar_by_hand():
-    """Ten images differ, nine of them for the second: 2 × (1 + 10) / 2^10."""
+    """Ten images differ, nine of which the second has right: 2 × (1 + 10) / 2^10."""
     first, second = [1] * 5 + [1] + [0] * 9 + [0] * 6, [1] * 5 + [0] + [1] * 9 + [0] * 6
     found = paired(result(first), result(second))
     assert (found.only_first, found.only_second) == (1, 9)
     assert found.p_value == pytest.approx(22 / 1024)
     assert found.describe("a", "b") == (
-        "1 images only a has right, 9 only b: the difference is hardly chance, p = 0.021 (McNemar)"
+        "only a is right on 1 image, only b on 9: the difference is statistically significant (p = 0.021)"
     )
-    assert paired(result(first), result(first)).p_value == 1
-    copies = {**result(second), "samples_sha256": "cd"}
-    assert paired(result(first), copies) == found  # an older one does not say what its images held
-    assert paired({**result(first), "samples_sha256": "ef"}, copies) is None
-    assert "could be chance" in paired(result([1, 0, 1]), result([0, 1, 1])).describe("a", "b")
+    not_significant = paired(result([1, 0, 1]), result([0, 1, 1])).describe("a", "b")
+    assert not_significant.endswith("the difference is not statistically significant (p = 1)")
 
 
-def test_other_images_are_not_compared():
+def test_equal_predictions():
+    found = paired(result([1, 0]), result([1, 0]))
+    assert found.p_value == 1
+    assert found.describe("a", "b") == "a and b: both are right on the same images"
+
+
+def test_different_images_are_not_compared():
+    """The hash of the content counts where both record one."""
     assert paired(result([1, 0]), result([1, 0], images="cd")) is None
     assert paired({"num_images": 2}, result([1, 0])) is None
+    copies = {**result([1, 0]), "samples_sha256": "cd"}
+    assert paired(result([1, 0]), copies) is not None
+    assert paired({**result([1, 0]), "samples_sha256": "ef"}, copies) is None
 
 
 def test_bits_that_contradict_the_counts_are_an_error():
-    with pytest.raises(ValueError, match="2 images are marked as right, and 1 are counted"):
+    with pytest.raises(ValueError, match="top1_right has 2 correct images, and top1_correct is 1"):
         paired(result([1, 1]) | {"top1_correct": 1}, result([1, 0]))
     with pytest.raises(ValueError, match=r"base64|padding|data"):
         paired(result([1, 1]) | {"top1_right": "?"}, result([1, 0]))

@@ -1,0 +1,35 @@
+"""`python -m resnet_in1k COMMAND …` and `resnet-in1k COMMAND …`, the same programs as in scripts/."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train a ResNet",
+    "evaluate": "measure the accuracy of saved weights",
+    "predict": "classify images",
+    "compare": "compare runs and evaluations",
+    "export": "export weights to ONNX, torch.export or safetensors",
+    "push-to-hub": "publish a run on the Hugging Face Hub",
+    "prepare-data": "convert, resize, shard or verify images",
+    "benchmark": "measure the speed of this machine",
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names; without one print the list of commands."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in COMMANDS:
+        is_help = name in ("-h", "--help")
+        lines = [f"  {command:<14}{description}" for command, description in COMMANDS.items()]
+        problem = [] if is_help else [f"error: no command {name!r}"]
+        usage = "usage: resnet-in1k COMMAND [-h] …"
+        print("\n".join([*problem, usage, "", *lines]), file=sys.stdout if is_help else sys.stderr)
+        sys.exit(0 if is_help else 2)
+    from resnet_in1k.cli.arguments import run_script
+
+    sys.argv[:2] = [f"resnet-in1k {name}"]  # as the parser prints it in usage
+    run_script(importlib.import_module(f"resnet_in1k.cli.{name.replace('-', '_')}").main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""The parts of the GPU check: in this process, as whole runs, and measurements."""
