@@ -81,7 +81,7 @@ def test_every_command_can_be_given(command: list[str], tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "argv", command[place:])
     assert (ROOT / command[place]).is_file()
     if command[place] in ("scripts/train.py", "scripts/train.sbatch"):
-        assert isinstance(train.parse(train.given_recipe()).what, Recipe)
+        assert isinstance(train.parse()[1].what, Recipe)
     else:
         assert isinstance(cli.parse(OPTIONS[command[place]]), OPTIONS[command[place]])
 
@@ -158,7 +158,7 @@ def test_the_path_of_own_images(run_script, image_folder: Path, tmp_path: Path):
         assert result.returncode == 0, result.stderr
         printed.append(result.stdout)
     finetuned, _, compared, published = printed
-    assert "with a new head of 6 classes, as nothing names its classes" in finetuned
+    assert "with a new head of 6 classes, because its classes have no names" in finetuned
     assert re.search(r"^mine +\d+\.\d\d% .*\nprobe +\d+\.\d\d% ", compared, re.M)
     assert "image by image:" in compared
     assert (tmp_path / "compared.png").is_file()

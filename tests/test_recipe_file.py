@@ -9,7 +9,8 @@ import pytest
 
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder, add_resume, describe_data, read_recipe, write_recipe
+from resnet_in1k.run_folder import RunFolder, add_resume, read_recipe, write_recipe
+from resnet_in1k.train.trainer import describe_data
 from resnet_in1k.utils.errors import UserError
 
 VERSION_1 = {
@@ -68,7 +69,7 @@ def test_a_recipe_is_read_as_it_was_written(run: RunFolder, tiny: Recipe):
     read, facts = read_recipe(run)
     assert read == recipe
     assert (facts["recipe"]["name"], facts["data"]["source"], facts["world_size"]) == ("tiny", "digits", 2)
-    assert facts["format_version"] == 2
+    assert facts["format_version"] == 3
 
 
 def test_the_first_version_is_read_with_later_fields_switched_off(run: RunFolder):
@@ -88,12 +89,12 @@ def test_the_first_version_is_read_with_later_fields_switched_off(run: RunFolder
     assert facts == VERSION_1
 
 
-@pytest.mark.parametrize("version", [3, "2", None])
+@pytest.mark.parametrize("version", [4, "2", None])
 def test_another_version_is_refused_in_one_line(run: RunFolder, version: object):
     """Also if it has fields that are not known here."""
     recipe = {**VERSION_1["recipe"], "mixup_alpha": 0.2}
     run.recipe.write_text(json.dumps({**VERSION_1, "format_version": version, "recipe": recipe}))
-    message = rf"recipe.json has format version {version!r}, which is newer than this resnet-in1k: update it$"
+    message = rf"recipe.json has format version {version!r}, newer than this resnet-in1k: update it$"
     with pytest.raises(UserError, match=message) as error:
         read_recipe(run)
     assert "\n" not in str(error.value)
@@ -102,7 +103,7 @@ def test_another_version_is_refused_in_one_line(run: RunFolder, version: object)
 def test_unknown_fields_are_refused_by_name(run: RunFolder):
     recipe = {**VERSION_1["recipe"], "xyz": 0.2, "label_smothing": 0.1}
     run.recipe.write_text(json.dumps({**VERSION_1, "recipe": recipe}))
-    message = "not known here: label_smothing, xyz; update resnet-in1k, or perhaps label_smoothing was meant$"
+    message = "unknown recipe fields: label_smothing, xyz; update resnet-in1k, or did you mean label_smoothing\?$"
     with pytest.raises(UserError, match=message):
         read_recipe(run)
 

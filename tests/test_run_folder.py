@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_an_existing_run_is_refused_unless_resumed(run: RunFolder):
-    with pytest.raises(UserError, match="already contains a run; go on with it by --resume, or choose another"):
+    with pytest.raises(UserError, match="already contains a run; continue it with --resume, or choose another"):
         run.check_free(resume=False)
     run.check_free(resume=True)
     RunFolder(run.path.parent).check_free(resume=False)
@@ -28,7 +28,9 @@ def test_an_existing_run_is_refused_unless_resumed(run: RunFolder):
 def test_checkpoints_without_a_recipe_are_refused(run: RunFolder, resume: bool):
     (run.checkpoints / "step_00000004").mkdir()
     run.recipe.unlink()
-    with pytest.raises(UserError, match=r"has checkpoints, but no recipe.json with their recipe and data; put that"):
+    with pytest.raises(
+        UserError, match=r"has checkpoints, but no recipe.json with their recipe and data; restore that"
+    ):
         run.check_free(resume)
 
 

@@ -31,8 +31,8 @@ def imported_sub_packages(path: Path) -> set[str]:
 
 def test_every_sub_package_has_its_place_and_its_sentence():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert folders == set(SUB_PACKAGES)
-    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py"}
+    assert folders | {"run_folder"} == set(SUB_PACKAGES)
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "run_folder.py"}
     for path in PACKAGE.rglob("*/__init__.py"):
         assert re.fullmatch(r"[A-Z][^.]*\.", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))), path
 

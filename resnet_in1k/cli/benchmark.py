@@ -36,7 +36,7 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import provenance
 from resnet_in1k.train.step import MovingAverage, TrainStep
-from resnet_in1k.train.trainer import TrainOptions, train_loader
+from resnet_in1k.train.trainer import train_loader
 from resnet_in1k.utils import device as devices
 from resnet_in1k.utils import format, imagenet
 from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
@@ -70,7 +70,7 @@ class BenchmarkOptions:
     repetitions: int = field(default=5, metadata=at_least(1))
     """Repetitions of each measurement, after one that is not counted."""
     compile: bool = False
-    """Compile our model and, on an accelerator, the augmentation by torch.compile."""
+    """Compile our model by torch.compile."""
     compress_gradients: bool = False
     """Send gradients between several processes as bf16."""
     precision: devices.PrecisionFlag = "auto"
@@ -103,7 +103,7 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         result |= {"recipe_changes": TUTORIAL.differences(options.recipe), "compiled": options.compile}
         result |= {"hardware": devices.hardware_name(bench.device), "cpu_threads": threads}
         result |= {"precision": bench.accelerator.mixed_precision, **provenance()}
-        launch.gather(None, "measures")  # a launcher ends the other processes when one exits early
+        launch.gather(None, "measuring")  # a launcher ends the other processes when one exits early
         bench.accelerator.end_training()
     return result
 
@@ -128,14 +128,14 @@ class Bench:
     def input(self) -> dict[str, Any]:
         """Measure from encoded files to batches on the device, and separately the augmentation there."""
         source, steps = self._source(), count(1)
-        augmentation = Augmentation(self.recipe, NUM_CLASSES, compile=self.options.compile)
+        augmentation = Augmentation(self.recipe, NUM_CLASSES)
         images, labels = self._batch()
         pixels = images.mul(64).add(128).clamp(0, 255).to(torch.uint8)
         rates = self._measure(
             ours=lambda: self._counted(each.tensors() for each in self._prefetched(source)),
             tutorial=lambda: self._counted(self._tutorial_batches(source)),
             decode_only=lambda: self._counted(self._torch_loader(ReferenceDataset(source))),
-            augment=lambda: self._counted(augmentation.prepare(Batch(pixels, labels, labels, step)) for step in steps),
+            augment=lambda: self._counted(augmentation(pixels, labels, step) for step in steps),
         )
         return {**rates, "share_of_decode_only": rates["ours"] / rates["decode_only"], "workers": self.workers}
 
@@ -160,11 +160,11 @@ class Bench:
         source, stopwatch, total = self._source(), Stopwatch(self.device), Lap()
         num_classes = len(source.class_names)
         _, take_step = self._our_step(num_classes)
-        augmentation = Augmentation(self.recipe, num_classes, compile=self.options.compile)
+        augmentation = Augmentation(self.recipe, num_classes)
 
         def ours() -> Iterator[int]:
             total.add(stopwatch.lap())  # of the repetition before
-            batches = self._prefetched(source, augmentation.prepare)
+            batches = self._prefetched(source, lambda batch: augmentation(batch.images, batch.labels, batch.step))
             for number in count():
                 if number == self.num_warmup_steps:
                     stopwatch.lap()  # drops the warm-up
@@ -186,7 +186,7 @@ class Bench:
         """Measure all processes together, the same without communication, and process 0 alone."""
 
         def together() -> Iterator[int]:
-            self.launch.gather(None, "measures")  # start at the same time
+            self.launch.gather(None, "measuring")  # start at the same time
             while True:
                 take_step()
                 yield self.recipe.global_batch_size
@@ -239,20 +239,20 @@ class Bench:
             raise UserError(f"{self.options.data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
         # More steps than are measured: at the last one the workers are as busy as at the first.
         last_step = self.num_warmup_steps + self.num_steps + PREFETCH_FACTOR * self.workers
-        self.order = TrainSampler(StepCounts(self.recipe, 1, 1, len(source)), 1, last_step, labels=source.labels)
+        self.sampler = TrainSampler(StepCounts(self.recipe, 1, 1, len(source)), 1, last_step, labels=source.labels)
         return source
 
     def _prefetched(
         self, source: Source, prepare: Callable[[Batch], Tensors] = lambda batch: (batch.images, batch.labels)
     ) -> Iterator[Prefetched]:
-        with train_loader(source, self.order.schedule, TrainOptions(), self.workers) as loader:
-            yield from prefetch_to_device(loader.batches(self.order), self.device, prepare)
+        with train_loader(source, self.sampler.step_counts, self.workers) as loader:
+            yield from prefetch_to_device(loader.batches(self.sampler), self.device, prepare)
 
     def _torch_loader(self, dataset: Dataset) -> DataLoader:
         """Return torch's DataLoader with the batches and the prefetch factor of our loader."""
         return DataLoader(
             dataset,
-            batch_sampler=[[sample.index for sample in batch.samples] for batch in self.order],
+            batch_sampler=[batch.indices.tolist() for batch in self.sampler],
             num_workers=self.workers,
             prefetch_factor=PREFETCH_FACTOR,
             pin_memory=devices.capabilities(self.device.type).pinned_memory,

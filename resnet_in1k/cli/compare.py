@@ -139,9 +139,7 @@ def _pairs(rows: Sequence[Compared]) -> str:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"the evaluations of {a.name} and {b.name} cannot be compared ({error})") from None
         if found is not None:
-            is_equal = found.only_first == found.only_second == 0
-            equal = f"{a.name} and {b.name} are right on the same images"
-            lines.append(f"  {equal if is_equal else found.describe(a.name, b.name)}")
+            lines.append(f"  {found.describe(a.name, b.name)}")
     if len(lines) == 1:
         return "image by image: not comparable; the images differ, or eval.json does not record which are right"
     return "\n".join(lines)

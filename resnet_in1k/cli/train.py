@@ -11,7 +11,7 @@ from resnet_in1k.cli.load_recipe import GivenRecipe, find_recipe
 from resnet_in1k.evaluate.statistics import describe_distance, distance
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.scaling import scale
+from resnet_in1k.recipes.scaling import scaled_fields
 from resnet_in1k.recipes.step_counts import accumulation_steps
 from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.train.loop import train
@@ -49,18 +49,23 @@ def read_deciding_flags() -> dict[str, str]:
     return {name: value or "" for name, value in vars(flags).items()}
 
 
-def parse(given: GivenRecipe, flags: dict[str, str]) -> Arguments:
-    """Parse the command line, with defaults from the recipe for the sizes given.
+def parse() -> tuple[GivenRecipe, Arguments]:
+    """Parse the command line; the defaults are those of the recipe that it names, for the sizes given.
 
     Raises:
-        UserError: if the recipe needs weights to start from, and none are given.
+        UserError: if there is no such recipe, or if it needs weights to start from and none are given.
     """
+    flags = read_deciding_flags()
+    given = find_recipe(flags["recipe"] or DEFAULT_RECIPE)
     name, named = given.origin or given.name, given.named
     what = named.recipe
     sizes = {size: int(flags[size]) for size in SIZES if flags[size].isdecimal()}
     with contextlib.suppress(UserError):  # for a value out of range, which the full parser below refuses by name
-        what = scale(replace(what, lr_batch_rule=flags["lr_batch_rule"] or what.lr_batch_rule), **sizes)
-    batch = what.global_batch_size
+        what = replace(what, lr_batch_rule=flags["lr_batch_rule"] or what.lr_batch_rule)
+        fields = scaled_fields(what, **sizes)
+        fields.pop("global_batch_size", None)  # an odd batch may be valid only with another flag
+        what = replace(what, **fields)
+    batch = sizes.get("global_batch_size") or what.global_batch_size
     accumulation = accumulation_steps(batch, world_size(), named.images_per_forward_pass)
     how = TrainOptions(**given.options, gradient_accumulation_steps=accumulation)
     arguments = cli.parse(Arguments, default=Arguments(recipe=name, how=how, what=what))
@@ -70,7 +75,7 @@ def parse(given: GivenRecipe, flags: dict[str, str]) -> Arguments:
             f"--recipe {name} starts from trained weights: give --init-from, such as a run folder, USER/NAME on the "
             "Hub or torchvision/resnet50.IMAGENET1K_V2"
         )
-    return arguments
+    return given, arguments
 
 
 def describe_recipes() -> str:
@@ -122,13 +127,11 @@ def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
 
 
 def main() -> Path | None:
-    flags = read_deciding_flags()
-    given = find_recipe(flags["recipe"] or DEFAULT_RECIPE)
-    arguments = parse(given, flags)
+    given, arguments = parse()
     if arguments.list_recipes:
         print(describe_recipes())
         return None
-    folder = train(given.name, arguments.what, arguments.how)
+    folder = train(given.name, arguments.what, arguments.how, command=sys.argv)
     if not arguments.how.dry_run and cli.is_main_process() and (outcome := describe_outcome(given, RunFolder(folder))):
         print(outcome)
     return folder

@@ -23,6 +23,11 @@ def scale(recipe: Recipe, *, epochs: int = 0, global_batch_size: int = 0, image_
     Raises:
         UserError: for a number that a recipe cannot have.
     """
+    return replace(recipe, **scaled_fields(recipe, epochs, global_batch_size, image_size))
+
+
+def scaled_fields(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> dict[str, Any]:
+    """Return the fields that `scale` changes, the given sizes included."""
     changes: dict[str, Any] = {}
     if global_batch_size:
         factor = RULES[recipe.lr_batch_rule](global_batch_size / recipe.global_batch_size)
@@ -45,7 +50,7 @@ def scale(recipe: Recipe, *, epochs: int = 0, global_batch_size: int = 0, image_
             changes["initial_image_size"] = min(image_size, max(32, round(recipe.initial_image_size * share / 32) * 32))
         if recipe.eval_image_size:
             changes["eval_image_size"] = max(16, round(recipe.eval_image_size * share / 16) * 16)
-    return replace(recipe, **changes)
+    return changes
 
 
 def describe_scaling(named: Recipe, recipe: Recipe) -> list[str]:

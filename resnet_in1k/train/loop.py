@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -28,11 +29,12 @@ from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.signals import StopSignals
 
 
-def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
+def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequence[str] = ()) -> Path:
     """Train and return the run folder.
 
     Args:
         recipe_name: name of the recipe before overrides.
+        command: script and flags, for recipe.json and the model card.
 
     Raises:
         UserError: for anything wrong with recipe, data, machine or output folder that a user can fix.
@@ -49,7 +51,7 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions) -> Path:
         signals.agree_within(launch)
         try:
             check_same_program(launch, recipe, options, options.run_folder(recipe_name))
-            run = Trainer(recipe_name, recipe, options, launch, signals, stack)
+            run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
             run.console.print(describe_plan(run))
             check_can_start(run)
             preflight(run)

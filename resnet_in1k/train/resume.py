@@ -1,6 +1,6 @@
 """Conditions of a resume, and what would differ from an uninterrupted run."""
 
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
@@ -16,6 +16,7 @@ SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", 
 def run_facts(
     counts: StepCounts,
     *,
+    command: Sequence[str],
     mixed_precision: str,
     hardware: str,
     cpu_threads: int,
@@ -26,11 +27,12 @@ def run_facts(
     """Return the facts about this process, for recipe.json.
 
     Args:
+        command: script and flags; empty if another program called `train`.
         mixed_precision: Accelerate's name.
         initial: facts of the initial weights; None for random ones.
     """
     return {
-        "command": sys.argv,
+        **({"command": list(command)} if command else {}),
         "world_size": counts.num_processes,
         "gradient_accumulation_steps": counts.gradient_accumulation_steps,
         "mixed_precision": mixed_precision,

@@ -1,6 +1,7 @@
 """The parts of a training run, and how they are put together."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,15 @@ class Trainer:
         launch: Launch,
         signals: StopSignals,
         stack: contextlib.ExitStack,
+        command: Sequence[str] = (),
     ):
-        """`stack` ends the loader workers."""
+        """
+        Args:
+            stack: ends the loader workers.
+            command: script and flags, for recipe.json.
+        """
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
-        self.launch, self.signals = launch, signals
+        self.launch, self.signals, self.command = launch, signals, command
         self.folder = options.run_folder(recipe_name)
         self.uncollected_bad_images: dict[int, str] = {}  # of this process, with the decoder's reasons
         self._open_data()
@@ -182,6 +188,7 @@ class Trainer:
         self.state = TrainState(recipe_sha256=recipe.fingerprint(self.initial.facts["sha256"] if self.initial else ""))
         self.facts = run_facts(
             counts,
+            command=self.command,
             mixed_precision=self.accelerator.mixed_precision,
             hardware=device.hardware_name(self.device),
             cpu_threads=self.cpu_threads,
@@ -192,16 +199,7 @@ class Trainer:
 
     @property
     def data_facts(self) -> dict[str, Any]:
-        """Facts about the data, for recipe.json."""
-        train, val, share = self.train_source, self.val_source, self.options.val_share
-        return {
-            "source": train.name,
-            **({"val_share": share} if share else {}),
-            "num_train_images": len(train),
-            "num_val_images": len(val),
-            "class_names": list(train.class_names),
-            "fingerprint": {"train": train.fingerprint(), "val": val.fingerprint()},
-        }
+        return describe_data(self.train_source, self.val_source, self.options.val_share)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Augment a batch on the device: the images and targets of a step."""
@@ -243,3 +241,15 @@ def train_loader(source: Source, counts: StepCounts, num_workers: int, on_bad_im
         num_workers=num_workers,
         if_bad="replace" if on_bad_image == "skip" else "fail",
     )
+
+
+def describe_data(train: Source, val: Source, val_share: float = 0.0) -> dict[str, Any]:
+    """Return the facts about the data for recipe.json."""
+    return {
+        "source": train.name,
+        **({"val_share": val_share} if val_share else {}),
+        "num_train_images": len(train),
+        "num_val_images": len(val),
+        "class_names": list(train.class_names),
+        "fingerprint": {"train": train.fingerprint(), "val": val.fingerprint()},
+    }

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 
 from resnet_in1k.utils.errors import ProcessError, UserError
@@ -176,6 +175,8 @@ def local_world_size() -> int:
 
 def usable_cores() -> int:
     """Number of physical cores that this process may use."""
+    import psutil  # not at the top: prediction in another program does not need it
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, _container_cores()))
 
@@ -247,6 +248,8 @@ def available_memory() -> int:
     Docker, Slurm and Kubernetes limit memory by cgroups, which psutil ignores. Any group above this process's own may
     have a limit.
     """
+    import psutil
+
     return min([psutil.virtual_memory().available, *_left_in_cgroups()])
 
 

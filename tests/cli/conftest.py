@@ -11,7 +11,8 @@ from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights import save_weights, weights_to_save
-from resnet_in1k.run_folder import RunFolder, describe_data, write_recipe
+from resnet_in1k.run_folder import RunFolder, write_recipe
+from resnet_in1k.train.trainer import describe_data
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_of_another_run_on_this_machine_all_is_taken_over(original: RunFolder, m
     original.recipe.write_text(json.dumps(facts))
     for path in (original.path, original.recipe):
         monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--recipe", str(path)])
-        arguments = train.parse(train.given_recipe())
+        arguments = train.parse()[1]
         assert arguments.what == TINY
         how = arguments.how
         assert (how.data, how.val_share, how.precision) == (facts["data"]["source"], 0.25, "bf16")
@@ -86,7 +86,7 @@ def test_the_initial_weights_are_those_of_the_run(original: RunFolder, monkeypat
     for origin, expected in (("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"), ("", "somewhere/base")):
         original.recipe.write_text(json.dumps(facts | {"init_from": initial | {"origin": origin}}))
         monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--recipe", str(original.path)])
-        assert train.parse(train.given_recipe()).how.init_from == expected
+        assert train.parse()[1].how.init_from == expected
 
 
 def test_initial_weights_that_are_not_published_must_be_given(
@@ -145,7 +145,7 @@ def test_the_published_figure_of_a_named_recipe(original: RunFolder):
     facts["recipe"] = {"name": "tv1", **vars(replace(RECIPES["tv1"].recipe, seed=3))}
     original.recipe.write_text(json.dumps(facts))
     assert train.describe_outcome(find_recipe("tv1"), original) == (
-        "published top-1 of tv1 76.13 %: here 76.00%, 0.13 points lower (95% interval 75.62% to 76.37%); trained with "
+        "published top-1 of tv1 76.13%: here 76.00%, 0.13 points lower (95% interval 75.62% to 76.37%); trained with "
         "seed 0 → 3"
     )
     assert train.describe_outcome(find_recipe("tutorial"), original) == ""  # nothing is published of it

@@ -10,7 +10,7 @@ from resnet_in1k.utils.errors import UserError
 
 def parse(monkeypatch, *arguments: str) -> train.Arguments:
     monkeypatch.setattr(sys, "argv", ["scripts/train.py", *arguments])
-    return train.parse(train.given_recipe())
+    return train.parse()[1]
 
 
 def test_defaults_are_those_of_the_named_recipe(monkeypatch):
@@ -74,7 +74,7 @@ def test_an_odd_batch_needs_mixing_switched_off(monkeypatch):
     what = parse(monkeypatch, "--recipe", "tv2", "--global-batch-size", "33", "--epochs", "60", *off).what
     assert (what.lr, what.warmup_epochs) == (pytest.approx(0.5 * 33 / 1024), 0.5)
     assert describe_scaling(RECIPES["tv2"].recipe, what)[0].startswith("batch 1024 → 33: lr 0.5 → ")
-    with pytest.raises(UserError, match=r"global_batch_size \(33\) must be even, as neighbors are mixed"):
+    with pytest.raises(UserError, match=r"global_batch_size \(33\) must be even, because neighbors are mixed"):
         parse(monkeypatch, "--recipe", "tv2", "--global-batch-size", "33")
 
 

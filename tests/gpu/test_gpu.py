@@ -81,8 +81,8 @@ def test_the_device_has_all_capabilities(device: torch.device):
 def test_augmentation_equals_the_cpus(device: torch.device):
     """Values differ by at most one gray level, except where rounding selects the next pixel of a rotation."""
     augmentation = Augmentation(RECIPE, num_classes=1000)
-    ours, _ = augmentation.prepare(Batch(images(), LABELS, LABELS, 1).to(device))
-    reference, _ = augmentation.prepare(Batch(images(), LABELS, LABELS, 1))
+    ours, _ = augmentation(images().to(device), LABELS.to(device), 1)
+    reference, _ = augmentation(images(), LABELS, 1)
     levels = torch.tensor(imagenet.STD).view(3, 1, 1) * 255
     assert (((ours.cpu() - reference).abs() * levels) > 1).double().mean() < 1e-3
 

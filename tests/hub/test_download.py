@@ -100,7 +100,7 @@ def test_a_downloaded_recipe_does_not_say_what_to_evaluate_on(hub, weights: byte
     run = RunFolder(tmp_path)
     write_recipe(run, "tiny", tiny, {"source": str(secret), "class_names": ["a", "b"]}, {})
     publish(hub, {"model.safetensors": weights, "recipe.json": run.recipe.read_bytes()})
-    with pytest.raises(UserError, match="nothing says what to evaluate it on; give --data"):
+    with pytest.raises(UserError, match="is not in a run folder that names its data; give --data"):
         evaluate(EvalOptions(ckpt=REPO, workers=0))
 
 

@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
     "truncated weights": (lambda run: run.weights.write_bytes(b"\0" * 99), "not a complete safetensors file"),
     "a key missing": (
         lambda run: rewrite_weights(run, lambda w: {key: value for key, value in w.items() if key != "fc.bias"}),
-        "holds no torchvision ResNet",
+        "is not a torchvision ResNet",
     ),
     "a recipe.json without versions": (lambda run: change_recipe(run, "versions"), "records in .* are incomplete"),
 }  # fmt: skip

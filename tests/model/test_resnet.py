@@ -43,7 +43,7 @@ def test_architecture_and_classes_are_those_of_the_weights(tmp_path: Path):
 
 def test_tensors_of_another_network_are_refused(tmp_path: Path):
     save_weights({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"model.safetensors holds no torchvision ResNet: .* resnet18, resnet34"):
+    with pytest.raises(UserError, match=r"model.safetensors is not a torchvision ResNet: .* resnet18, resnet34"):
         load_model(tmp_path)
 
 
