@@ -103,7 +103,7 @@ def test_another_version_is_refused_in_one_line(run: RunFolder, version: object)
 def test_unknown_fields_are_refused_by_name(run: RunFolder):
     recipe = {**VERSION_1["recipe"], "xyz": 0.2, "label_smothing": 0.1}
     run.recipe.write_text(json.dumps({**VERSION_1, "recipe": recipe}))
-    message = "unknown recipe fields: label_smothing, xyz; update resnet-in1k, or did you mean label_smoothing\?$"
+    message = r"unknown recipe fields: label_smothing, xyz; update resnet-in1k, or did you mean label_smoothing\?$"
     with pytest.raises(UserError, match=message):
         read_recipe(run)
 
