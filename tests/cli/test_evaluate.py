@@ -81,7 +81,7 @@ def test_other_weights_than_those_recorded_are_noticed(run: RunFolder, capsys):
     run.weights.write_bytes(data)
     evaluate(EvalOptions(ckpt=str(run.path), workers=0))
     out = capsys.readouterr().out
-    assert "model.safetensors is not what the eval.json beside it was measured on: replaced since, or damaged\n" in out
+    assert "model.safetensors is not the file that eval.json was measured on: it was replaced or is damaged\n" in out
     assert "reproduced" not in out
 
 
