@@ -25,7 +25,7 @@ from resnet_in1k.utils.validation import at_least, check_options
 COMPARED_BATCH_SIZES = (1, 3)
 MAX_BATCH_SIZE = 1024
 MAX_DIFFERENCE = {"onnx": 1e-4, "pt2": 0.0, "safetensors": 0.0}
-"""Of the logits, relative to the largest; ONNX Runtime adds in another order."""
+"""Largest difference of the logits, relative to the largest logit; ONNX Runtime adds in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line
 
 LICENSE_PATTERN = r"[a-z0-9][a-z0-9.+-]*"
-"""Form of the Hub's identifiers; the Hub checks that the license exists when it validates the card."""
+"""Form of the Hub's identifiers; the Hub itself checks that the license exists."""
 
 
 def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") -> Path:
@@ -69,14 +69,12 @@ def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
     model = _checked_model(run)
     recipe, facts = read_recipe(run) if run.recipe.exists() else (None, None)
     evaluation = _checked_evaluation(run, model.fc.out_features, facts)
-    candidates = set(run.path.glob("*.json")) - {run.recipe, run.evaluation, run.tracker}
-    results = [(path, files.read_json_object(path)) for path in sorted(candidates)]
     return RunRecord(
         repo_id=repo_id,
         license=license,
         architecture=model.architecture,
         evaluation=evaluation,
-        exported=[_checked_export(run, *each, evaluation) for each in results if "exported_from" in (each[1] or {})],
+        exported=_checked_exports(run, evaluation),
         recipe=recipe,
         facts=facts,
         records=run.records(),
@@ -91,10 +89,10 @@ def _check_names(repo_id: str, license: str) -> None:
 
     try:
         validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError("must have the form USER/NAME")
     except HFValidationError as error:
         raise UserError(f"--repo-id {repo_id}: {first_line(error)}") from None
-    if repo_id.count("/") != 1:
-        raise UserError(f"--repo-id {repo_id}: must have the form USER/NAME")
     if not re.fullmatch(LICENSE_PATTERN, license):
         raise UserError(f"--license {license}: not an identifier such as apache-2.0, mit or cc-by-4.0")
 
@@ -117,43 +115,50 @@ def _checked_model(run: RunFolder) -> ResNet:
 
 
 def _checked_evaluation(run: RunFolder, num_classes: int, facts: dict[str, Any] | None) -> dict[str, Any]:
-    """Return eval.json if it is consistent, of these weights, and of the complete validation split."""
+    """Return eval.json if it is valid and has the run's complete validation split."""
     data_flag = "" if facts is not None else " --data DATA"
     advice = f"evaluate again: python scripts/evaluate.py --ckpt {run.path}{data_flag} --output {run.evaluation}"
-    try:
-        # Earlier versions recorded no interpolation, mean and std.
-        recorded = {"interpolation": "bilinear", "mean": list(imagenet.MEAN), "std": list(imagenet.STD)}
-        result = {**recorded, **files.read_json(run.evaluation)}
-        problem = _inconsistency(result, num_classes)
-        if result["weights_sha256"] != files.sha256_of(run.weights):
-            problem = f"of different weights: its sha256 is not that of {run.weights}"
-    except FileNotFoundError:
-        raise UserError(f"{run.evaluation} is missing, so the accuracy is not known; {advice}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{run.evaluation} is not a complete evaluation ({reason}); {advice}") from None
-    if facts is not None and problem is None:
-        data, num_images = facts["data"], result["num_images"]
-        if data["class_names"] != result["class_names"] or data["num_val_images"] != num_images:
-            expected = f"the run's val split has {data['num_val_images']:,}"
-            problem = f"partial or of different data: it has {num_images:,} images, {expected}"
-    if problem:
+    result = _read_evaluation(run.evaluation, run.weights, num_classes, advice)
+    data, num_images = facts["data"] if facts is not None else {}, result["num_images"]
+    if data and (data["class_names"] != result["class_names"] or data["num_val_images"] != num_images):
+        expected = f"the run's val split has {data['num_val_images']:,}"
+        problem = f"partial or of different data: it has {num_images:,} images, {expected}"
         raise UserError(f"{run.evaluation}: {problem}; {advice}")
     return result
 
 
-def _checked_export(run: RunFolder, path: Path, result: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
-    """Return the evaluation of an exported network if it was made from the run's weights and evaluated like them."""
-    file, advice = run.path / str(result.get("file")), f"export and evaluate it again, or remove {path}"
-    if file.name != result.get("file") or not is_exported(file) or not file.is_file():
-        raise UserError(f"{path} is of {result.get('file')!r}, which is not in {run.path}; {advice}")
-    try:
-        problem = _inconsistency(result, weights["num_classes"]) or different_conditions(result, weights)
-        if result["exported_from"] != weights["weights_sha256"]:
+def _checked_exports(run: RunFolder, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the evaluations of exported networks; each must be of the run's weights and evaluated like the weights."""
+    results = []
+    for path in sorted(set(run.path.glob("*.json")) - {run.recipe, run.evaluation, run.tracker}):
+        found = files.read_json_object(path) or {}
+        if "exported_from" not in found:
+            continue
+        file, advice = run.path / str(found.get("file")), f"export and evaluate it again, or remove {path}"
+        if file.name != found.get("file") or not is_exported(file) or not file.is_file():
+            raise UserError(f"{path} is of {found.get('file')!r}, which is not in {run.path}; {advice}")
+        result = _read_evaluation(path, file, evaluation["num_classes"], advice)
+        problem = different_conditions(result, evaluation)
+        if result["exported_from"] != evaluation["weights_sha256"]:
             problem = f"{file.name} was not exported from {run.weights}"
+        if problem:
+            raise UserError(f"{path}: {problem}; {advice}")
+        results.append(result)
+    return results
+
+
+def _read_evaluation(path: Path, file: Path, num_classes: int, advice: str) -> dict[str, Any]:
+    """Return an evaluation that is consistent and of this weights file; otherwise raise UserError with the advice."""
+    # Earlier versions recorded no interpolation, mean and std.
+    defaults = {"interpolation": "bilinear", "mean": list(imagenet.MEAN), "std": list(imagenet.STD)}
+    try:
+        result = {**defaults, **files.read_json(path)}
+        problem = _inconsistency(result, num_classes)
         if result["weights_sha256"] != files.sha256_of(file):
-            problem = f"{file.name} has changed since"
-    except (KeyError, TypeError, ValueError) as error:
+            problem = f"not of {file.name}: its weights_sha256 is different"
+    except FileNotFoundError:
+        problem = "missing, so the accuracy is not known"
+    except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"not a complete evaluation ({type(error).__name__}: {error})"
     if problem:
         raise UserError(f"{path}: {problem}; {advice}")
@@ -177,7 +182,7 @@ def _inconsistency(result: dict[str, Any], num_classes: int) -> str | None:
         return f"the weights have {num_classes} classes, but {len(result['class_names'])} are named"
     if min(operator.index(result[name]) for name in ("image_size", "resize_size", "top_k")) < 1:
         return "image size, resize size and top_k must be at least 1"
-    if result.get("interpolation", "bilinear") not in get_args(Interpolation):
+    if result["interpolation"] not in get_args(Interpolation):
         return f"unknown interpolation {result['interpolation']!r}"
     return None if isinstance(result["data"], str) and result["data"] else "the data have no name"
 
@@ -186,7 +191,6 @@ def make_config(record: RunRecord) -> dict[str, Any]:
     """Return config.json for timm and transformers, and for `ResNet.from_pretrained`."""
     result = record.evaluation
     size, num_classes = result["image_size"], len(result["class_names"])
-    pool_size = math.ceil(size / 32)
     return {
         "architecture": record.architecture,
         "num_classes": num_classes,
@@ -204,7 +208,7 @@ def make_config(record: RunRecord) -> dict[str, Any]:
             "mean": result["mean"],
             "std": result["std"],
             "num_classes": num_classes,
-            "pool_size": [pool_size, pool_size],
+            "pool_size": [math.ceil(size / 32)] * 2,
             "first_conv": "conv1",
             "classifier": "fc",
             "license": record.license,

@@ -1,15 +1,15 @@
-"""A small fake of the Hugging Face Hub, against which tests run the real huggingface_hub client.
+"""A small fake of the Hugging Face Hub for tests with the real huggingface_hub client.
 
 It has two origins on the loopback interface: the hub, and the storage that large files are uploaded to, by LFS or Xet.
-The client runs in the test's process (`patch_client`), or in one of its own (`env`), which takes longer to start:
+The client runs in the test's process (`patch_client`), or in a separate process (`env`), which takes longer to start:
 
     with HubServer() as hub:
         hub.fail("POST", "/commit/", status=503)
         subprocess.run(command, env=os.environ | hub.env(tmp_path))
         assert hub.repos["me/digits"].files("main")["config.json"] == b"{}"
 
-Of datasets it knows what reading one asks for. Left out: spaces, tags, pages of long listings, multipart uploads (above
-5 GB), and downloads by Xet: no Xet hash is offered, so the client uses plain HTTP.
+Datasets can be read, not written. Not implemented: spaces, tags, pages of long listings, multipart uploads (above
+5 GB) and downloads by Xet; the server offers no Xet hash, so the client uses plain HTTP.
 """
 
 import base64
@@ -361,10 +361,9 @@ class Handler(BaseHTTPRequestHandler):
         return repo
 
     def writable(self, name: str, revision: str = "refs/pr/") -> Repo:
-        """By a pull request, which everyone may open, or else on the revision."""
+        """Everyone may open a pull request and write to it; other revisions are for the owner."""
         repo, user = self.readable(name), self.signed_in()
-        proposed = "create_pr" in self.query or revision.startswith("refs/pr/")
-        if user.role == "read" or not (proposed or owns(user, name)):
+        if user.role == "read" or not (revision.startswith("refs/pr/") or owns(user, name)):
             raise ErrorResponse(403, "Forbidden: you must use a write token to upload to a repository.")
         return repo
 
@@ -401,8 +400,6 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, name: str, revision: str = "main") -> Response:
         repo, head = self.readable(name), self.hub.repos[name].head(revision)
         siblings = [{"rfilename": path} for path in head.blobs]
-        if "blobs" in self.query:
-            siblings = [{"rfilename": p, "blobId": b.git_oid} | b.entry(p) for p, b in head.blobs.items()]
         about = {"id": name, "modelId": name, "author": name.split("/")[0], "private": repo.private, "tags": []}
         return Response(about | {"sha": head.oid, "lastModified": DATE, "createdAt": DATE, "siblings": siblings})
 
@@ -421,19 +418,6 @@ class Handler(BaseHTTPRequestHandler):
         return Response(
             [*files, *({"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in folders)]
         )
-
-    @route("GET", f"{MODEL}/refs")
-    def refs(self, name: str) -> Response:
-        response: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": [], "pullRequests": []}
-        for branch, oid in self.readable(name).refs.items():
-            kind, ref = ("pullRequests", branch) if "refs/pr/" in branch else ("branches", f"refs/heads/{branch}")
-            response[kind].append({"name": branch, "ref": ref, "targetCommit": oid})
-        return Response(response)
-
-    @route("GET", f"{MODEL}/commits/{REVISION}")
-    def commits(self, name: str, revision: str) -> Response:
-        about = {"message": "", "date": DATE, "authors": [{"user": name.split("/")[0]}]}
-        return Response([{"id": c.oid, "title": c.title} | about for c in self.readable(name).history(revision)])
 
     @route("POST", f"{MODEL}/branch/{REVISION}")
     def create_branch(self, name: str, revision: str) -> Response:
@@ -539,12 +523,8 @@ class Handler(BaseHTTPRequestHandler):
                 del blobs[path]
             else:
                 raise ErrorResponse(404, "A file with this name doesn't exist", "EntryNotFound")
-        response: dict[str, Any] = {"success": True}
-        if "create_pr" in self.query:
-            revision = repo.open_pull_request(title)
-            response["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/{len(repo.pull_requests)}"
         oid = repo.add(revision, title, blobs)
-        return Response(response | {"commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"})
+        return Response({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"})
 
     @route("HEAD GET", f"hub/(?:datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, name: str, revision: str, path: str) -> Response:

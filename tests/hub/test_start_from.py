@@ -78,17 +78,12 @@ def served_nothing(hub: HubServer) -> None:
 
 REFUSED = {
     "another architecture": (lambda hub: publish(hub, weights_of(6, "resnet34"), {}), "is a resnet34, .*resnet18"),
-    "no ResNet": (
-        lambda hub: publish(hub, save(timm.create_model("vgg11", num_classes=6).state_dict()), {}),
-        "is not a torchvision ResNet",
-    ),
     "a ResNet of another kind": (
         lambda hub: publish(hub, save(timm.create_model("resnet18d", num_classes=6).state_dict()), {}),
-        "is not a torchvision ResNet",
+        "holds no torchvision ResNet",
     ),
     "a damaged download": (lambda hub: publish(hub, weights_of(6)[:99_999], {}), "not a complete safetensors file"),
     "no network": (served_nothing, r"no such repository could be downloaded \(.*503"),
-    "no such repository": (lambda hub: None, r"no such repository could be downloaded"),
 }
 
 
@@ -110,14 +105,7 @@ def test_what_cannot_be_started_from_is_one_line(
 
 HEADS = {
     "classes that match in part": (7, ["yak", *CLASSES[1:], "gnu"], "the class names differ", "gnu|ant"),
-    "another width, with names": (3, ["yak", "gnu", "owl"], "the class names differ", "ant"),
     "another width, without names": (7, None, "its classes have no names", "has 7 classes, but .* has 6"),
-    "fewer names than outputs": (
-        7,
-        CLASSES,
-        "its classes have no names",
-        "has 7 classes, but 6 class names are recorded",
-    ),
 }
 
 

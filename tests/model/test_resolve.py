@@ -4,13 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from resnet_in1k.data.crop import EvalPreprocessing
-from resnet_in1k.model import resolve
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import save_weights
 from resnet_in1k.recipes.recipe import Recipe
@@ -116,38 +114,6 @@ def test_an_evaluation_without_its_preprocessing_is_an_error(weights: Path):
         resolve_checkpoint(weights)
 
 
-@pytest.fixture
-def hub(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
-    """Serves the weights' folder as someone/resnet50; what was asked of it."""
-    asked: list[tuple] = []
-
-    def download(repository: str, *, revision: str | None, allow_patterns: list[str], **_: object) -> str:
-        asked.append((repository, revision, *allow_patterns))
-        return str(weights.parent)
-
-    def tree(*_: object, **__: object) -> list[SimpleNamespace]:
-        return [SimpleNamespace(path=path.name, size=path.stat().st_size) for path in weights.parent.iterdir()]
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", tree)
-    return asked
-
-
-def test_a_repository_is_downloaded_without_pickles(weights: Path, hub: list[tuple]):
-    assert resolve_checkpoint("someone/resnet50").file == weights
-    assert hub == [("someone/resnet50", None, *sorted(["model.safetensors", *resolve.JSON_NAMES]))]
-
-
-@pytest.mark.parametrize(("source", "known"), [("/etc/secrets", None), ("data/imagenet", None), ("digits", "digits")])
-def test_a_stranger_does_not_choose_a_path(weights: Path, tiny: Recipe, hub: list[tuple], source: str, known):
-    """Only what comes with this project is taken from a downloaded recipe.json."""
-    data = {"source": source, "class_names": ["a", "b"]}
-    write_recipe(RunFolder(weights.parent), "tiny", tiny, data, {})
-    assert resolve_checkpoint("someone/resnet50").data == known
-    assert resolve_checkpoint(weights.parent).data == source
-
-
 @pytest.mark.parametrize("size", [0, 10**9, True, "224", 224.0, None])
 def test_impossible_sizes_are_errors(weights: Path, size: object):
     publish_config(weights, input_size=[3, size, size])
@@ -180,15 +146,10 @@ def test_a_recorded_evaluation_of_impossible_sizes_is_an_error_at_once(weights: 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data": []},
         {"data": None},
         {"data": {"class_names": ["a"]}},
-        {"data": {"source": ["a"], "class_names": ["a"]}},
         {"data": {"source": 5, "class_names": ["a"]}},
-        {"recipe": {"lr": 10**400}},
         {"recipe": {"image_size": 10**400}},
-        {"recipe": {"image_size": 32.5}},
-        {"recipe": {"eval_image_size": True}},
         {"recipe": {"eval_crop_ratio": 1e-9}},
     ],
     ids=lambda changes: str(changes)[:40],
@@ -219,17 +180,6 @@ def test_json_that_is_nested_too_deeply_is_like_none(weights: Path):
     (weights.parent / "recipe.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"recipe\.json cannot be read .*nested too deeply"):
         resolve_checkpoint(weights)
-
-
-def test_a_repository_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def fail(*_: object, **__: object) -> str:
-        raise ValueError("404 Client Error\nwith many lines")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", fail)
-    with pytest.raises(UserError, match=r"someone/resnet50 is not a file or folder here, .* \(404 Client Error\)$"):
-        resolve_checkpoint("someone/resnet50")
 
 
 @pytest.mark.parametrize("checkpoint", ["run/gone", "gone/model.safetensors", "nowhere", "a/b/c"])

@@ -261,5 +261,5 @@ def test_damaged_weights_are_refused_by_evaluation_and_publication_too(tmp_path:
         with pytest.raises(UserError, match=r"step_00000002/model.safetensors is damaged: its sha256 is not"):
             weights_file(checkpoint)
     (folder / STATE).write_text("{")
-    with pytest.raises(UserError, match=r"cannot be compared with the sha256 in its state.json \(JSONDecodeError"):
+    with pytest.raises(UserError, match=r"its sha256 in .*state.json cannot be read \(JSONDecodeError"):
         weights_file(folder)

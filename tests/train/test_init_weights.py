@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.images import write_image_folder
 from helpers.training import losses, run
 from safetensors.torch import load_file
 
@@ -51,21 +50,19 @@ def test_the_head_is_trained_alone_then_all(before: RunFolder, finetune: Recipe,
 
 
 def test_a_resumed_run_does_not_need_them(before: RunFolder, finetune: Recipe, image_folder: Path, tmp_path: Path):
-    """Killed in the frozen and in the other epoch; resumed, it has the bytes of the uninterrupted run."""
+    """Resumed in the frozen epoch without the initial weights, it has the bytes of the uninterrupted run."""
     how = {"init_from": str(before.path), "checkpoint_every": 2, "keep_checkpoints": 9}
     whole = run(finetune, image_folder, tmp_path / "whole", **how)
-    for step in (2, 6):
-        part = RunFolder(Path(shutil.copytree(whole.path, tmp_path / f"part{step}")))
-        for checkpoint in part.checkpoints.iterdir():
-            if int(checkpoint.name[-8:]) > step:
-                shutil.rmtree(checkpoint)
-        if step == 6:
-            shutil.rmtree(before.path)
-        run(finetune, image_folder, part.path, resume=True, **how)
-        assert losses(part) == losses(whole)
-        for name in ("model", "optimizer"):
-            last = f"step_00000008/{name}.safetensors"
-            assert (part.checkpoints / last).read_bytes() == (whole.checkpoints / last).read_bytes()
+    part = RunFolder(Path(shutil.copytree(whole.path, tmp_path / "part")))
+    for checkpoint in part.checkpoints.iterdir():
+        if int(checkpoint.name[-8:]) > 2:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(before.path)
+    run(finetune, image_folder, part.path, resume=True, **how)
+    assert losses(part) == losses(whole)
+    for name in ("model", "optimizer"):
+        last = f"step_00000008/{name}.safetensors"
+        assert (part.checkpoints / last).read_bytes() == (whole.checkpoints / last).read_bytes()
 
 
 def test_checkpoints_belong_to_the_weights_that_their_run_started_from(
@@ -80,13 +77,6 @@ def test_checkpoints_belong_to_the_weights_that_their_run_started_from(
     with pytest.raises(UserError, match="none of the 1 checkpoints in"):
         run(replace(tiny, epochs=1), image_folder, folder.path, resume=True, **how)
     assert "skipped: " in capsys.readouterr().out
-
-
-def test_with_the_same_weights_the_first_loss_is_theirs(before: RunFolder, tiny: Recipe, image_folder: Path, tmp_path):
-    """Lower than from random weights."""
-    tuned = run(replace(tiny, epochs=1), image_folder, tmp_path / "tuned", init_from=str(before.path))
-    fresh = run(replace(tiny, epochs=1), image_folder, tmp_path / "fresh")
-    assert losses(tuned)[0] < losses(fresh)[0]
 
 
 def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_path: Path):
@@ -135,6 +125,3 @@ def test_weights_that_do_not_fit_are_refused(
     save_weights(weights_to_save(ResNet("resnet18", 6)), before.weights)
     with pytest.raises(UserError, match=r"before has changed since .*run was started"):
         start(replace(tiny, epochs=1), resume=True)
-    other = write_image_folder(tmp_path / "other", photographs, {"ant": 9, "yak": 9})
-    folder = run(replace(tiny, epochs=1), other, tmp_path / "new", init_from=str(before.path))
-    assert load_file(folder.weights)["fc.weight"].shape == (2, 512)
