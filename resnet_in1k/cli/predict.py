@@ -14,7 +14,7 @@ import tyro
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.cli.preprocessing import PreprocessingOptions
 from resnet_in1k.data.crop import EvalPreprocessing
-from resnet_in1k.data.image_paths import list_images, open_paths
+from resnet_in1k.data.image_folder import list_images, open_paths
 from resnet_in1k.data.loader import Batch, Loader, prefetch_to_device
 from resnet_in1k.data.sampler import EvalOrder
 from resnet_in1k.model.resnet import ResNet, load_model
