@@ -15,7 +15,7 @@ from torch import Tensor
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.cli.arguments import PreprocessingOptions, parse
 from resnet_in1k.data.crop import EvalPreprocessing
-from resnet_in1k.data.image_paths import list_images, open_paths
+from resnet_in1k.data.image_folder import list_images, open_paths
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.data.sampler import EvalSampler
 from resnet_in1k.evaluate.evaluation import eval_loader

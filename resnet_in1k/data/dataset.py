@@ -1,8 +1,7 @@
-"""What a source of images is, and the two kinds of it that lie in memory and in files."""
+"""The interface of an image source, sources in memory and in files, and the split of one source into train and val."""
 
 import hashlib
 import os
-from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,130 +9,82 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from resnet_in1k.data.packed_bytes import PackedBytes
 from resnet_in1k.utils.errors import UserError
 
 Split = Literal["train", "val"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-"""Of a file's name; files of others are looked into."""
+"""Suffixes of image files. A file with another suffix is an image if its header is one."""
+UNKNOWN_ORIGIN = "Who took the training images, where and of what, is not recorded here: neither is their bias."
+"""The limit that a model card states of a user's own images."""
 
 
 class Source(Protocol):
     """One split: `len(source)` encoded images with their labels.
 
-    Loader workers read it, so it must survive a fork; the main process opens it for all, so it must survive pickling.
+    Loader workers read it, so it must survive a fork. The main process opens it for others, so it must be picklable.
     """
 
     name: str
-    """As `--data` named it."""
+    """The value of `--data`."""
     split: Split
     class_names: tuple[str, ...]
     labels: np.ndarray
     """(N,) int64, indices into class_names."""
     note: str
-    """What a person should know about how the images were found; "" for nothing."""
+    """A remark for the user on how the images were found, or ""."""
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> np.ndarray:
-        """The encoded image, (n,) uint8, not to be written to; raises OSError if its storage fails."""
-        ...
+    def read(self, index: int) -> np.ndarray: ...  # the encoded image, (n,) uint8, read-only; OSError if storage fails
 
-    def image_name(self, index: int) -> str:
-        """For messages: its path, or its position in the source."""
-        ...
+    def image_name(self, index: int) -> str: ...  # for messages: a path, or a position in the source
 
-    def fingerprint(self) -> str:
-        """sha256 that changes with the class names, the labels and which images there are."""
-        ...
+    def fingerprint(self) -> str: ...  # sha256 of the class names, the labels and the images' names or sizes
 
 
 class Divisible(Source, Protocol):
-    """A source that can be divided in two, for `--val-share`."""
+    """A source that `--val-share` can divide in two."""
 
-    def key(self, index: int) -> bytes:
-        """What tells an image from the others of the source, wherever the source lies."""
-        ...
+    def key(self, index: int) -> bytes: ...  # the image's unique name, the same wherever the source is stored
 
-    def take(self, indices: np.ndarray, split: Split) -> Source:
-        """These images alone, as a split."""
-        ...
+    def take(self, indices: np.ndarray, split: Split) -> Source: ...  # a source of these images only
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a model card says of a source, told by what `--data` named, without opening it."""
+    """Facts about the data for a model card."""
 
     name: str
-    """Without the folders it lies in, which are not for publication."""
+    """Without the folders above it, which are not for publication."""
     data_flag: str
-    """What somebody else gives to `--data` to reproduce."""
+    """The value of `--data` for somebody who reproduces the run."""
     limits: tuple[str, ...]
     """Sentences on what the images do not show."""
 
 
 class SourceType(Protocol):
-    """How to open the sources of one prefix of `--data`; a module with these two functions is one.
+    """A module or class that opens the sources of one prefix of `--data`; UserError if there is no such data.
 
-    It may have `open_whole(data) -> Divisible`, for images without a val split, which raises UserError if there is one;
-    and `forget(data)`, after which nothing that was kept of the data is used.
+    It may have `open_whole(data) -> Divisible` for images without a val split, and `forget(data)` to delete caches.
     """
 
-    def open_split(self, data: str, split: Split) -> Source:
-        """Raises UserError if there is no such data."""
-        ...
+    def open_split(self, data: str, split: Split) -> Source: ...
 
     def facts(self, data: str) -> SourceFacts: ...
 
 
-class PackedBytes:
-    """An immutable list of byte strings in two arrays.
-
-    A Python list of a million paths is a million objects: each loader worker that reads one changes its reference
-    count and so copies its page of memory, and host memory grows during the run (pytorch#5902).
-    """
-
-    def __init__(self, items: Iterable[bytes]):
-        blob, ends = bytearray(), array("q", [0])
-        for item in items:
-            blob += item
-            ends.append(len(blob))
-        self._blob = np.frombuffer(blob, dtype=np.uint8)
-        self._ends = np.frombuffer(ends, dtype=np.int64)
-
-    @classmethod
-    def from_arrays(cls, blob: np.ndarray, ends: np.ndarray) -> "PackedBytes":
-        """Of what `arrays` gave."""
-        packed = cls(())
-        packed._blob, packed._ends = blob, ends
-        return packed
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """All bytes in a row, (n,) uint8, and where each item ends, (N + 1,) int64, beginning with 0."""
-        return self._blob, self._ends
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        return self.view(index).tobytes()
-
-    def view(self, index: int) -> np.ndarray:
-        """An item's bytes without a copy, (n,) uint8."""
-        return self._blob[self._ends[index] : self._ends[index + 1]]
-
-    @property
-    def num_bytes(self) -> int:
-        return self._blob.nbytes + self._ends.nbytes
-
-    def update(self, digest: "hashlib._Hash") -> None:
-        digest.update(self._blob)
-        digest.update(self._ends)
+def fingerprint_of(class_names: Iterable[str], *arrays: np.ndarray) -> str:
+    """Return the sha256 of class names and arrays, as hexadecimal digits."""
+    digest = hashlib.sha256("\0".join(class_names).encode("utf-8", "surrogateescape"))
+    for values in arrays:
+        digest.update(values)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedSource:
-    """A source whose `items` are encoded images in memory; repeated from the start if there are more labels."""
+    """A source with encoded images in memory, `items`; if there are more labels than items, the items repeat."""
 
     name: str
     split: Split
@@ -152,15 +103,12 @@ class PackedSource:
         return f"{self.name}/{self.split}[{index}]"
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
-        digest.update(self.labels)
-        self.items.update(digest)
-        return digest.hexdigest()
+        return fingerprint_of(self.class_names, self.labels, self.items.blob, self.items.ends)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource(PackedSource):
-    """A source whose `items` are paths of image files, relative to `folder`."""
+    """A source of image files; `items` are their paths, relative to `folder`."""
 
     folder: Path
 
@@ -180,18 +128,13 @@ class FileSource(PackedSource):
         return str(Path(self.folder, os.fsdecode(self.items[index])))
 
 
-def samples_sha256(source: Source, num_images: int) -> str:
-    """Of the content of images spread evenly over the source."""
-    return hashlib.sha256("\0".join(sample_sums(source, num_images).values()).encode()).hexdigest()
-
-
 def spread_over(source: Source, num_images: int) -> list[int]:
-    """Positions of so many images, or of all if there are fewer, evenly over the source."""
+    """Return at most `num_images` indices, evenly spread over the source."""
     return np.linspace(0, len(source) - 1, num=min(num_images, len(source)), dtype=np.int64).tolist()
 
 
 def sample_sums(source: Source, num_images: int) -> dict[str, str]:
-    """sha256 of the bytes of images spread evenly over the source, or why they cannot be read, by image name."""
+    """Return the sha256 of images spread over the source, or why one cannot be read, by image name."""
     sums = {}
     for index in spread_over(source, num_images):
         try:
@@ -201,33 +144,33 @@ def sample_sums(source: Source, num_images: int) -> dict[str, str]:
     return sums
 
 
-def split_by_hash(whole: Divisible, split: Split, val_share: float) -> Source:
-    """The images of `whole` whose names' hashes are in the val share, or the others.
+def samples_sha256(source: Source, num_images: int) -> str:
+    """Return one sha256 of the content of images spread over the source."""
+    return hashlib.sha256("\0".join(sample_sums(source, num_images).values()).encode()).hexdigest()
 
-    An image that is added moves no other; only that each class has at least one image in either split.
+
+def split_by_hash(source: Divisible, split: Split, val_share: float) -> Source:
+    """Return one split of `source`: val has the images with a hash of their key below `val_share`.
+
+    An added image does not move another one, unless a split would have no image of its class.
 
     Raises:
         UserError: if a class has one image only.
     """
-    places = np.array([_place_of(whole.key(index)) for index in range(len(whole))])
+    hashes = (int.from_bytes(hashlib.sha256(source.key(index)).digest()[:8], "big") for index in range(len(source)))
+    places = np.fromiter(hashes, np.uint64, len(source)) / 2**64  # uniform in 0 … 1
     is_val = places < val_share
-    by_class = np.argsort(whole.labels, kind="stable")
-    ends = np.cumsum(np.bincount(whole.labels, minlength=len(whole.class_names)))
-    for name, members in zip(whole.class_names, np.split(by_class, ends[:-1]), strict=True):
+    by_class = np.argsort(source.labels, kind="stable")
+    ends = np.cumsum(np.bincount(source.labels, minlength=len(source.class_names)))
+    for name, members in zip(source.class_names, np.split(by_class, ends[:-1]), strict=True):
         if len(members) == 1:
-            image = whole.image_name(int(members[0]))
+            image = source.image_name(int(members[0]))
             raise UserError(
                 f"--val-share {val_share:g}: class {name} has one image, {image}, which cannot be in both splits; "
-                "add some, or remove it"
+                "add images, or remove the class"
             )
         if len(members) and not is_val[members].any():
             is_val[members[places[members].argmin()]] = True
         elif len(members) and is_val[members].all():
             is_val[members[places[members].argmax()]] = False
-    (chosen,) = np.nonzero(is_val if split == "val" else ~is_val)
-    return whole.take(chosen, split)
-
-
-def _place_of(key: bytes) -> float:
-    """From 0 to 1."""
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
+    return source.take(np.flatnonzero(is_val if split == "val" else ~is_val), split)

@@ -1,27 +1,30 @@
-"""Where images come from: one module per kind of source, and the registry that `--data` is looked up in."""
+"""The registry of image sources: `--data` to a module that opens them."""
 
 from collections.abc import Iterable
 
-from resnet_in1k.data import digits, synthetic
-from resnet_in1k.data import hf_dataset as hf
-from resnet_in1k.data import image_folder as folder
-from resnet_in1k.data import tar_shards as shards
+from resnet_in1k.data import builtin, hf_dataset, image_folder, tar_shards
 from resnet_in1k.data.dataset import Divisible, Source, SourceFacts, SourceType, Split, split_by_hash
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 
-SOURCES: dict[str, SourceType] = {"digits": digits, "hf": hf, "shards": shards, "synthetic": synthetic}
-"""By the part of `--data` before a colon; anything else is a folder."""
+SOURCES: dict[str, SourceType] = {
+    "digits": builtin.Digits,
+    "hf": hf_dataset,
+    "shards": tar_shards,
+    "synthetic": builtin.Synthetic,
+}
+"""Source types by the part of `--data` before a colon; any other value is a folder."""
 
 
 def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
-    """One split of what `--data` names.
+    """Open one split.
 
     Args:
-        val_share: of images without a val split, the share that is one; see `split_by_hash`.
+        data: the value of `--data`.
+        val_share: fraction that becomes val, see `split_by_hash`; 0 for data with a val split.
 
     Raises:
-        UserError: if there is no such data, or it is not laid out as images by class.
+        UserError: if there is no such data, or its layout is wrong.
     """
     if not val_share:
         return _source_type(data).open_split(data, split)
@@ -29,36 +32,36 @@ def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
 
 
 def open_whole(data: str) -> Divisible:
-    """All images of data without a val split; raises UserError if they have one."""
+    """Open all images of data without a val split; raises UserError if they have one."""
     source_type = _source_type(data)
     if not hasattr(source_type, "open_whole"):
         raise UserError(f"--val-share is for images without a val split; {data} has one")
     return source_type.open_whole(data)
 
 
-def source_facts(data: str) -> SourceFacts:
-    """What a model card says of what `--data` named; the data need not be there."""
-    return _source_type(data).facts(data)
-
-
 def open_train_and_val(data: str, val_share: float = 0.0, rescan: bool = False) -> tuple[Source, Source]:
-    """Both splits, with the same classes.
+    """Open both splits.
 
     Args:
-        rescan: list folders and index shards anew, also where what is kept of them seems to hold.
+        rescan: ignore and replace cached listings and indexes.
 
     Raises:
         UserError: as `open_source`, and if the two splits do not have the same classes.
     """
-    if rescan and (forget := getattr(_source_type(data), "forget", None)):
-        forget(data)
+    if rescan and hasattr(source_type := _source_type(data), "forget"):
+        source_type.forget(data)
     train, val = (open_source(data, split, val_share) for split in ("train", "val"))
     check_same_classes(train.class_names, "train", val.class_names, "val", where=data)
     return train, val
 
 
+def source_facts(data: str) -> SourceFacts:
+    """Return facts for a model card; the data need not be available."""
+    return _source_type(data).facts(data)
+
+
 def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: str, where: str) -> None:
-    """Raises UserError naming the classes that only one of the two has."""
+    """Raise UserError with the classes that only one of the two has."""
     only_a, only_b = sorted(set(a) - set(b)), sorted(set(b) - set(a))
     if only_a or only_b:
         parts = [f"only in {name}: {shorten(only)}" for name, only in [(a_name, only_a), (b_name, only_b)] if only]
@@ -73,4 +76,4 @@ def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: 
 
 
 def _source_type(data: str) -> SourceType:
-    return SOURCES.get(data.partition(":")[0], folder)
+    return SOURCES.get(data.partition(":")[0], image_folder)

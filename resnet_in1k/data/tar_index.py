@@ -1,40 +1,29 @@
-"""Where each image lies in tar shards of WebDataset's convention: found once, kept beside the shards.
+"""The index of tar shards: the place and label of each image, found by one pass over the shards and cached.
 
-A sample is a run of entries with one key, the name up to its first dot: an image, and its label in `.cls`, a number, or
-in `.json`, under `label` (https://github.com/webdataset/webdataset#the-webdataset-format).
+The format is WebDataset's (https://github.com/webdataset/webdataset): a sample is a run of entries with one key, the
+name up to its first dot. It has an image and its label, a number in `.cls` or, under `label`, in `.json`.
 """
 
+import contextlib
 import itertools
 import json
 import tarfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from resnet_in1k.data.dataset import IMAGE_SUFFIXES, PackedBytes
-from resnet_in1k.utils import files
+from resnet_in1k.data.dataset import IMAGE_SUFFIXES
+from resnet_in1k.data.packed_bytes import PackedBytes, read_cache, write_cache
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import cache_file, digest_of
 from resnet_in1k.utils.pool import Progress, run_parallel
 
-FORMAT_VERSION = 1
 MAX_LABEL_BYTES = 1 << 20
-"""Of a `.cls` or `.json` entry; a larger one is none."""
+"""Larger `.cls` and `.json` entries are ignored."""
 MAX_CLASSES = 1_000_000
 """A larger label is something else, such as a hash."""
-
-
-class Entries(NamedTuple):
-    """The images in a shard, as they stand in it."""
-
-    keys: list[bytes]
-    numbers: np.ndarray
-    """(n, 3) int64: of each the offset of its first byte in the shard, its size and its label."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +31,14 @@ class ShardIndex:
     """All images of some shards, sorted by key, then by shard and offset."""
 
     shards: tuple[str, ...]
-    """Their paths."""
+    """Paths."""
     stats: np.ndarray
-    """(S, 2) int64: each one's size in bytes, and time of modification in nanoseconds."""
+    """(S, 2) int64: size in bytes and time of modification in nanoseconds of each shard."""
     keys: PackedBytes
     shard_of: np.ndarray
-    """(N,) int64; so are `offsets`, `sizes` and `labels`."""
+    """(N,) int64, as are the next three."""
     offsets: np.ndarray
+    """Position in the shard, in bytes."""
     sizes: np.ndarray
     labels: np.ndarray
 
@@ -56,142 +46,103 @@ class ShardIndex:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "ShardIndex":
-        """Of these images alone."""
         arrays = {name: getattr(self, name)[indices] for name in ("shard_of", "offsets", "sizes", "labels")}
         return replace(self, keys=PackedBytes(self.keys[index] for index in indices), **arrays)
 
 
 def index_shards(shards: Sequence[Path]) -> ShardIndex:
-    """The index that is kept of these shards, if they have not changed since; else a new one.
+    """Return the cached index of these shards, or a new one if a shard has changed.
 
     Raises:
-        UserError: naming the shard, if it cannot be read, is cut off, or has an image without a label.
+        UserError: naming the shard, if it cannot be read, is incomplete, or has an image without a label.
     """
-    stats = np.array([_stat(shard) for shard in shards], dtype=np.int64)
-    names = [shard.name for shard in shards]
-    for file in _index_files(shards):
-        kept = _read_index(file, shards, names, stats)
-        if kept is not None:
-            return kept
+    stats, names = stats_of(shards), [shard.name for shard in shards]
+    for file in _cache_files(shards):
+        cached = read_cache(file)
+        if cached and cached[0].get("shards") == names and np.array_equal(cached[2].pop("stats", None), stats):
+            return ShardIndex(tuple(map(str, shards)), stats, cached[1], **cached[2])
     index = _build(shards, stats)
-    for file in _index_files(shards):
-        if files.failure_of(lambda file=file: _write_index(index, names, file)) is None:
-            break  # the shards' own folder may be read-only
+    columns = {name: getattr(index, name) for name in ("stats", "shard_of", "offsets", "sizes", "labels")}
+    for file in _cache_files(shards):
+        with contextlib.suppress(OSError):  # the shards' own folder may be read-only
+            write_cache(file, {"shards": names}, index.keys, **columns)
+            break
     return index
 
 
 def forget_index(shards: Sequence[Path]) -> None:
-    """The next one is made anew."""
-    for file in _index_files(shards) if shards else ():
-        files.failure_of(lambda file=file: file.unlink(missing_ok=True))
+    """Delete the cached index."""
+    for file in _cache_files(shards):
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
-def _stat(shard: Path) -> tuple[int, int]:
+def stats_of(shards: Iterable[Path]) -> np.ndarray:
+    """Return sizes and times, see `ShardIndex.stats`."""
     try:
-        status = shard.stat()
+        statuses = [shard.stat() for shard in shards]
     except OSError as error:
-        raise UserError(f"{shard} cannot be read: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+    return np.array([(status.st_size, status.st_mtime_ns) for status in statuses], dtype=np.int64)
 
 
-def _index_files(shards: Sequence[Path]) -> Iterator[Path]:
-    """Where the index may be kept: beside the shards, else in the user's cache."""
-    yield shards[0].parent / f".index-{digest_of(shard.name for shard in shards)}.npz"
-    yield cache_file("shards", shards, ".npz")
-
-
-def _write_index(index: ShardIndex, names: Sequence[str], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    blob, ends = index.keys.arrays
-    arrays = {
-        "version": np.array(FORMAT_VERSION),
-        "names": np.frombuffer(json.dumps(list(names)).encode(), dtype=np.uint8),
-        "stats": index.stats,
-        "keys": blob,
-        "key_ends": ends,
-        **{name: getattr(index, name) for name in ("shard_of", "offsets", "sizes", "labels")},
-    }
-
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            np.savez(stream, **arrays)
-
-    files.write_atomically(file, write)
-
-
-def _read_index(file: Path, shards: Sequence[Path], names: list[str], stats: np.ndarray) -> ShardIndex | None:
-    """None if there is none, or not of these shards as they are now."""
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-            arrays = {name: kept[name] for name in kept.files}
-        if int(arrays["version"]) != FORMAT_VERSION or json.loads(arrays["names"].tobytes()) != names:
-            return None
-        if not np.array_equal(arrays["stats"], stats):
-            return None
-        columns = [arrays[name] for name in ("shard_of", "offsets", "sizes", "labels")]
-        keys = PackedBytes.from_arrays(arrays["keys"], arrays["key_ends"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    return ShardIndex(tuple(map(str, shards)), stats, keys, *columns)
+def _cache_files(shards: Sequence[Path]) -> list[Path]:
+    """Return two places for the cached index: next to the shards and, if that is read-only, in the user's cache."""
+    if not shards:
+        return []
+    return [
+        shards[0].parent / f".index-{digest_of(shard.name for shard in shards)}.npz",
+        cache_file("shards", shards, ".npz"),
+    ]
 
 
 def _build(shards: Sequence[Path], stats: np.ndarray) -> ShardIndex:
-    from resnet_in1k.utils.device import usable_cores  # psutil, which prediction does not need
+    from resnet_in1k.utils.device import usable_cores  # imports psutil, which prediction does not need
 
     progress = Progress(only_if_long=True)
     progress.start(len(shards), f"index of {shards[0].parent}", "shards")
-    found: dict[int, Entries] = {}
-    for number, entries in run_parallel(partial(_read_numbered, shards), range(len(shards)), usable_cores()):
-        found[number] = entries
+    found: dict[Path, tuple[list[bytes], np.ndarray]] = {}
+    for shard, *samples in run_parallel(read_shard, shards, usable_cores()):
+        found[shard] = samples
         progress.add(1)
     progress.finish()
-    in_order = [found.pop(number) for number in range(len(shards))]
-    keys = list(itertools.chain.from_iterable(entries.keys for entries in in_order))
+    keys = list(itertools.chain.from_iterable(found[shard][0] for shard in shards))
     if not keys:
         raise UserError(f"{shards[0].parent}: no images with labels in the {len(shards)} shards")
-    shard_of = np.repeat(np.arange(len(shards)), [len(entries.keys) for entries in in_order])
-    numbers = np.concatenate([entries.numbers for entries in in_order])
-    order = sorted(range(len(keys)), key=keys.__getitem__)  # stable: of one key, as they stand in the shards
+    shard_of = np.repeat(np.arange(len(shards)), [len(found[shard][0]) for shard in shards])
+    numbers = np.concatenate([found[shard][1] for shard in shards])
+    order = sorted(range(len(keys)), key=keys.__getitem__)  # stable: equal keys stay in the order of the shards
     columns = [column[order] for column in (shard_of, *numbers.T)]
     return ShardIndex(tuple(map(str, shards)), stats, PackedBytes(map(keys.__getitem__, order)), *columns)
 
 
-def _read_numbered(shards: Sequence[Path], number: int) -> tuple[int, Entries]:
-    return number, read_shard(shards[number])
-
-
-def read_shard(shard: Path) -> Entries:
-    """Its images.
+def read_shard(shard: Path) -> tuple[Path, list[bytes], np.ndarray]:
+    """Return the shard, the keys of its images and, (n, 3) int64, their offsets, sizes and labels.
 
     Raises:
-        UserError: if it is no tar file, is cut off, or has an image without a label or the other way round.
+        UserError: if it is not a complete tar file, or has an image without a label or a label without an image.
     """
-    found: list[Entry] = []
+    keys: list[bytes] = []
+    rows: list[tuple[int, int, int]] = []
     try:
         with tarfile.open(shard, "r:") as archive:
-            sample = _Sample(shard)
-            for member in whole(archive):
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if key != sample.key:
-                    found += sample.finished()
-                    sample = _Sample(shard, key)
-                sample.add(archive, member, extension.lower())
-            found += sample.finished()
+            for key, members in itertools.groupby(intact_entries(archive), key=lambda member: _parts(member)[0]):
+                if sample := _read_sample(archive, f"{shard}: {key}", members):
+                    keys.append(key.encode("utf-8", "surrogateescape"))
+                    rows.append(sample)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{shard} is cut off or no tar file ({error}); remove it and get or write it anew") from None
+        raise UserError(f"{shard} is truncated or not a tar file ({error}); copy or write it again") from None
     except OSError as error:
         raise UserError(f"{shard} cannot be read: {error.strerror or error}") from None
-    return Entries([entry.key for entry in found], np.array([entry[1:] for entry in found], np.int64).reshape(-1, 3))
+    return shard, keys, np.array(rows, np.int64).reshape(-1, 3)
 
 
-def whole(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Its entries.
+def intact_entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the entries.
 
     Raises:
-        tarfile.ReadError: if it does not end with the format's block of zeros: Python takes a damaged header for the
-            end, and a file that is cut off between two entries for a whole one.
+        tarfile.ReadError: if the file does not end with the format's block of zeros. Python takes a damaged header for
+            the end, and accepts a file that is truncated between two entries.
     """
     yield from archive
     assert archive.fileobj is not None, "it is open"
@@ -200,63 +151,46 @@ def whole(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError(f"no entry and no end at byte {archive.offset:,}")
 
 
-class Entry(NamedTuple):
-    key: bytes
-    offset: int
-    size: int
-    label: int
+def _parts(member: tarfile.TarInfo) -> tuple[str, str]:
+    """Split an entry's name into its key and its suffix."""
+    folder, slash, name = member.name.rpartition("/")
+    stem, dot, suffix = name.partition(".")
+    return folder + slash + stem, (dot + suffix).lower()
 
 
-class _Sample:
-    """The entries of one key."""
-
-    def __init__(self, shard: Path, key: str = ""):
-        self.key = key
-        self._shard = shard
-        self._image: tuple[int, int] | None = None
-        self._label: int | None = None
-        self._wrong_label = ""
-        """What was found in place of a number."""
-
-    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
-        is_image = f".{extension}" in IMAGE_SUFFIXES
-        if not member.isreg():
-            if is_image and not member.isdir():
+def _read_sample(
+    archive: tarfile.TarFile, where: str, members: Iterable[tarfile.TarInfo]
+) -> tuple[int, int, int] | None:
+    """Return the image's offset and size, and its label; None if there is neither image nor label."""
+    image = label = None
+    for member in members:
+        suffix = _parts(member)[1]
+        if suffix in IMAGE_SUFFIXES and not member.isdir():
+            if not member.isreg():
                 raise UserError(
-                    f"{self._shard}: {member.name} is a link or a device; write the shard again, with files (tar "
+                    f"{where}{suffix} is a link or a device; write the shard again, with files (tar "
                     "--dereference --hard-dereference)"
                 )
-        elif is_image:
-            if self._image is not None:
-                raise UserError(f"{self._shard}: {self.key} has two images; a sample is one image with its label")
-            self._image = member.offset_data, member.size
-        elif extension in ("cls", "json") and self._label is None and member.size <= MAX_LABEL_BYTES:
-            file = archive.extractfile(member)
-            assert file is not None, "a regular entry"
-            self._read_label(file.read(), extension)
+            if image is not None:
+                raise UserError(f"{where} has two images; a sample is one image with its label")
+            image = member
+        elif suffix in (".cls", ".json") and member.isreg() and member.size <= MAX_LABEL_BYTES and label is None:
+            label = _read_label(archive, member, suffix)
+    if image is not None and label is not None:
+        return image.offset_data, image.size, label
+    if image is not None:
+        raise UserError(f'{where} has no label; it needs a number from 0 in a .cls or, as "label", in a .json entry')
+    if label is not None:
+        raise UserError(f"{where} has a label, but no image; an image is named KEY.jpg or KEY.png, without other dots")
+    return None
 
-    def _read_label(self, text: bytes, extension: str) -> None:
-        try:
-            value = json.loads(text)
-            value = value["label"] if extension == "json" else value
-        except (ValueError, KeyError, TypeError, RecursionError):
-            value = None if extension == "json" else text[:20].decode(errors="replace")
-        if type(value) is int and 0 <= value < MAX_CLASSES:
-            self._label = value
-        elif value is not None:
-            self._wrong_label = f", but {str(value)[:20]!r}"
 
-    def finished(self) -> list[Entry]:
-        if self._image is not None and self._label is not None:
-            return [Entry(self.key.encode("utf-8", "surrogateescape"), *self._image, self._label)]
-        if self._image is not None:
-            raise UserError(
-                f"{self._shard}: {self.key} has no label{self._wrong_label}; each image needs a .cls with a number "
-                'from 0 on beside it, or a .json with such a "label"'
-            )
-        if self._label is not None:
-            raise UserError(
-                f"{self._shard}: {self.key} has a label, but no image; its name has to be {Path(self.key).name}.jpg, "
-                ".png, … without another dot"
-            )
-        return []
+def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> int | None:
+    file = archive.extractfile(member)
+    assert file is not None, "a regular entry"
+    try:
+        value = json.loads(file.read())
+        value = value["label"] if suffix == ".json" else value
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if type(value) is int and 0 <= value < MAX_CLASSES else None

@@ -1,42 +1,46 @@
-"""`shards:DIR` or `shards:PATTERN`: tar files in WebDataset's convention, read image by image where each lies.
+"""`shards:DIR` or `shards:PATTERN`: tar files in WebDataset's format. Images are read from their place in the shard.
 
-`DIR/train/*.tar` and `DIR/val/*.tar`, or `DIR/*.tar` with the words train and val in their names; a pattern has
-`{split}` where the two differ. Images are ordered by their keys, so that it does not matter which shard one is in.
+`DIR/train/*.tar` and `DIR/val/*.tar`, or `DIR/*.tar` with the words train and val in their names, or a pattern with
+`{split}`. Images are ordered by key, so that their order does not depend on how they are divided into shards.
 """
 
 import errno
 import functools
-import hashlib
+import glob
+import itertools
 import os
+import re
 import shlex
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from resnet_in1k.data.dataset import SourceFacts, Split
+from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, SourceFacts, Split, fingerprint_of
 from resnet_in1k.data.tar_index import ShardIndex, forget_index, index_shards
-from resnet_in1k.data.tar_paths import SPLIT_NAMES, has_splits, is_pattern, shards_of_split, shards_of_whole
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import shorten
 
-PREFIX = "shards:"
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid")}
 CLASSES_NAME = "classes.json"
-"""Beside the shards or above them: the class names, in the order of the labels."""
+"""Next to the shards, or above a split's folder: the class names, in the order of the labels."""
+PLAN_NAME = "plan.json"
+"""Next to shards by prepare_data.py: the images they are made of, and how many are in a shard."""
+MAX_OPEN_SHARDS = 256
+"""Limit for one process; the system's limit of open files is usually 1,024."""
 READ_AHEAD_BYTES = 128 << 10
-"""Linux's default read-ahead."""
+"""Linux's default: one request to the kernel reads no more."""
 LEFT_AFTER_READS = 1000
-"""A shard that a thread has not read for so many reads is out of the window; when it is read again, another epoch has
-begun, and it may be out of memory."""
-MAX_OPEN_SHARDS = 4096
-"""In each thread that reads."""
+"""A shard that was not read this many times in a row has left the window. It is read again in a later epoch, and may
+have been dropped from memory by then."""
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSource:
-    """A split in tar shards."""
+    """One split in tar shards."""
 
     name: str
     split: Split
@@ -44,8 +48,8 @@ class ShardSource:
     index: ShardIndex
     note: str = ""
     in_windows: bool = False
-    """Read by an order that goes through a few shards at a time: each is asked for as a whole when its first image is
-    read, and which shard an image is in is part of the fingerprint."""
+    """The sampler reads a few shards at a time: a shard is read ahead at its first image, and the fingerprint includes
+    the shard of each image."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -61,60 +65,43 @@ class ShardSource:
         return replace(self, split=split, index=self.index.take(indices))
 
     def read(self, index: int) -> np.ndarray:
-        shard = int(self.index.shard_of[index])
-        path, data = self.index.shards[shard], np.empty(self.index.sizes[index], dtype=np.uint8)
+        shard, offset = int(self.index.shard_of[index]), int(self.index.offsets[index])
+        path, stat = self.index.shards[shard], tuple(self.index.stats[shard].tolist())
+        data = np.empty(self.index.sizes[index], dtype=np.uint8)
         try:
-            descriptor = _open_shards.get(path, self.in_windows)
-            if not self._is_as_indexed(shard, descriptor):
-                _open_shards.close(path)  # it may have been written anew since it was opened, and indexed then
-                descriptor = _open_shards.get(path, self.in_windows)
-            if not self._is_as_indexed(shard, descriptor):
-                raise OSError(errno.ENODATA, f"{path} has changed since it was indexed; start again to index it anew")
-            _read_fully(descriptor, data, int(self.index.offsets[index]), path)
+            descriptor = _open_shard(path, stat).descriptor
+            status = os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns) != stat:
+                raise OSError(errno.ENODATA, f"{path} has changed since it was indexed; rerun to index it again")
+            if self.in_windows:
+                _read_ahead(path, descriptor)
+            view = memoryview(data)
+            while view:
+                count = os.preadv(descriptor, [view], offset)
+                if count == 0:
+                    raise OSError(errno.ENODATA, f"{path} is truncated: it ends at byte {offset:,}")
+                view, offset = view[count:], offset + count
         except OSError:
-            _open_shards.close(path)  # a retry opens it anew
+            _open_shard.cache_clear()  # a retry opens the shard again
             raise
         return data
-
-    def _is_as_indexed(self, shard: int, descriptor: int) -> bool:
-        status = os.fstat(descriptor)
-        return (status.st_size, status.st_mtime_ns) == tuple(self.index.stats[shard].tolist())
 
     def image_name(self, index: int) -> str:
         key = self.index.keys[index].decode("utf-8", "surrogateescape")
         return f"{self.index.shards[int(self.index.shard_of[index])]}:{key}"
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
-        for values in (self.index.labels, self.index.sizes):
-            digest.update(values)
-        self.index.keys.update(digest)
-        if self.in_windows:
-            digest.update(self.index.shard_of)
-        return digest.hexdigest()
-
-
-def _read_fully(descriptor: int, data: np.ndarray, offset: int, path: str) -> None:
-    view, done = memoryview(data), 0
-    while done < len(data):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            raise OSError(errno.ENODATA, f"{path} is cut off: it ends before byte {offset + len(data):,}")
-        done += count
-
-
-def _ask_for_all(descriptor: int) -> None:
-    """Have the kernel read the whole file, without waiting for it; of one call it reads no more than its read-ahead."""
-    if hasattr(os, "posix_fadvise"):
-        for offset in range(0, os.fstat(descriptor).st_size, READ_AHEAD_BYTES):
-            os.posix_fadvise(descriptor, offset, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        index = self.index
+        arrays = [index.labels, index.sizes, index.keys.blob, index.keys.ends]
+        return fingerprint_of(self.class_names, *arrays, *([index.shard_of] if self.in_windows else []))
 
 
 class _OpenShard:
-    """Closed when nothing refers to it any more."""
+    """An open file, closed when the last reference to it is gone. Each read passes its offset, so workers share it."""
+
+    descriptor = -1
 
     def __init__(self, path: str):
-        self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -122,61 +109,37 @@ class _OpenShard:
             os.close(self.descriptor)
 
 
-class _OpenShards(threading.local):
-    """The shards that this thread has open, the last used at the end. A position is part of each read, so forked
-    workers may share what was open before."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[str, _OpenShard] = OrderedDict()
-        self._num_reads = 0
-        self._last_read: dict[str, int] = {}
-        """Of shards that were closed in between, too: a window may have more than can be open."""
-
-    def get(self, path: str, read_ahead: bool) -> int:
-        if path not in self._files:
-            while len(self._files) >= _max_open_shards():
-                self._files.popitem(last=False)
-            self._files[path] = _OpenShard(path)
-        self._files.move_to_end(path)
-        descriptor, self._num_reads = self._files[path].descriptor, self._num_reads + 1
-        if read_ahead:
-            if self._num_reads - self._last_read.get(path, -LEFT_AFTER_READS) > LEFT_AFTER_READS:
-                _ask_for_all(descriptor)
-            self._last_read[path] = self._num_reads
-        return descriptor
-
-    def close(self, path: str) -> None:
-        self._files.pop(path, None)
+@functools.lru_cache(MAX_OPEN_SHARDS)
+def _open_shard(path: str, stat: tuple[int, int]) -> _OpenShard:
+    return _OpenShard(path)  # `stat` is part of the key: a shard that was replaced and indexed again is opened again
 
 
-@functools.cache
-def _max_open_shards() -> int:
-    """A third of the files that a process may have open, as two threads may read: 341 of the usual 1,024."""
-    try:
-        import resource  # not on all systems
-    except ImportError:
-        return 128
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_OPEN_SHARDS if limit == resource.RLIM_INFINITY else max(1, min(MAX_OPEN_SHARDS, limit // 3))
+_num_reads = itertools.count()
+_last_read: dict[str, int] = {}
 
 
-_open_shards = _OpenShards()
+def _read_ahead(path: str, descriptor: int) -> None:
+    """Have the kernel read the shard into memory, without waiting for it, when its window begins."""
+    number = next(_num_reads)
+    if number - _last_read.get(path, -LEFT_AFTER_READS) >= LEFT_AFTER_READS and hasattr(os, "posix_fadvise"):
+        for offset in range(0, os.fstat(descriptor).st_size, READ_AHEAD_BYTES):
+            os.posix_fadvise(descriptor, offset, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+    _last_read[path] = number
 
 
 def facts(data: str) -> SourceFacts:
     place = Path(_place(data))
-    name = place.parent.name if is_pattern(str(place)) else place.name
-    limits = ("Who took the training images, where and of what, is not recorded here: neither is their bias.",)
-    return SourceFacts(name=name or "shards", data_flag=shlex.quote(f"{PREFIX}path/to/{name}"), limits=limits)
+    name = place.parent.name if _is_pattern(str(place)) else place.name
+    return SourceFacts(name or "shards", shlex.quote(f"shards:path/to/{place.name}"), (UNKNOWN_ORIGIN,))
 
 
 def open_split(data: str, split: Split) -> ShardSource:
     shards = shards_of_split(_place(data), split)
     if not shards:
-        without = "; for images without a val split give --val-share" if split == "val" else ""
+        or_share = "; for images without a val split give --val-share" if split == "val" else ""
         raise UserError(
             f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar, or in DIR with the word "
-            f"{split} in their names, or are named by a pattern with {{split}} in it{without}"
+            f"{split} in their names, or are named by a pattern with {{split}} in it{or_share}"
         )
     training = shards_of_split(_place(data), "train") if split == "val" else shards
     if split == "val" and (both := sorted(set(shards) & set(training))):
@@ -185,20 +148,34 @@ def open_split(data: str, split: Split) -> ShardSource:
 
 
 def open_whole(data: str) -> ShardSource:
-    """Of `DIR/train/*.tar` or `DIR/*.tar` alone, or of all that a pattern names."""
+    """Open `DIR/train/*.tar` or `DIR/*.tar`, or all shards of a pattern; raises UserError if there is a val split."""
     place = _place(data)
-    if has_splits(place) and shards_of_split(place, "val"):
-        raise UserError(f"--val-share: {data} has a val split; leave it out, or name the shards to divide by a pattern")
-    shards = shards_of_whole(place)
+    if _has_splits(place) and shards_of_split(place, "val"):
+        raise UserError(f"--val-share: {data} has a val split; omit --val-share, or name the shards by a pattern")
+    shards = shards_of_both(place)
     if not shards:
         raise UserError(f"--data {data}: no shards there; they belong in DIR/train/*.tar or DIR/*.tar")
     return _open(data, "train", shards, shards)
 
 
+def forget(data: str) -> None:
+    """Delete cached indexes, for `--rescan`."""
+    place = _place(data)
+    splits = SPLIT_NAMES if _has_splits(place) else ()
+    for shards in (shards_of_both(place), *(shards_of_split(place, split) for split in splits)):
+        forget_index(shards)
+
+
+def _place(data: str) -> str:
+    return data.removeprefix("shards:")
+
+
 def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> ShardSource:
-    """`training`: the shards of the training split, if they are known."""
-    index = index_shards(shards)
-    class_names = _class_names(shards)
+    index, folder = index_shards(shards), shards[0].parent
+    class_names = read_class_names(folder / CLASSES_NAME)
+    # A file above the folder counts only for a folder of one split: above others it may belong to other data.
+    if class_names is None and any(folder.name in names for names in SPLIT_NAMES.values()):
+        class_names = read_class_names(folder.parent / CLASSES_NAME)
     if class_names is None:  # named by number, as many as the training split has
         labels = index.labels if training in ([], shards) else index_shards(training).labels
         class_names = [str(label) for label in range(int(labels.max()) + 1)]
@@ -212,32 +189,105 @@ def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> 
     return ShardSource(name=data, split=split, class_names=tuple(class_names), index=index, note=note)
 
 
-def forget(data: str) -> None:
-    """Nothing that was found before is used: for `--rescan`."""
-    place = _place(data)
-    splits = SPLIT_NAMES if has_splits(place) else ()
-    for shards in (shards_of_whole(place), *(shards_of_split(place, split) for split in splits)):
-        forget_index(shards)
+def read_class_names(file: Path) -> list[str] | None:
+    """Return the names in a classes.json, None if there is no such file; raises UserError for another content."""
+    try:
+        names = files.read_json(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); it must be a list of the class names") from None
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{file} is not a list of class names")
+    return names
 
 
-def _place(data: str) -> str:
-    """The folder or pattern."""
-    return data.removeprefix(PREFIX)
+def _is_pattern(place: str) -> bool:
+    """True also for the name of one file; False for a folder, which may have such characters in its name."""
+    return os.path.isfile(place) or ((glob.has_magic(place) or "{" in place) and not os.path.isdir(place))
 
 
-def _class_names(shards: list[Path]) -> list[str] | None:
-    beside = shards[0].parent
-    # Above them only where they lie in folders of their splits: what else is there need not be theirs.
-    is_of_split = any(beside.name in names for names in SPLIT_NAMES.values())
-    for folder in (beside, beside.parent) if is_of_split else (beside,):
-        file = folder / CLASSES_NAME
-        if not file.is_file():
-            continue
-        try:
-            names = files.read_json(file)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file} cannot be read ({error}); it is a list of the class names") from None
-        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-            raise UserError(f"{file} is no list of class names")
-        return names
-    return None
+def _has_splits(place: str) -> bool:
+    return not _is_pattern(place) or "{split}" in place
+
+
+def shards_of_split(place: str, split: Split) -> list[Path]:
+    """Return the sorted shards of one split, see this module; [] if there are none.
+
+    Raises:
+        UserError: for a pattern without `{split}`, and if shards are missing.
+    """
+    if not _has_splits(place):
+        raise UserError(f"shards:{place}: the pattern needs {{split}} where the names of train and val differ")
+    for name in SPLIT_NAMES[split]:
+        if _is_pattern(place):
+            found = _matching(place.replace("{split}", name))
+        else:  # the word `train`, not a part of a word as in `retrained`
+            found = _in_folder(f"{place}/{name}") or _in_folder(place, rf"(?<![a-z]){name}(?![a-z])")
+        if found:
+            return found
+    return []
+
+
+def shards_of_both(place: str) -> list[Path]:
+    """Return the shards that `--val-share` divides: those of the training split, else all shards."""
+    if training := _has_splits(place) and shards_of_split(place, "train"):
+        return training
+    return _matching(place) if _is_pattern(place) else _in_folder(place)
+
+
+def _in_folder(place: str, name_pattern: str = "") -> list[Path]:
+    found = [Path(path) for path in sorted(glob.glob(f"{glob.escape(place)}/*.tar"))]
+    if found := [path for path in found if re.search(name_pattern, path.name, re.IGNORECASE)]:
+        _check_complete(found[0].parent)
+    return found
+
+
+def _matching(pattern: str) -> list[Path]:
+    found = {name: glob.glob(name) for name in expand_braces(pattern)}
+    missing = [name for name, paths in found.items() if not paths]
+    if 0 < len(missing) < len(found):
+        raise UserError(f"{pattern}: {len(missing):,} of {len(found):,} are missing: {shorten(missing)}")
+    paths = sorted(map(Path, set(itertools.chain(*found.values()))))
+    if os.path.basename(pattern) == "*.tar":  # another pattern may choose some of the shards
+        for folder in {path.parent for path in paths}:
+            _check_complete(folder)
+    return paths
+
+
+def planned_shards(plan: dict[str, Any]) -> list[str]:
+    """Return the names of the shards that prepare_data.py writes by this plan."""
+    return [f"shard-{number:06d}.tar" for number in range(-(-plan["num_images"] // plan["images_per_shard"]))]
+
+
+def _check_complete(folder: Path) -> None:
+    """Raise UserError if some shards of the folder's plan are missing. There may be other shards, or no plan."""
+    try:
+        names = planned_shards(files.read_json_object(folder / PLAN_NAME) or {})
+    except (KeyError, TypeError, ZeroDivisionError):
+        return
+    present = {path.name for path in folder.iterdir()}
+    missing = [name for name in names if name not in present]
+    if 0 < len(missing) < len(names):
+        raise UserError(
+            f"{folder}: {len(missing):,} of {len(names):,} shards are missing: {shorten(missing)}; copy them there, or "
+            "rerun the prepare_data.py command that wrote the others"
+        )
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `a-{00..02}.tar` and `{a,b}.tar` as Bash does; `{split}` stays. Raises UserError for other braces."""
+    if "{" in _BRACES.sub("", pattern.replace("{split}", "")):
+        raise UserError(f"{pattern}: braces are for {{000..123}}, {{a,b}} and {{split}}, and cannot be nested")
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last, words = match.groups()
+    if words is not None:
+        choices = words.split(",")
+    else:
+        is_padded = any(len(bound) > 1 and bound.startswith("0") for bound in (first, last))
+        width = max(len(first), len(last)) if is_padded else 0
+        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    ends = expand_braces(pattern[match.end() :])
+    return [pattern[: match.start()] + choice + end for choice in choices for end in ends]

@@ -1,1 +1,1 @@
-"""From the form that images come in to one that trains fast: archives, resized copies, shards, verification."""
+"""Preparation of data: ImageNet's archives, resized copies, folders, tar shards, verification."""

@@ -1,4 +1,4 @@
-"""ImageNet's three archives, with the real nesting, of images that are at hand."""
+"""Small archives with the nesting of ImageNet's three."""
 
 import io
 import tarfile
@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from resnet_in1k.prepare.imagenet_archives import Archives
+from resnet_in1k.prepare.imagenet import Archives
 
 WNIDS = ("n02000000", "n01000000", "n03000000")
-"""By the devkit's class numbers 1, 2, 3: not in their own order."""
+"""WordNet ids of the devkit's class numbers 1, 2, 3, not sorted."""
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes, **changes: object) -> None:
@@ -31,7 +31,7 @@ def tar_of(entries: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def meta_mat() -> bytes:
-    """As the devkit has it: its leaves, and a class above them."""
+    """Return the devkit's meta.mat with the classes, and a synset above the classes."""
     fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
     rows = [(number, wnid, f"name of {wnid}", 0) for number, wnid in enumerate(WNIDS, start=1)]
     synsets = np.array([*rows, (4, "n09000000", "above", 3)], dtype=fields)
@@ -49,10 +49,10 @@ def write_devkit(path: Path, truth: Iterable[int], **more: bytes) -> Path:
 
 
 def write_archives(folder: Path, images: list[bytes], repeats: int = 1) -> tuple[Archives, dict[str, bytes]]:
-    """Three classes of four training images; six validation images. And what must come out, by path.
+    """Write three classes of four training images, and six validation images; return the expected folder, too.
 
     Args:
-        repeats: so many times as many, each image under so many names.
+        repeats: number of names of each image.
     """
     folder.mkdir(parents=True, exist_ok=True)
     expected: dict[str, bytes] = {}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
-from resnet_in1k.prepare.imagenet_archives import Archives
+from resnet_in1k.prepare.imagenet import Archives
 
 
 def options(archives: Archives, output: Path, **changes: object) -> PrepareOptions:
@@ -12,7 +12,7 @@ def options(archives: Archives, output: Path, **changes: object) -> PrepareOptio
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Of all images; there must be nothing else but what the script keeps for itself."""
+    """Return the content of all images by path; there must be no other files but the script's own."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     own = {".lock", "prepared.json", "train/.plan.json", "val/.plan.json"}
     assert not [name for name in found.keys() - own if "/." in name or not name.startswith(("train/", "val/"))]
@@ -20,6 +20,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def prepare(how: PrepareOptions) -> list[str]:
-    said: list[str] = []
-    assert prepare_data(how, said.append)
-    return said
+    printed: list[str] = []
+    assert prepare_data(how, printed.append)
+    return printed

@@ -1,24 +1,24 @@
-"""The same images as a folder, as tar shards and as a table of parquet files."""
+"""The images of a folder as tar shards and as a table of parquet files."""
 
 from pathlib import Path
 
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
-from resnet_in1k.prepare.shard_writer import write_shards
+from resnet_in1k.prepare.write import write_shards
 from resnet_in1k.utils.pool import Progress
 
 SILENT = Progress(lambda line: None)
 
 
 def as_shards(folder: Path, target: Path, shard_bytes: int = 20_000) -> str:
-    """What `--data` names it."""
+    """Return the value of `--data`."""
     for split in ("train", "val"):
-        write_shards(open_source(str(folder), split), target / split, shard_bytes, processes=1, progress=SILENT)
+        write_shards(open_source(str(folder), split), target / split, shard_bytes, 1, SILENT)
     return f"shards:{target}"
 
 
 def as_parquet(folder: Path, target: Path) -> str:
-    """By `datasets` itself; two files for the training split."""
+    """Write by `datasets` itself, two files for the training split; return the value of `--data`."""
     import datasets
 
     for split, name in (("train", "train"), ("val", "validation")):

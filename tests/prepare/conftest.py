@@ -8,7 +8,7 @@ from helpers.archives import write_archives
 from helpers.images import encoded
 from PIL import Image
 
-from resnet_in1k.prepare.imagenet_archives import Archives
+from resnet_in1k.prepare.imagenet import Archives
 
 
 @pytest.fixture(scope="session")

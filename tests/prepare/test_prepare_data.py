@@ -1,4 +1,4 @@
-"""scripts/prepare_data.py: resized copies, shards, Kaggle's layout and folders; what is refused."""
+"""scripts/prepare_data.py: resized copies, shards and folders; options and input that are refused."""
 
 import io
 import os
@@ -19,12 +19,14 @@ from resnet_in1k.utils.errors import UserError
 
 
 @pytest.mark.parametrize("resize_val", [False, True])
-def test_resized_copies_are_what_pillow_makes_nearly(images: list[bytes], archives, tmp_path: Path, resize_val: bool):
-    """Shorter side 100 px; images that have no more stay byte for byte, and those of validation unless asked for."""
+def test_resized_copies_are_close_to_pillows(images: list[bytes], archives, tmp_path: Path, resize_val: bool):
+    """Shorter side 100 px; smaller images, and validation images unless asked for, stay byte for byte."""
     files, expected = archives
-    said = prepare(options(files, tmp_path / "out", resize=100, resize_val=resize_val))
-    assert "times as many" in said[-1]
-    assert ("both splits: shorter side 100 px" if resize_val else "training images: shorter side 100 px") in said[-1]
+    printed = prepare(options(files, tmp_path / "out", resize=100, resize_val=resize_val))
+    assert " instead of " in printed[-3]
+    assert printed[-2].startswith(
+        "both splits: shorter side 100 px" if resize_val else "training images: shorter side 100"
+    )
     written = contents(tmp_path / "out")
     assert written.keys() == expected.keys()
     for name, data in expected.items():
@@ -53,52 +55,13 @@ def test_a_rotated_photograph_is_resized_upright(photographs: list[np.ndarray], 
 
 def test_straight_to_shards(archives, tmp_path: Path):
     files, expected = archives
-    said = prepare(options(files, tmp_path / "out", shards=1))
-    assert f"--data shards:{tmp_path / 'out'}" in said[-1]
+    printed = prepare(options(files, tmp_path / "out", shards=1))
+    assert f"--data shards:{tmp_path / 'out'}" in printed[-1]
     train, val = open_train_and_val(f"shards:{tmp_path / 'out'}")
     assert train.class_names == val.class_names == tuple(sorted(WNIDS))
     for source in (train, val):
         found = {(source.class_names[source.labels[i]], source.read(i).tobytes()) for i in range(len(source))}
         assert found == {(name.split("/")[1], data) for name, data in expected.items() if name.startswith(source.split)}
-
-
-def write_kaggle(folder: Path, expected: dict[str, bytes]) -> Path:
-    """As competition imagenet-object-localization-challenge unpacks."""
-    images = folder / "ILSVRC/Data/CLS-LOC"
-    lines = ["ImageId,PredictionString"]
-    for name, data in expected.items():
-        split, wnid, file = name.split("/")
-        path = images / (f"train/{wnid}/{file}" if split == "train" else f"val/{file}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        if split == "val":
-            lines.append(f"{Path(file).stem},{wnid} 1 2 3 4 {wnid} 5 6 7 8 ")
-    (folder / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def test_kaggles_layout_and_what_may_be_wrong_in_it(archives, tmp_path: Path):
-    _, expected = archives
-    folder = write_kaggle(tmp_path / "kaggle", expected)
-    with pytest.raises(UserError, match=r"12 train images in .*, where ImageNet has 1,281,167; .*--allow-partial"):
-        prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", processes=1))
-    (folder / "ILSVRC/Data/CLS-LOC/val/.DS_Store").write_text("a Mac's")
-    said = prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", allow_partial=True, processes=1))
-    assert "6 val images in" in said[1]
-    assert contents(tmp_path / "out") == expected
-    solution = folder / "LOC_val_solution.csv"
-    text = solution.read_text()
-    for changed, message in (
-        (text.replace("n03000000", "n04000000"), "is of class n04000000, which has no folder"),
-        (text.replace("val_00000002", "val_00000222"), "no image in|no line in"),
-        (text.replace("PredictionString", "Other"), r"cannot be read \(KeyError"),
-    ):
-        solution.write_text(changed)
-        with pytest.raises(UserError, match=message):
-            prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", allow_partial=True, processes=1))
-    solution.unlink()
-    with pytest.raises(UserError, match=r"Kaggle's layout has ILSVRC/Data/CLS-LOC/ and LOC_val_solution\.csv"):
-        prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", processes=1))
 
 
 def test_a_folder_of_classes_is_divided_without_copies(image_folder: Path, tmp_path: Path):
@@ -114,7 +77,7 @@ def test_a_folder_of_classes_is_divided_without_copies(image_folder: Path, tmp_p
 
 
 def test_images_keep_their_names_below_their_classes(image_folder: Path, photographs: list[np.ndarray], tmp_path: Path):
-    """Also with colons, and in folders named as their class."""
+    """Names may have colons, and folders may be named like their class."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     names = ["ant/0.jpg", "ant/a:0.jpg", "ant/ant/0.jpg", "ant/ant/ant/b:0.jpg"]
     for number, name in enumerate(names):
@@ -127,7 +90,7 @@ def test_images_keep_their_names_below_their_classes(image_folder: Path, photogr
 
 
 def test_images_of_shards_keep_their_keys_where_they_name_the_class(image_folder: Path, tmp_path: Path):
-    """With a suffix, as a key has none; never outside the class's folder."""
+    """A suffix is added; a path never leads out of the class's folder."""
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/classes.json").write_text('["ant", "bee"]')
     image = (image_folder / "val/ant/0.jpg").read_bytes()
@@ -145,16 +108,8 @@ def test_images_of_shards_keep_their_keys_where_they_name_the_class(image_folder
     assert len(list((tmp_path / "a").rglob("*.jpg"))) == 8
 
 
-def test_what_others_wrote_is_left_alone(image_folder: Path, tmp_path: Path):
-    (tmp_path / "out/train").mkdir(parents=True)
-    (tmp_path / "out/train/precious.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty, and was not written by this command; choose another folder"):
-        prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1))
-    assert [path.name for path in (tmp_path / "out/train").iterdir()] == ["precious.txt"]
-
-
 def test_a_class_of_one_split_only_is_refused_for_folders_alone(image_folder: Path, tmp_path: Path):
-    """Shards name classes without images, too."""
+    """Shards can have classes without images."""
     data = tmp_path / "data"
     prepare(PrepareOptions(data=str(image_folder), output=data, shards=1, processes=1))
     (data / "classes.json").write_text('["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]')
@@ -173,47 +128,50 @@ def test_a_class_of_one_split_only_is_refused_for_folders_alone(image_folder: Pa
 def test_a_broken_image_is_copied_and_named(
     image_folder: Path, tmp_path: Path, how: dict[str, int], capsys: pytest.CaptureFixture[str]
 ):
-    """To stop would cost the hours before; what to do with it is for training to decide."""
+    """Stopping would cost the hours before; training decides what to do with it."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     (folder / "train/dog/1.jpg").write_bytes(b"\xff\xd8\xff broken")
-    said = prepare(PrepareOptions(data=str(folder), output=tmp_path / "out", processes=1, **how))
-    assert "train/dog/1.jpg cannot be decoded (" in (printed := capsys.readouterr().err)
-    assert ", and is copied as it is" in printed
+    printed = prepare(PrepareOptions(data=str(folder), output=tmp_path / "out", processes=1, **how))
+    assert "train/dog/1.jpg cannot be decoded (" in (stderr := capsys.readouterr().err)
+    assert ", and is copied unchanged" in stderr
     written = f"shards:{tmp_path / 'out'}" if "shards" in how else str(tmp_path / "out")
-    assert said[0].startswith(f"1 image could not be decoded: --verify {written} lists all that are bad; training")
+    expected = (
+        f"1 image could not be decoded; list them:  python scripts/prepare_data.py --verify {written}\ntraining stops"
+    )
+    assert printed[0].startswith(expected)
     source = open_source(written, "train")
     assert b"\xff\xd8\xff broken" in [source.read(index).tobytes() for index in range(len(source))]
 
 
-def test_what_is_written_is_not_among_what_it_is_made_of(image_folder: Path, tmp_path: Path):
+def test_the_output_is_not_among_the_input(image_folder: Path, tmp_path: Path):
     classes = Path(shutil.copytree(image_folder / "train", tmp_path / "classes"))
     (tmp_path / "link").symlink_to(classes)
     for output in (classes, classes / "out", tmp_path / "link/ant/out"):
-        with pytest.raises(UserError, match=r"--output .* lies among the images of .*classes; choose a folder outside"):
+        with pytest.raises(UserError, match=r"--output .* is among the images of .*classes; choose a folder outside"):
             prepare(PrepareOptions(data=str(classes), val_share=0.2, output=output, processes=1))
     assert not (classes / "out").exists()
     prepare(PrepareOptions(data=str(classes), val_share=0.2, output=tmp_path / "out", processes=1))
 
 
-def test_what_is_left_out_or_linked_or_numbered_anew_is_said(image_folder: Path, tmp_path: Path):
+def test_ignored_files_hard_links_and_changed_class_numbers_are_printed(image_folder: Path, tmp_path: Path):
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     (folder / "train/ant/photo.heic").write_bytes(b"not known")
-    said = prepare(PrepareOptions(data=str(folder), output=tmp_path / "linked out", processes=1))
-    assert "not images by name or content: ant/photo.heic" in said[0]
-    assert "the train and val images are hard links: one that is edited in place is edited in the original" in said[1]
-    assert said[1].endswith(f"--data '{tmp_path / 'linked out'}' --dry-run")
+    printed = prepare(PrepareOptions(data=str(folder), output=tmp_path / "linked out", processes=1))
+    assert "not images by name or content: ant/photo.heic" in printed[0]
+    assert printed[2] == "the train and val images are hard links: editing one in place edits the original, too"
+    assert printed[3].endswith(f"--data '{tmp_path / 'linked out'}' --dry-run")
     prepare(PrepareOptions(data=str(folder), output=tmp_path / "shards", shards=1, processes=1))
     (tmp_path / "shards/classes.json").write_text('["f", "e", "d", "c", "b", "a"]')
-    said = prepare(PrepareOptions(data=f"shards:{tmp_path / 'shards'}", output=tmp_path / "anew", processes=1))
-    assert said[0].startswith("the classes get other numbers: those of folders are in the order of their names")
+    printed = prepare(PrepareOptions(data=f"shards:{tmp_path / 'shards'}", output=tmp_path / "anew", processes=1))
+    assert printed[0].startswith("class numbers change: a folder numbers its classes in the order of their names")
 
 
-def test_a_finished_folder_that_was_changed_is_not_taken_for_whole(image_folder: Path, tmp_path: Path):
-    """Though it has as many images."""
+def test_a_finished_folder_that_was_changed_is_an_error(image_folder: Path, tmp_path: Path):
+    """Even if the number of images is the same."""
     how = PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1)
     prepare(how)
     (tmp_path / "out/val/ant/0.jpg").rename(tmp_path / "out/val/bee/moved.jpg")
-    with pytest.raises(UserError, match=r"out/val has 1 image of class ant, and .* 2; was something added"):
+    with pytest.raises(UserError, match=r"out/val has 1 image of class ant, and .* 2: images were added or removed"):
         prepare(how)
 
 
@@ -226,7 +184,7 @@ def test_space_is_checked_before_anything_is_written(
     sizes = [path.stat().st_size for path in image_folder.rglob("*.jpg")]
     assert sum(sizes) > usage.free
     for how in ({"shards": 1}, {"resize": 300}):
-        with pytest.raises(UserError, match=r"has 50 kB left, and .* are needed"):
+        with pytest.raises(UserError, match=r"has 50 kB free, but .* are needed"):
             prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1, **how))
         assert not (tmp_path / "out").exists()
     usage.free = 10**12
@@ -240,12 +198,12 @@ def test_space_is_checked_before_anything_is_written(
 
 @pytest.mark.parametrize("how", [{}, {"resize": 64}, {"shards": 1}])
 def test_over_a_finished_folder_it_does_nothing(image_folder: Path, tmp_path: Path, how: dict[str, int]):
-    """As long as it is of the same images and all are there."""
+    """If it has all images of the same input."""
     data = Path(shutil.copytree(image_folder, tmp_path / "images"))
     options_of_run = PrepareOptions(data=str(data), output=tmp_path / "out", processes=1, **how)
     prepare(options_of_run)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert prepare(options_of_run) == [f"nothing to do: {tmp_path / 'out'} has 37 + 12 images of these"]
+    assert prepare(options_of_run) == [f"nothing to do: {tmp_path / 'out'} has 37 + 12 images of this input"]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == times
     gone = next((tmp_path / "out/val").glob("*.tar" if how.get("shards") else "cat"))
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
@@ -263,15 +221,15 @@ def test_contradicting_options_are_refused(tmp_path: Path):
         ({"train_tar": tmp_path / "a"}, "--train-tar, --val-tar and --devkit-tar belong together"),
         ({}, "give either the three archives, or --kaggle, or --data, or --verify"),
         ({"data": "x", "verify": "y"}, "give either the three archives"),
-        ({"data": "x"}, "--output: where to write is not given"),
-        ({"data": "x", "output": tmp_path, "report": tmp_path / "r.csv"}, "--report is for --verify"),
+        ({"data": "x"}, "--output: the folder to write is not given"),
+        ({"data": "x", "output": tmp_path, "report": tmp_path / "r.csv"}, "--report needs --verify"),
         ({"data": "x", "output": tmp_path, "resize": 5}, "--resize 5: must be at least 32"),
-        ({"data": "x", "output": tmp_path, "resize_val": True}, "--resize-val is for --resize"),
-        ({"verify": "x", "resize": 64}, "--verify writes nothing: --output, --resize and --shards are not for it"),
-        ({"kaggle": tmp_path, "output": tmp_path, "val_share": 0.1}, "--val-share is for --data and --verify"),
-        ({"data": "x", "output": tmp_path, "allow_partial": True}, "--allow-partial is for ImageNet's archives and"),
-        ({"data": "x", "output": Path("digits")}, "--output digits: --data takes that for something else"),
-        ({"data": "x", "output": Path("hf:mine")}, "--output hf:mine: --data takes that for something else"),
+        ({"data": "x", "output": tmp_path, "resize_val": True}, "--resize-val needs --resize"),
+        ({"verify": "x", "resize": 64}, "--verify writes nothing: omit --output, --resize and --shards"),
+        ({"kaggle": tmp_path, "output": tmp_path, "val_share": 0.1}, "--val-share needs --data or --verify"),
+        ({"data": "x", "output": tmp_path, "allow_partial": True}, "--allow-partial needs the archives or --kaggle"),
+        ({"data": "x", "output": Path("digits")}, "--output digits: --data would not take this for a folder"),
+        ({"data": "x", "output": Path("hf:mine")}, "--output hf:mine: --data would not take this for a folder"),
     ):
         with pytest.raises(UserError, match=message):
             PrepareOptions(**given)

@@ -14,11 +14,11 @@ from resnet_in1k.utils.errors import UserError
 def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images: list[bytes], tmp_path: Path):
     files, _ = archives
     prepare(options(files, tmp_path / "out"))
-    said: list[str] = []
+    printed: list[str] = []
     report = tmp_path / "report.csv"
     how = PrepareOptions(verify=str(tmp_path / "out"), report=report, processes=2)
-    assert prepare_data(how, said.append)
-    assert said[-1].endswith("18 images, all whole")
+    assert prepare_data(how, printed.append)
+    assert printed[-1].endswith("18 images, no problems")
     assert report.read_text() == "image,kind,detail\n"
 
     train = tmp_path / "out/train"
@@ -28,8 +28,8 @@ def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images:
     misfiled = shutil.move(train / "n03000000/n03000000_2.JPEG", train / "n02000000")
     twin = tmp_path / "out/val/n03000000/again.JPEG"
     shutil.copy(train / "n03000000/n03000000_3.JPEG", twin)
-    said.clear()
-    assert not prepare_data(how, said.append)
+    printed.clear()
+    assert not prepare_data(how, printed.append)
     found = {(Path(row["image"]).name, row["kind"]) for row in csv.DictReader(report.open())}
     assert found == {
         (broken.name, "broken"),
@@ -37,7 +37,7 @@ def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images:
         (Path(misfiled).name, "misfiled"),
         (twin.name, "duplicate"),
     }
-    assert said[-1].endswith("19 images, 4 problems")
+    assert printed[-1].endswith("19 images, 4 problems")
 
 
 def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
@@ -48,41 +48,41 @@ def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
 
 
 def test_images_without_a_val_split_are_verified_all(image_folder: Path, tmp_path: Path):
-    """Of a folder of classes; or where --val-share says that there need be none: else its val split may be missing."""
-    said: list[str] = []
-    assert prepare_data(PrepareOptions(verify=str(image_folder / "train"), processes=1), said.append)
-    assert said[-1] == f"{image_folder / 'train'}: 37 images, all whole"
+    """In a folder of classes, or with --val-share; otherwise the val split may be missing."""
+    printed: list[str] = []
+    assert prepare_data(PrepareOptions(verify=str(image_folder / "train"), processes=1), printed.append)
+    assert printed[-1] == f"{image_folder / 'train'}: 37 images, no problems"
     shutil.copytree(image_folder / "train", tmp_path / "half/train")
-    assert not prepare_data(PrepareOptions(verify=str(tmp_path / "half"), processes=1), said.append)
-    assert "half val (" in " ".join(said)
-    assert "val: no such folder" in " ".join(said)
-    assert prepare_data(PrepareOptions(verify=str(tmp_path / "half"), val_share=0.2, processes=1), said.append)
-    assert said[-1] == f"{tmp_path / 'half'}: 37 images, all whole"
+    assert not prepare_data(PrepareOptions(verify=str(tmp_path / "half"), processes=1), printed.append)
+    assert "half val (" in " ".join(printed)
+    assert "val: no such folder" in " ".join(printed)
+    assert prepare_data(PrepareOptions(verify=str(tmp_path / "half"), val_share=0.2, processes=1), printed.append)
+    assert printed[-1] == f"{tmp_path / 'half'}: 37 images, no problems"
 
 
-def test_shards_of_which_some_are_missing_are_not_whole(image_folder: Path, tmp_path: Path):
+def test_missing_shards_are_a_problem(image_folder: Path, tmp_path: Path):
     prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", shards=1, processes=1))
     plan = tmp_path / "out/val/plan.json"
     plan.write_text(plan.read_text().replace('"num_images": 12', '"num_images": 9999999'))
-    said: list[str] = []
-    assert not prepare_data(PrepareOptions(verify=f"shards:{tmp_path / 'out'}", processes=1), said.append)
-    assert "shards are missing: shard-000001.tar" in said[0]
+    printed: list[str] = []
+    assert not prepare_data(PrepareOptions(verify=f"shards:{tmp_path / 'out'}", processes=1), printed.append)
+    assert "shards are missing: shard-000001.tar" in printed[0]
 
 
 def test_a_report_that_cannot_be_written_ends_it_at_once(image_folder: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    said: list[str] = []
+    printed: list[str] = []
     report = image_folder / "train/ant/a.csv"
-    with pytest.raises(UserError, match=r"--report: .*ant/a\.csv would lie among the images; choose another place"):
-        prepare_data(PrepareOptions(verify=str(image_folder), report=report), said.append)
+    with pytest.raises(UserError, match=r"--report: .*ant/a\.csv would be among the images; choose another place"):
+        prepare_data(PrepareOptions(verify=str(image_folder), report=report), printed.append)
     assert not report.exists()
     with pytest.raises(UserError, match=r"--report: .*file/report\.csv"):
-        prepare_data(PrepareOptions(verify=str(image_folder), report=tmp_path / "file/report.csv"), said.append)
-    assert said == []
+        prepare_data(PrepareOptions(verify=str(image_folder), report=tmp_path / "file/report.csv"), printed.append)
+    assert printed == []
 
 
 def test_splits_that_training_would_refuse_are_listed(image_folder: Path, tmp_path: Path):
-    """And the images of the other split verified all the same."""
+    """The images of the other split are verified all the same."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     how = PrepareOptions(verify=str(folder), report=tmp_path / "report.csv", processes=1)
     shutil.rmtree(folder / "val/cat")

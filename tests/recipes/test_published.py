@@ -1,7 +1,6 @@
 import pytest
 
 from resnet_in1k.augment.auto_augment import POLICIES
-from resnet_in1k.data import digits
 from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.optim.lr import LR_SCHEDULES
 from resnet_in1k.optim.optimizers import OPTIMIZERS
@@ -25,7 +24,7 @@ def test_demo_leaves_digits_readable():
     """A mirrored digit is another sign, and a gray one has no hue."""
     recipe = RECIPES["demo"].recipe
     assert (recipe.hflip_probability, recipe.hue) == (0, 0)
-    assert RECIPES["demo"].default_data == digits.__name__.rpartition(".")[2]
+    assert RECIPES["demo"].default_data == "digits"
 
 
 @pytest.mark.parametrize("named", RECIPES.values(), ids=RECIPES)

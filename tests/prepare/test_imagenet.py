@@ -1,4 +1,4 @@
-"""ImageNet's three archives: what comes out of them, after kills, and what hostile ones do."""
+"""ImageNet's archives and Kaggle's copy: the folder that is written, after kills, too; hostile archives."""
 
 import gzip
 import hashlib
@@ -17,11 +17,10 @@ import pytest
 from helpers.archives import WNIDS, add, meta_mat, tar_of, write_archives, write_devkit
 from helpers.preparing import contents, options, prepare
 
-from resnet_in1k.cli.prepare_data import prepare_data
+from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
 from resnet_in1k.data.registry import open_train_and_val
-from resnet_in1k.prepare import folder_writer, imagenet_archives
-from resnet_in1k.prepare.checksums import md5_of
-from resnet_in1k.prepare.imagenet_archives import Archives
+from resnet_in1k.prepare import imagenet, write
+from resnet_in1k.prepare.imagenet import Archives, md5_of
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.pool import Progress
 
@@ -29,47 +28,48 @@ from resnet_in1k.utils.pool import Progress
 def test_archives_come_out_by_class(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
     """The labels of the validation images are the devkit's, whose numbers are not in the order of the WordNet ids."""
     files, expected = archives
-    before = {path: path.read_bytes() for path in files.by_name.values()}
-    said = prepare(options(files, tmp_path / "out", processes=2))
+    before = {path: path.read_bytes() for path in files}
+    printed = prepare(options(files, tmp_path / "out", processes=2))
     assert contents(tmp_path / "out") == expected
-    assert "12 train images in" in " ".join(said)
-    assert "where ImageNet has 1,281,167" in " ".join(said)
-    assert "3 classes in" in " ".join(said)
+    assert "train.tar is not ImageNet's ILSVRC2012_img_train.tar: its md5 is" in printed[0]
+    assert printed[3].startswith("12 train images in")
+    assert printed[3].endswith("where ImageNet has 1,281,167")
+    assert printed[4].startswith("3 classes in")
     assert {path: path.read_bytes() for path in before} == before
     train, val = open_train_and_val(str(tmp_path / "out"))
     assert train.class_names == tuple(sorted(WNIDS))
     assert val.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    said = prepare(options(files, tmp_path / "out"))
-    assert said == [f"nothing to do: {tmp_path / 'out'} has 12 + 6 images of these"]
+    printed = prepare(options(files, tmp_path / "out"))
+    assert printed == [f"nothing to do: {tmp_path / 'out'} has 12 + 6 images of this input"]
 
 
 def test_what_was_removed_from_a_finished_folder(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
-    """A class is written again; a missing image is told, as its class may be somebody's own work by now."""
+    """A class is written again; a missing image is an error, as somebody may have changed its class."""
     files, expected = archives
     prepare(options(files, tmp_path / "out"))
     shutil.rmtree(tmp_path / "out/train/n02000000")
     prepare(options(files, tmp_path / "out"))
     assert contents(tmp_path / "out") == expected
     next((tmp_path / "out/val/n01000000").iterdir()).unlink()
-    with pytest.raises(UserError, match=r"out/val has 1 image of class n01000000, and .* 2; .* Remove that class"):
+    with pytest.raises(UserError, match=r"out/val has 1 image of class n01000000, and .* 2: .* Remove that class"):
         prepare(options(files, tmp_path / "out"))
 
 
 def test_space_for_archives_is_checked_before_their_checksums(
     archives: tuple[Archives, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Those of 138 GB take minutes. Copies need less than the archives, and are told later."""
+    """Checksums of 138 GB take minutes. Resized copies need less than the archives, and are checked later."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     for how, num_sums in (({}, 0), ({"shards": 1}, 0), ({"resize": 100}, 3)):
         computed: list[Path] = []
-        monkeypatch.setattr(imagenet_archives, "md5_of", lambda path, progress, to=computed: to.append(path))
-        with pytest.raises(UserError, match=r"has 1 kB left, and .* are needed"):
+        monkeypatch.setattr(imagenet, "md5_of", lambda path, progress, to=computed: to.append(path) or "")
+        with pytest.raises(UserError, match=r"has 1 kB free, but .* are needed"):
             prepare(options(archives[0], tmp_path / "out", **how))
         assert len(computed) == num_sums
 
 
 def test_a_checksum_is_computed_once(archives: tuple[Archives, dict[str, bytes]], capsys: pytest.CaptureFixture[str]):
-    """And again for a file that has changed, also to one of the same size and time."""
+    """It is computed again for a file that has changed, even if size and time are the same."""
     path = archives[0].train
     path.write_bytes(bytes(3 << 20))
     expected = hashlib.md5(bytes(3 << 20)).hexdigest()
@@ -91,14 +91,15 @@ def test_archives_that_are_not_the_originals_are_refused(archives: tuple[Archive
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "num_kills"), [({"resize": 100}, 20), ({}, 5), ({"shards": 1}, 5)], ids=["resized", "plain", "shards"]
+    ("how", "num_kills"), [({"resize": 100}, 8), ({}, 5), ({"shards": 1}, 5)], ids=["resized", "plain", "shards"]
 )
 def test_killed_at_any_moment_and_run_again_the_result_is_the_same(
     images: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, int], num_kills: int
 ):
-    """Two processes write 216 images and are killed (-9) at moments drawn from the whole time; each next run finds
-    workers of the one before that still live for a moment."""
-    monkeypatch.setattr(folder_writer, "IMAGES_PER_PART", 7)  # of 48 images in a class
+    """Two processes write 216 images and are killed (-9) at random moments; workers of the killed run may still write
+    when the next run starts."""
+    monkeypatch.setattr(write, "IMAGES_PER_JOB", 7)  # of 48 images in a class
+    monkeypatch.setattr(write, "SYNC_EVERY_SECONDS", 0.1)
     files, expected = write_archives(tmp_path / "archives", images, repeats=12)
     generator, context = random.Random(0), multiprocessing.get_context("fork")
 
@@ -130,13 +131,13 @@ def test_killed_at_any_moment_and_run_again_the_result_is_the_same(
 
 
 def everything_in(folder: Path) -> dict[str, bytes]:
-    """But the name of the process that locked it last, and the index with times that a reader kept."""
+    """Without the name of the process that locked it last, and without indexes, which have times."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if name != ".lock" and "/.index-" not in name}
 
 
 def test_killed_while_it_writes_its_plan(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
-    """What is left then are hidden files: they are removed, and the folder is not taken for somebody else's."""
+    """The hidden files that are left are removed, and do not make the folder somebody else's."""
     files, expected = archives
     for name in ("out/train/..plan.json.123.tmp", "out/val/..plan.json.123.tmp", "out/.prepared.json.123.tmp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -173,52 +174,40 @@ class Zeros(io.RawIOBase):
 
 
 LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}
+NOT_REGULAR, NAME, TRUNCATED = (
+    "is not a regular file",
+    "does not have a name as in ImageNet",
+    "is truncated or not a tar file",
+)
 HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
-    "a path above": (
-        "train",
-        lambda _: inner_with("../../escaped.JPEG"),
-        r"entry '\.\./\.\./escaped\.JPEG' has no name",
-    ),
-    "an absolute path": ("train", lambda _: inner_with("/tmp/escaped.JPEG"), r"escaped\.JPEG' has no name"),
-    "a folder": ("train", lambda _: inner_with("sub/a.JPEG"), r"entry 'sub/a\.JPEG' has no name"),
-    "a hidden file": ("train", lambda _: inner_with(".partial.JPEG"), "has no name of an image"),
-    "a link": ("train", lambda _: inner_with("n_2.JPEG", b"", **LINK), r"entry 'n_2\.JPEG' is no plain file"),
-    "a hard link": (
-        "train",
-        lambda _: inner_with("n_2.JPEG", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd", size=0),
-        "is no plain file",
-    ),
-    "a device": ("train", lambda _: inner_with("n_2.JPEG", b"", type=tarfile.CHRTYPE, size=0), "is no plain file"),
-    "a size of nothing": ("train", lambda _: inner_with("n_2.JPEG", b""), r"entry 'n_2\.JPEG' has 0 B"),
-    "the same name twice": ("train", lambda _: inner_with(f"{WNIDS[0]}_1.JPEG"), "two entries named"),
-    "no class": (
-        "train",
-        lambda _: tar_of([("../n01000000.tar", tar_of([("a.JPEG", b"x")]))]),
-        "is not named as a class",
-    ),
-    "an empty class": ("train", lambda _: tar_of([("n01000000.tar", tar_of([]))]), r"n01000000\.tar: no images in it"),
-    "cut off": ("train", lambda data: data[:9000], "is cut off or no tar file"),
-    "cut off in a class": (
+    "a path above": ("train", lambda _: inner_with("../../escaped.JPEG"), rf"entry '\.\./\.\./escaped\.JPEG' {NAME}"),
+    "an absolute path": ("train", lambda _: inner_with("/tmp/escaped.JPEG"), rf"escaped\.JPEG' {NAME}"),
+    "a folder": ("train", lambda _: inner_with("sub/a.JPEG"), rf"entry 'sub/a\.JPEG' {NAME}"),
+    "a hidden file": ("train", lambda _: inner_with(".partial.JPEG"), NAME),
+    "a link": ("train", lambda _: inner_with("n_2.JPEG", b"", **LINK), rf"entry 'n_2\.JPEG' {NOT_REGULAR}"),
+    "a hard link": ("train", lambda _: inner_with("n_2.JPEG", b"", **{**LINK, "type": tarfile.LNKTYPE}), NOT_REGULAR),
+    "a device": ("train", lambda _: inner_with("n_2.JPEG", b"", type=tarfile.CHRTYPE, size=0), NOT_REGULAR),
+    "a size of nothing": ("train", lambda _: inner_with("n_2.JPEG", b""), r"'n_2\.JPEG' has an impossible size, 0 B"),
+    "the same name twice": ("train", lambda _: inner_with(f"{WNIDS[0]}_1.JPEG"), "is there twice"),
+    "no class": ("train", lambda _: tar_of([("../n01000000.tar", tar_of([("a.JPEG", b"x")]))]), NAME),
+    "an empty class": ("train", lambda _: tar_of([("n01000000.tar", tar_of([]))]), r"n01000000\.tar: no entries in it"),
+    "truncated": ("train", lambda data: data[:9000], TRUNCATED),
+    "damaged in a class": (
         "train",
         lambda data: replaced(data, b"n02000000_3.JPEG", b"\xff" * 16),
         "no entry and no end at byte",
     ),
-    "no tar": ("train", lambda _: b"something else" * 99, "is cut off or no tar file"),
-    "empty": ("train", lambda _: b"", "is cut off or no tar file"),
-    "validation outside": (
-        "val",
-        lambda _: tar_of([("../ILSVRC2012_val_00000001.JPEG", b"x")]),
-        "has no name of an image",
-    ),
+    "not a tar file": ("train", lambda _: b"something else" * 99, TRUNCATED),
+    "empty": ("train", lambda _: b"", TRUNCATED),
+    "validation outside": ("val", lambda _: tar_of([("../ILSVRC2012_val_00000001.JPEG", b"x")]), NAME),
     "validation without a label": (
         "val",
         lambda _: tar_of([("ILSVRC2012_val_00000099.JPEG", b"x")]),
-        "labels of 6 images",
+        "has no label in",
     ),
-    "validation of other names": ("val", lambda _: tar_of([("a.JPEG", b"x")]), "has no name of an image"),
-    "validation cut off": ("val", lambda data: data[:-11_000], "cut off"),
-    "no devkit": ("devkit", lambda _: b"something else", "is cut off or no ImageNet devkit"),
-    "devkit cut off": ("devkit", lambda data: data[: len(data) // 2], "is cut off or no ImageNet devkit"),
+    "validation truncated": ("val", lambda data: data[:-11_000], TRUNCATED),
+    "not a devkit": ("devkit", lambda _: b"something else", "is truncated or not ImageNet's devkit"),
+    "devkit truncated": ("devkit", lambda data: data[: len(data) // 2], "is truncated or not ImageNet's devkit"),
 }
 
 
@@ -226,7 +215,7 @@ HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 def test_hostile_archives_write_nothing_and_name_the_entry(images: list[bytes], tmp_path: Path, name: str):
     which, damage, message = HOSTILE[name]
     files, _ = write_archives(tmp_path / "archives", images)
-    path = files.by_name[which]
+    path = getattr(files, which)
     path.write_bytes(damage(path.read_bytes()))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message) as caught:
@@ -240,24 +229,63 @@ def test_a_devkit_that_unpacks_to_too_much_is_refused(images: list[bytes], tmp_p
     files, _ = write_archives(tmp_path / "archives", images)
     devkit_bomb(files.devkit)
     assert files.devkit.stat().st_size < 10**7
-    with pytest.raises(UserError, match=r"unpacks to over 210 MB; this is not ImageNet's devkit"):
+    with pytest.raises(UserError, match=r"unpacks to over 105 MB; this is not ImageNet's devkit"):
         prepare(options(files, tmp_path / "out"))
 
 
 def test_a_devkit_without_its_files_is_named(images: list[bytes], tmp_path: Path):
     files, _ = write_archives(tmp_path / "archives", images)
     files.devkit.write_bytes(gzip.compress(tar_of([("devkit/data/meta.mat", meta_mat())])))
-    with pytest.raises(UserError, match=r"no 'data/ILSVRC2012_validation_ground_truth\.txt' in it"):
+    with pytest.raises(UserError, match=r"no 'ILSVRC2012_validation_ground_truth\.txt' in it"):
         prepare(options(files, tmp_path / "out"))
-    write_devkit(files.devkit, [4, 1, 2, 2, 1, 3])  # a class above the others
-    with pytest.raises(UserError, match="is of class unknown, which has no training images"):
+    write_devkit(files.devkit, [4, 1, 2, 2, 1, 3])  # a synset above the classes
+    with pytest.raises(UserError, match="has no label in the devkit, or no training images"):
         prepare(options(files, tmp_path / "out"))
 
 
 def test_known_checksums_are_torchvisions(monkeypatch: pytest.MonkeyPatch, archives, tmp_path: Path):
-    """Of the files that torchvision's own dataset knows; here those of the archives at hand are put in their place."""
+    """The sums of the test's archives are put in their place; the counts are still not ImageNet's."""
     files, _ = archives
-    sums = {name: ("x", hashlib.md5(path.read_bytes()).hexdigest()) for name, path in files.by_name.items()}
-    monkeypatch.setattr(imagenet_archives, "ARCHIVE_META", sums)
+    sums = {name: ("x", hashlib.md5(path.read_bytes()).hexdigest()) for name, path in files._asdict().items()}
+    monkeypatch.setattr(imagenet, "ARCHIVE_META", sums)
     with pytest.raises(UserError, match=r"12 train images in .*train\.tar, where ImageNet has 1,281,167; downl"):
         prepare(options(files, tmp_path / "out", allow_partial=False))
+
+
+def write_kaggle(folder: Path, expected: dict[str, bytes]) -> Path:
+    """Write the layout of the competition imagenet-object-localization-challenge."""
+    images = folder / "ILSVRC/Data/CLS-LOC"
+    lines = ["ImageId,PredictionString"]
+    for name, data in expected.items():
+        split, wnid, file = name.split("/")
+        path = images / (f"train/{wnid}/{file}" if split == "train" else f"val/{file}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        if split == "val":
+            lines.append(f"{Path(file).stem},{wnid} 1 2 3 4 {wnid} 5 6 7 8 ")
+    (folder / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_kaggles_layout_and_what_may_be_wrong_in_it(archives, tmp_path: Path):
+    _, expected = archives
+    folder = write_kaggle(tmp_path / "kaggle", expected)
+    with pytest.raises(UserError, match=r"12 train images in .*, where ImageNet has 1,281,167; .*--allow-partial"):
+        prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", processes=1))
+    (folder / "ILSVRC/Data/CLS-LOC/val/.DS_Store").write_text("a Mac's")
+    printed = prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", allow_partial=True, processes=1))
+    assert "6 val images in" in printed[2]
+    assert contents(tmp_path / "out") == expected
+    solution = folder / "LOC_val_solution.csv"
+    text = solution.read_text()
+    for changed, message in (
+        (text.replace("n03000000", "n04000000"), "has the class n04000000, which has no folder"),
+        (text.replace("val_00000002", "val_00000222"), "no image in|no line in"),
+        (text.replace("PredictionString", "Other"), r"cannot be read \(KeyError"),
+    ):
+        solution.write_text(changed)
+        with pytest.raises(UserError, match=message):
+            prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", allow_partial=True, processes=1))
+    solution.unlink()
+    with pytest.raises(UserError, match=r"Kaggle's layout has ILSVRC/Data/CLS-LOC/ and LOC_val_solution\.csv"):
+        prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", processes=1))

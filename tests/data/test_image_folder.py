@@ -1,0 +1,219 @@
+"""Folders of classes, their cached listing, and lists of image files."""
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.images import tree_of_links
+from PIL import Image
+
+from resnet_in1k.data import image_folder as module
+from resnet_in1k.data.decode import decode
+from resnet_in1k.data.image_folder import list_images, open_paths
+from resnet_in1k.data.registry import open_source, open_train_and_val
+from resnet_in1k.utils.errors import UserError
+
+
+@pytest.fixture
+def folder(image_folder: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(image_folder, tmp_path / "images"))
+
+
+def test_folder_lists_files_by_class(image_folder: Path):
+    train, val = open_train_and_val(str(image_folder))
+    assert train.class_names == ("ant", "bee", "cat", "dog", "eel", "fox")
+    assert (len(train), len(val), train.note) == (37, 12, "")
+    for index in (0, 6, 7, 36):
+        path = Path(train.image_name(index))
+        assert path.parent.name == train.class_names[train.labels[index]]
+        assert train.read(index).tobytes() == path.read_bytes()
+    assert np.bincount(train.labels).tolist() == [7, 6, 6, 6, 6, 6]
+
+
+def test_a_file_is_an_image_by_its_name_or_by_its_content(folder: Path):
+    """At any depth; other files are reported, hidden files are not."""
+    picture = Image.open(folder / "train/ant/0.jpg")
+    (folder / "train/ant/more").mkdir()
+    (folder / "train/.DS_Store").write_text("")
+    for name, kind in [("a.JPEG", "PNG"), ("b.png", "WEBP"), ("c.dat", "BMP"), ("more/d", "TIFF"), ("e.JPG", "GIF")]:
+        picture.save(folder / "train/ant" / name, format=kind)
+    (folder / "train/ant/text.JPEG").write_text("not an image, but named as one")
+    (folder / "train/ant/notes").write_text("not an image, nor named as one")
+    train = open_source(str(folder), "train")
+    names = [Path(train.image_name(index)).name for index in range(7 + 6)]
+    written = ["a.JPEG", "b.png", "c.dat", "d", "e.JPG"]
+    assert sorted(names) == sorted(["text.JPEG", *written, *(f"{number}.jpg" for number in range(7))])
+    assert train.note.endswith("not images by name or content: ant/notes")
+    for name in written:
+        assert decode(train.read(names.index(name))).shape[1:] == (picture.height, picture.width)
+
+
+def test_classes_are_matched_by_name_however_the_names_sort(folder: Path):
+    """Folders 0, 1, 10, 2 must be the same classes in train and val."""
+    for split in ("train", "val"):
+        for old, new in zip(["ant", "bee", "cat", "dog"], ["0", "1", "10", "2"], strict=True):
+            (folder / split / old).rename(folder / split / new)
+    train, val = open_train_and_val(str(folder))
+    assert train.class_names == val.class_names
+    assert Path(val.image_name(int(np.flatnonzero(val.labels == 3)[0]))).parent.name == val.class_names[3]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "no such folder; images belong in DATA/train/<class>/"),
+        (lambda f: shutil.rmtree(f / "val"), "val: no such folder"),
+        (lambda f: [shutil.rmtree(c) for c in (f / "train").iterdir()], "train: no class folders"),
+        (lambda f: (f / "train/gnu").mkdir(), "gnu: no images in this class"),
+        (lambda f: shutil.rmtree(f / "val/cat"), "only in train: cat;"),
+        (lambda f: (f / "val/cat").rename(f / "val/kat"), "only in train: cat; only in val: kat"),
+        (lambda f: shutil.move(f / "train/ant/0.jpg", f / "train"), "files must be in a folder named for their class"),
+        (
+            lambda f: (f / "val/fox").rename(f / "val/.partial.fox"),
+            "val is incomplete: rerun the prepare_data.py command",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(folder: Path, damage, message: str):
+    damage(folder)
+    with pytest.raises(UserError, match=message) as error:
+        open_train_and_val(str(folder))
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_costs_fifty_bytes(image_folder: Path, tmp_path: Path):
+    """A Python list of such paths takes over 100 bytes each."""
+    root = tree_of_links(tmp_path, image_folder / "train/ant/0.jpg", num_classes=10, images_per_class=200)
+    source = open_source(str(root), "train")
+    assert len(source) == 2000
+    assert len(pickle.dumps(source)) < 50 * 2000
+
+
+def test_listed_images_are_files_and_those_in_folders_in_the_order_given(image_folder: Path, tmp_path: Path):
+    single, folder, empty, gone = image_folder / "val/fox/0.jpg", image_folder / "val/ant", tmp_path, tmp_path / "gone"
+    assert list(list_images([single, folder, empty, gone])) == [
+        (str(single), ""),
+        (str(folder / "0.jpg"), ""),
+        (str(folder / "1.jpg"), ""),
+        (str(empty), "no images in this folder"),
+        (str(gone), "No such file or directory"),
+    ]
+    source = open_paths([str(single), str(folder / "1.jpg")])
+    assert [source.image_name(index) for index in range(2)] == [str(single), str(folder / "1.jpg")]
+    assert source.read(1).tobytes() == (folder / "1.jpg").read_bytes()
+    assert source.labels.tolist() == [0, 0]
+
+
+@pytest.fixture
+def cached(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a cached listing, as if the folder were not new."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "SETTLED_AFTER_SECONDS", -60.0)
+    (folder / "train/ant/deep/er").mkdir(parents=True)
+    shutil.copy(folder / "train/ant/0.jpg", folder / "train/ant/deep/er/z.jpg")
+    (folder / "train/ant/notes.txt").write_text("not an image")
+    open_source(str(folder), "train")
+    assert len(list((tmp_path / "cache/resnet_in1k").iterdir())) == 1
+    return folder
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that were listed."""
+    real, calls = module._list, list[Path]()
+    monkeypatch.setattr(module, "_list", lambda folder: (calls.append(folder), real(folder))[1])
+    return calls
+
+
+def test_a_folder_is_listed_once_and_again_with_rescan(cached: Path, listed: list[Path]):
+    again = open_source(str(cached), "train")
+    assert listed == []
+    os.environ["XDG_CACHE_HOME"] += "2"
+    new = open_source(str(cached), "train")
+    assert listed == [cached / "train"]
+    assert again.fingerprint() == new.fingerprint()
+    assert (again.class_names, again.note, again.labels.tolist()) == (new.class_names, new.note, new.labels.tolist())
+    assert again.image_name(7) == new.image_name(7)
+    assert again.note.endswith("ant/notes.txt")
+    open_train_and_val(str(cached), rescan=True)
+    assert listed[1:] == [cached / "train", cached / "val"]
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a new image": lambda train: shutil.copy(train / "ant/0.jpg", train / "bee/new.jpg"),
+    "an image less": lambda train: (train / "cat/0.jpg").unlink(),
+    "another name": lambda train: (train / "dog/0.jpg").rename(train / "dog/renamed.jpg"),
+    "moved to another class": lambda train: (train / "dog/0.jpg").rename(train / "eel/moved.jpg"),
+    "a new class": lambda train: shutil.copytree(train / "ant", train / "gnu"),
+    "a class less": lambda train: shutil.rmtree(train / "fox"),
+    "deep inside": lambda train: shutil.copy(train / "ant/0.jpg", train / "ant/deep/er/y.jpg"),
+    "another folder of that name": lambda train: (
+        (train / "ant").rename(train.parent / "away"),
+        shutil.copytree(train / "bee", train / "ant"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_change_is_seen(cached: Path, name: str):
+    before = open_source(str(cached), "train").fingerprint()
+    CHANGES[name](cached / "train")
+    changed = open_source(str(cached), "train")
+    found = {str(path) for path in (cached / "train").rglob("*.jpg")}
+    assert {changed.image_name(index) for index in range(len(changed))} == found
+    assert changed.fingerprint() != before
+
+
+def test_what_has_just_changed_is_not_cached(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two changes within one tick of the file system's clock have the same time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    open_train_and_val(str(folder))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_changes_while_it_is_listed_is_not_cached(cached: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the file system's clock: an image that is added after its folder was read would be missed forever."""
+    shutil.rmtree(cached.parent / "cache")
+    real = module.images_below
+
+    def slow(folder: Path, prefix: str, ignored: list[str], stamps: dict) -> list[str]:
+        images = real(folder, prefix, ignored, stamps)
+        if prefix == "bee":
+            shutil.copy(cached / "train/bee/0.jpg", cached / "train/bee/late.jpg")
+        return images
+
+    monkeypatch.setattr(module, "images_below", slow)
+    before = len(open_source(str(cached), "train"))
+    monkeypatch.setattr(module, "images_below", real)
+    assert len(open_source(str(cached), "train")) == before + 1
+
+
+def test_a_damaged_listing_is_replaced(cached: Path):
+    before = open_source(str(cached), "train").fingerprint()
+    (file,) = (cached.parent / "cache/resnet_in1k").iterdir()
+    for content in (b"", b"not a listing", file.read_bytes()[:700]):
+        file.write_bytes(content)
+        assert open_source(str(cached), "train").fingerprint() == before
+    assert file.stat().st_size > 700
+
+
+@pytest.mark.parametrize("home", ["none", "read-only"])
+def test_without_a_cache_folders_are_listed_each_time(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+):
+    """A container's user may have no home folder."""
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(module, "SETTLED_AFTER_SECONDS", -60.0)
+    if home == "none":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    train, _ = open_train_and_val(str(image_folder), rescan=True)
+    assert len(train) == 37
