@@ -291,7 +291,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 def _report(progress: Progress, num_images: int, undecodable: list[str]) -> int:
     progress.add(num_images)
     for line in undecodable:
-        progress.tell(line)
+        progress.print(line)
     return len(undecodable)
 
 

@@ -243,13 +243,3 @@ class FolderLock:
 
     def close(self) -> None:
         self._file.close()
-
-
-def failure_of(write: Callable[[], None]) -> str | None:  # TODO goes with the last caller
-    try:
-        retry_once(write)
-    except UserError as error:
-        return str(error)
-    except OSError as error:
-        return f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
-    return None

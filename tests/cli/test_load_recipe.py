@@ -53,7 +53,7 @@ def test_a_published_run_is_trained_again_to_the_same_weights(
     assert folder.weights.read_bytes() == original.weights.read_bytes()
     top1 = f"{recorded['top1_accuracy']:.2%}"
     last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line.startswith(f"hub:{REPO} published top-1 {top1}: here {top1}, the same (95 % interval ")
+    assert last_line.startswith(f"hub:{REPO} published top-1 {top1}: here {top1}, the same (95% interval ")
     assert last_line.endswith(Paired(0, 0, 1.0).describe("this run", f"hub:{REPO}"))
 
 
@@ -65,7 +65,7 @@ def test_of_another_run_on_this_machine_all_is_taken_over(original: RunFolder, m
     original.recipe.write_text(json.dumps(facts))
     for path in (original.path, original.recipe):
         monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--recipe", str(path)])
-        arguments = train.parse(train.given_recipe())
+        arguments = train.parse()[1]
         assert arguments.what == TINY
         how = arguments.how
         assert (how.data, how.val_share, how.precision) == (facts["data"]["source"], 0.25, "bf16")
@@ -79,7 +79,7 @@ def test_the_initial_weights_are_those_of_the_run(original: RunFolder, monkeypat
     for origin, expected in (("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"), ("", "somewhere/base")):
         original.recipe.write_text(json.dumps(facts | {"init_from": initial | {"origin": origin}}))
         monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--recipe", str(original.path)])
-        assert train.parse(train.given_recipe()).how.init_from == expected
+        assert train.parse()[1].how.init_from == expected
 
 
 def test_initial_weights_that_are_not_published_must_be_given(
@@ -124,7 +124,9 @@ def test_on_other_images_nothing_is_compared(original: RunFolder, tmp_path: Path
     ):
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     outcome = train.describe_outcome(find_recipe(str(original.path)), other)
-    assert "not comparable: num_images 12 there, 355 here; num_classes 6 there, 10 here; data other images" in outcome
+    assert (
+        "not comparable: num_images 12 there, 355 here; num_classes 6 there, 10 here; data different images" in outcome
+    )
     assert outcome.endswith("; trained with other training images; world_size 1 → 2")
 
 
@@ -140,7 +142,7 @@ def test_the_published_figure_of_a_named_recipe(original: RunFolder):
     facts["recipe"] = {"name": "tv1", **vars(replace(RECIPES["tv1"].recipe, seed=3))}
     original.recipe.write_text(json.dumps(facts))
     assert train.describe_outcome(find_recipe("tv1"), original) == (
-        "published top-1 of tv1 76.13 %: here 76.00%, 0.13 points lower (95 % interval 75.62% to 76.37%); trained with "
+        "published top-1 of tv1 76.13%: here 76.00%, 0.13 points lower (95% interval 75.62% to 76.37%); trained with "
         "seed 0 → 3"
     )
     assert train.describe_outcome(find_recipe("tutorial"), original) == ""  # nothing is published of it

@@ -80,7 +80,7 @@ REFUSED = {
     "another architecture": (lambda hub: publish(hub, weights_of(6, "resnet34"), {}), "is a resnet34, .*resnet18"),
     "a ResNet of another kind": (
         lambda hub: publish(hub, save(timm.create_model("resnet18d", num_classes=6).state_dict()), {}),
-        "holds no torchvision ResNet",
+        "is not a torchvision ResNet",
     ),
     "a damaged download": (lambda hub: publish(hub, weights_of(6)[:99_999], {}), "not a complete safetensors file"),
     "no network": (served_nothing, r"no such repository could be downloaded \(.*503"),
