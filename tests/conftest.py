@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
+import resnet_in1k.cli  # before torch: bounds how long its idle threads spin
+
+import numpy as np  # isort: split
 import pytest
 import torch
 from helpers.hub_server import HubServer
