@@ -194,9 +194,9 @@ def _check_names(source: Source, by_class: list[np.ndarray]) -> None:
             raise UserError(f"{source.name}: two classes are named {class_name!r}; --shards can have both")
         if not class_name or "/" in class_name or class_name.startswith("."):
             raise UserError(f"{source.name}: class {class_name!r} cannot be a folder's name; write --shards")
-        (name, count), *_ = Counter(_name(source, index, class_name) for index in members.tolist()).most_common(1)
-        if count > 1:
-            raise UserError(f"{source.name}: {count} images would be {class_name}/{name}; --shards can have all")
+        for name, number in Counter(_name(source, index, class_name) for index in members.tolist()).most_common(1):
+            if number > 1:
+                raise UserError(f"{source.name}: {number} images would be {class_name}/{name}; --shards can have all")
 
 
 def _name(source: Source, index: int, class_name: str) -> str:

@@ -25,7 +25,7 @@ from resnet_in1k.data.registry import open_source, open_train_and_val, source_fa
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils import pool as workers
-from resnet_in1k.utils.errors import BadImageError, ProcessError, UserError
+from resnet_in1k.utils.errors import ProcessError, UserError
 
 KINDS = ("folder", "shards", "hf")
 
@@ -114,17 +114,6 @@ def test_the_same_run_killed_and_resumed_has_the_same_bits(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bad_image_is_named(tiny: Recipe, image_folder: Path, tmp_path: Path, kind: str):
-    damaged = Path(shutil.copytree(image_folder, tmp_path / "damaged"))
-    for path in damaged.rglob("*.jpg"):
-        path.write_bytes(path.read_bytes()[:150])
-    source = open_source(made_of(damaged, kind, tmp_path / "made"), "train")
-    with pytest.raises(BadImageError, match=r"cannot be read as an image") as caught:
-        train_batches(source, replace(tiny, epochs=1), last_step=1)
-    assert any(name in str(caught.value) for name in (source.image_name(index) for index in range(len(source))))
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_dead_file_is_named(image_folder: Path, tmp_path: Path, kind: str):
     """A file that was removed or truncated since it was listed. The table is one of paths: parquet files are mapped."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
@@ -201,5 +190,5 @@ def test_windows_of_shards_are_resumed_to_the_same_bits(data: dict[str, str], ti
         (folder.checkpoints / f"step_{step:08d}").rename(tmp_path / f"lost{step}")
     run(recipe, data["shards"], folder.path, resume=True, **how)
     assert (folder.checkpoints / "step_00000008/model.safetensors").read_bytes() == last
-    with pytest.raises(UserError, match="--shuffle-window is for --data shards:…, not for"):
+    with pytest.raises(UserError, match="--shuffle-window is for --data shards:"):
         run(recipe, data["folder"], tmp_path / "folder")

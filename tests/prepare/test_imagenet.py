@@ -83,12 +83,6 @@ def test_a_checksum_is_computed_once(archives: tuple[Archives, dict[str, bytes]]
     assert md5_of(path, Progress()) == hashlib.md5(b"x" * (3 << 20)).hexdigest()
 
 
-def test_archives_that_are_not_the_originals_are_refused(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
-    with pytest.raises(UserError, match=r"train\.tar is not ImageNet's ILSVRC2012_img_train\.tar: its md5 is \w{32}"):
-        prepare(options(archives[0], tmp_path / "out", allow_partial=False))
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "num_kills"), [({"resize": 100}, 8), ({}, 5), ({"shards": 1}, 5)], ids=["resized", "plain", "shards"]
@@ -206,6 +200,11 @@ HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
         "has no label in",
     ),
     "validation truncated": ("val", lambda data: data[:-11_000], TRUNCATED),
+    "devkit without a file": (
+        "devkit",
+        lambda _: gzip.compress(tar_of([("devkit/data/meta.mat", meta_mat())])),
+        r"no 'ILSVRC2012_validation_ground_truth\.txt' in it",
+    ),
     "not a devkit": ("devkit", lambda _: b"something else", "is truncated or not ImageNet's devkit"),
     "devkit truncated": ("devkit", lambda data: data[: len(data) // 2], "is truncated or not ImageNet's devkit"),
 }
@@ -233,23 +232,24 @@ def test_a_devkit_that_unpacks_to_too_much_is_refused(images: list[bytes], tmp_p
         prepare(options(files, tmp_path / "out"))
 
 
-def test_a_devkit_without_its_files_is_named(images: list[bytes], tmp_path: Path):
+def test_a_label_of_the_devkit_must_be_a_class(images: list[bytes], tmp_path: Path):
     files, _ = write_archives(tmp_path / "archives", images)
-    files.devkit.write_bytes(gzip.compress(tar_of([("devkit/data/meta.mat", meta_mat())])))
-    with pytest.raises(UserError, match=r"no 'ILSVRC2012_validation_ground_truth\.txt' in it"):
-        prepare(options(files, tmp_path / "out"))
-    write_devkit(files.devkit, [4, 1, 2, 2, 1, 3])  # a synset above the classes
+    write_devkit(files.devkit, [4, 1, 2, 2, 1, 3])  # 4 is a synset above the classes
     with pytest.raises(UserError, match="has no label in the devkit, or no training images"):
         prepare(options(files, tmp_path / "out"))
 
 
-def test_known_checksums_are_torchvisions(monkeypatch: pytest.MonkeyPatch, archives, tmp_path: Path):
-    """The sums of the test's archives are put in their place; the counts are still not ImageNet's."""
+def test_the_originals_are_recognized_by_checksums_and_counts(
+    monkeypatch: pytest.MonkeyPatch, archives, tmp_path: Path
+):
     files, _ = archives
+    with pytest.raises(UserError, match=r"train\.tar is not ImageNet's ILSVRC2012_img_train\.tar: its md5 is \w{32}"):
+        prepare(options(files, tmp_path / "out", allow_partial=False))
     sums = {name: ("x", hashlib.md5(path.read_bytes()).hexdigest()) for name, path in files._asdict().items()}
     monkeypatch.setattr(imagenet, "ARCHIVE_META", sums)
     with pytest.raises(UserError, match=r"12 train images in .*train\.tar, where ImageNet has 1,281,167; downl"):
         prepare(options(files, tmp_path / "out", allow_partial=False))
+    assert not (tmp_path / "out").exists()
 
 
 def write_kaggle(folder: Path, expected: dict[str, bytes]) -> Path:

@@ -166,15 +166,6 @@ def test_ignored_files_hard_links_and_changed_class_numbers_are_printed(image_fo
     assert printed[0].startswith("class numbers change: a folder numbers its classes in the order of their names")
 
 
-def test_a_finished_folder_that_was_changed_is_an_error(image_folder: Path, tmp_path: Path):
-    """Even if the number of images is the same."""
-    how = PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1)
-    prepare(how)
-    (tmp_path / "out/val/ant/0.jpg").rename(tmp_path / "out/val/bee/moved.jpg")
-    with pytest.raises(UserError, match=r"out/val has 1 image of class ant, and .* 2: images were added or removed"):
-        prepare(how)
-
-
 def test_space_is_checked_before_anything_is_written(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -112,6 +112,7 @@ def test_files_are_linked_or_copied(
 
     if not has_links:
         monkeypatch.setattr(os, "link", no_link)
+    source = replace(source, class_names=("a class without images", *source.class_names), labels=source.labels + 1)
     write_folder(source, tmp_path / "train", 1, SILENT)
     assert images_in(tmp_path / "train") == originals(source)
     assert (tmp_path / "train/ant/0.jpg").samefile(source.image_name(0)) == has_links
