@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import resnet_in1k.cli  # before torch: bounds how long its idle threads spin
+import resnet_in1k.cli  # noqa: F401 - before torch: bounds how long its idle threads spin
 
-import numpy as np  # isort: split
+# isort: split
+import numpy as np
 import pytest
 import torch
 from helpers.hub_server import HubServer
