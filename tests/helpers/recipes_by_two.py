@@ -12,7 +12,7 @@ def main(data: Path, output: Path) -> None:
 
     from helpers.training import reset_accelerate_state, run, shallow_resnet18, small_version
     from resnet_in1k.recipes.published import RECIPES
-    from resnet_in1k.utils import distributed as launch
+    from resnet_in1k.utils import launch
 
     connect = launch._connect_store
     for name in RECIPES:

@@ -61,7 +61,7 @@ def kill_at(process: subprocess.Popen, text: str, victim: subprocess.Popen) -> N
     kill_machine(victim)
     errors = process.stderr.read()
     assert process.wait(60) != 0
-    assert "has lost the others (" in errors
+    assert "lost its connection to the other processes (" in errors
 
 
 def kill_machine(launcher: subprocess.Popen) -> None:
@@ -73,7 +73,7 @@ def kill_machine(launcher: subprocess.Popen) -> None:
 @pytest.mark.parametrize(
     ("unshared", "message"),
     [
-        ("images", " sees other data than {}: "),
+        ("images", " has different data from {}: "),
         pytest.param("run", " does not see the run folder run of {};", marks=pytest.mark.torture),
     ],
 )
