@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import sys
 import tarfile
 import time
 from collections import Counter
@@ -26,9 +27,10 @@ from resnet_in1k.data.decode import decode
 from resnet_in1k.data.image_folder import PARTIAL
 from resnet_in1k.data.tar_shards import CLASSES_NAME, PLAN_NAME, planned_shards, read_class_names
 from resnet_in1k.utils import files
+from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import file_size
-from resnet_in1k.utils.pool import Progress, run_parallel
+from resnet_in1k.utils.pool import run_parallel
 
 JPEG_QUALITY, JPEG_SUBSAMPLING = 90, "4:2:0"
 """Like most of ImageNet's own files; FFCV's published recipes are trained on copies of this quality."""
@@ -93,7 +95,7 @@ def content_sha256(source: Source) -> str:
     return digest.hexdigest()
 
 
-def write_folder(source: Source, folder: Path, processes: int, progress: Progress, resize_to: int = 0) -> int:
+def write_folder(source: Source, folder: Path, processes: int, resize_to: int = 0) -> int:
     """Write `folder/<class>/<name>`, except classes that are there already.
 
     Unchanged files are hard links if possible, else copies.
@@ -121,19 +123,18 @@ def write_folder(source: Source, folder: Path, processes: int, progress: Progres
         for label in missing
         for start in range(0, num_left[label], IMAGES_PER_JOB)
     ]
-    progress.start(sum(num_left.values()), f"{folder.name} images")
     num_undecodable, complete, synced_at = 0, list[Path](), time.monotonic()
     write = functools.partial(_write_to_class, source, folder, resize_to)
-    for label, num_images, undecodable in run_parallel(write, jobs, processes):
-        num_undecodable += _report(progress, num_images, undecodable)
-        num_left[label] -= num_images
-        if not num_left[label]:
-            complete.append(folder / names[label])
-        if time.monotonic() - synced_at >= SYNC_EVERY_SECONDS:
-            _name_classes(complete)
-            complete, synced_at = [], time.monotonic()
-    _name_classes(complete)
-    progress.finish()
+    with progress_bar(sum(num_left.values()), folder.name) as bar:
+        for label, num_images, undecodable in run_parallel(write, jobs, processes):
+            num_undecodable += _report(bar, num_images, undecodable)
+            num_left[label] -= num_images
+            if not num_left[label]:
+                complete.append(folder / names[label])
+            if time.monotonic() - synced_at >= SYNC_EVERY_SECONDS:
+                _name_classes(complete)
+                complete, synced_at = [], time.monotonic()
+        _name_classes(complete)
     return num_undecodable
 
 
@@ -217,9 +218,7 @@ def suffix_of(image: bytes, name: str) -> str:
     return suffix if suffix in IMAGE_SUFFIXES else ".jpg"
 
 
-def write_shards(
-    source: Source, folder: Path, shard_bytes: int, processes: int, progress: Progress, resize_to: int = 0
-) -> int:
+def write_shards(source: Source, folder: Path, shard_bytes: int, processes: int, resize_to: int = 0) -> int:
     """Write `folder/shard-000000.tar` …, except shards that are there already, and the class names above the folder.
 
     The same source gives the same bytes.
@@ -246,12 +245,11 @@ def write_shards(
         files.write_json(classes, list(source.class_names))
         present = {path.name for path in folder.iterdir()}
     missing = [number for number, name in enumerate(planned_shards(plan)) if name not in present]
-    progress.start(len(missing) * plan["images_per_shard"], f"{folder.name} shards")
     num_undecodable = 0
     write = functools.partial(_write_shard, source, folder, plan)
-    for num_images, undecodable in run_parallel(write, missing, processes):
-        num_undecodable += _report(progress, num_images, undecodable)
-    progress.finish()
+    with progress_bar(len(missing) * plan["images_per_shard"], f"{folder.name} shards") as bar:
+        for num_images, undecodable in run_parallel(write, missing, processes):
+            num_undecodable += _report(bar, num_images, undecodable)
     return num_undecodable
 
 
@@ -288,10 +286,10 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
-def _report(progress: Progress, num_images: int, undecodable: list[str]) -> int:
-    progress.add(num_images)
+def _report(bar: Any, num_images: int, undecodable: list[str]) -> int:
+    bar.update(num_images)
     for line in undecodable:
-        progress.print(line)
+        bar.write(line, file=sys.stderr)
     return len(undecodable)
 
 

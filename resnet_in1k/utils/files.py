@@ -209,16 +209,11 @@ def digest_of(names: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-class NoLocksError(UserError):
-    """The folder's file system has no locks."""
-
-
 class FolderLock:
     """Lock a folder until `close` or until this process ends, however it ends.
 
     Raises:
-        NoLocksError: if the file system has no locks.
-        UserError: if another process holds the lock.
+        UserError: if another process holds the lock, or the file system has no locks.
     """
 
     def __init__(self, folder: Path):
@@ -233,8 +228,8 @@ class FolderLock:
             holder = self._file.read().strip() or "another process"
             self._file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise NoLocksError(
-                    f"{folder} cannot be locked ({error.strerror}); it must be on a file system with locks"
+                raise UserError(
+                    f"{folder} cannot be locked ({error.strerror}); choose a file system with locks"
                 ) from None
             raise UserError(f"{folder} is being written to by {holder}; wait for it or stop it first") from None
         self._file.truncate(0)
