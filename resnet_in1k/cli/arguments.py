@@ -108,16 +108,6 @@ def parse(cls: type[T], default: T | None = None, description: str | None = None
         sys.exit(BAD_INPUT if exit_.code else 0)
 
 
-def value_of_flag(flag: str, default: str) -> str:
-    """Return the value of one flag before parsing, for defaults that depend on it; the last occurrence counts."""
-    arguments = sys.argv[1:]
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == flag:  # the parser accepts both
-            default = value if equals else (arguments[place + 1 : place + 2] or [default])[0]
-    return default
-
-
 def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
