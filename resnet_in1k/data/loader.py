@@ -135,7 +135,7 @@ class Loader:
         """
         self._sampler.specs = specs
         # Not asked before the workers are forked, because it initializes the device.
-        pin = capabilities(device_type()).pinned_memory
+        pin = "pinned_memory" in capabilities(device_type())
         with translate_worker_errors():
             for result in self._loader:
                 # An expected error comes as a value: raised in a worker it would carry the worker's traceback.
@@ -169,7 +169,7 @@ class SlotWriter(Dataset):
             for group in self._decode(samples, images, indices, bad_images):
                 # A replacement takes the draws of the image it replaces; it may be in this batch itself.
                 rows = list(group)
-                crops = self._crop.many(list(group.values()), [samples[row] for row in rows], spec.image_size)
+                crops = self._crop(list(group.values()), [samples[row] for row in rows], spec.image_size)
                 for row, square in zip(rows, crops, strict=True):
                     images[row].copy_(square)
         except ProcessError as error:
@@ -234,7 +234,7 @@ def prefetch_to_device(
     the device has streams, copy and preparation run on a side stream: the host runs ahead of the device and asks for
     the next batch while the device still computes the step before.
     """
-    if not capabilities(device.type).streams:
+    if "streams" not in capabilities(device.type):
         for batch in batches:
             yield Prefetched(batch.bad_images, functools.partial(prepare, batch.to(device)))
         return

@@ -99,10 +99,9 @@ def per_class_rows(evaluation: Evaluation, scores: Scores) -> list[tuple[object,
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
     """Return (C, C) int64: rows are true classes, columns predicted ones; unreadable images are left out."""
-    first = predictions.top_ids[:, 0]
-    readable = first != NO_CLASS
-    cells = predictions.labels[readable] * num_classes + first[readable]
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(predictions.labels, predictions.top_ids[:, 0], labels=np.arange(num_classes))
 
 
 def confused_pairs(confusion: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, int]]:
