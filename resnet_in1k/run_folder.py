@@ -65,10 +65,6 @@ class RunFolder:
             files.write_text(self.path / ".writable", "")
             (self.path / ".writable").unlink()
 
-    def nearest_existing(self) -> Path:
-        """The run folder, or the existing folder in which it would be made."""
-        return next(folder for folder in [self.path, *self.path.absolute().parents] if folder.is_dir())
-
     def append(self, record: dict[str, Any]) -> None:
         """Append one record to log.jsonl."""
         files.append_line(self.log, json.dumps(record, allow_nan=False))
@@ -129,16 +125,14 @@ def add_resume(run: RunFolder, name: str, recipe: Recipe, facts: dict[str, Any])
     files.write_json(run.recipe, {**written, "recipe": described, "resumed": resumed})
 
 
-def read_recipe(run: RunFolder, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
-    return read_recipe_file(run.recipe, recipe_class)
-
-
-def read_recipe_file(file: Path, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
-    """Read the recipe, and all of recipe.json. Fields that an older file does not have are disabled.
+def read_recipe(run: RunFolder | Path, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
+    """Read the recipe, and all of recipe.json, in a run folder or a file. Fields that an older file does not have are
+    disabled.
 
     Raises:
         UserError: if the file is missing, has another format version, or is not a recipe.
     """
+    file = run.recipe if isinstance(run, RunFolder) else run
     try:
         facts = files.read_json(file)
         version_of_file = facts["format_version"]

@@ -14,7 +14,7 @@ import tyro
 from resnet_in1k.augment.normalize import RGB
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.model.resolve import Weights
-from resnet_in1k.recipes.recipe import Interpolation
+from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 from resnet_in1k.utils.format import printable
 from resnet_in1k.utils.validation import above, at_least
@@ -45,8 +45,13 @@ class PreprocessingOptions:
     """Standard deviation that normalization divides by; by default as the weights were evaluated."""
 
     def for_weights(self, weights: Weights) -> EvalPreprocessing:
-        return weights.preprocessing(
-            self.image_size, self.eval_crop_ratio, self.eval_interpolation, self.mean, self.std
+        size = self.image_size or weights.image_size
+        return EvalPreprocessing(
+            size,
+            resize_size_for(size, self.eval_crop_ratio or weights.eval_crop_ratio),
+            self.eval_interpolation or weights.interpolation,
+            self.mean or weights.mean,
+            self.std or weights.std,
         )
 
 

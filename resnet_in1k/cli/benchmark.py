@@ -314,16 +314,8 @@ class ReferenceDataset(Dataset):
             return self._transform(image.convert("RGB")), int(self._source.labels[index])
 
 
-REMARKS = {
-    "ratio": "ours is {:.2f} times the tutorial's",
-    "share_of_decode_only": "ours is {:.2f} of decoding alone",
-    "overhead": "our overhead over the bare loop is {:.1%}",
-    "waiting_share": "waits for data {:.1%} of the time",
-    "advice": "{}",
-    "communication_share": "communication takes {:.1%}",
-    "scaling_efficiency": "scaling efficiency {:.2f}",
-    "collectives_per_step": "collectives per step: {}",
-}
+RATIOS = ("ratio", "share_of_decode_only", "overhead", "waiting_share", "communication_share", "scaling_efficiency")
+"""Results without a unit: `ratio` is the rate of ours to the tutorial's, `overhead` the time over the bare loop's."""
 
 
 def table(result: dict[str, Any]) -> str:
@@ -336,7 +328,8 @@ def table(result: dict[str, Any]) -> str:
         f"  {result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['precision']}",
         *(f"  {change}" for change in result["recipe_changes"]),
     ]
-    for name in [name for name in result if f"{name}_range" in result]:
-        low, high = result[f"{name}_range"]
-        lines.append(f"  {name.replace('_', ' '):<22}{result[name]:,.1f} ({low:,.1f} to {high:,.1f})")
-    return "\n".join(lines + [f"  {text.format(result[name])}" for name, text in REMARKS.items() if name in result])
+    rates = [name for name in result if f"{name}_range" in result]
+    values = {name: "{:,.1f} ({:,.1f} to {:,.1f})".format(result[name], *result[f"{name}_range"]) for name in rates}
+    values |= {name: f"{result[name]:.3g}" for name in RATIOS if name in result}
+    values |= {name: str(result[name]) for name in ("advice", "collectives_per_step") if name in result}
+    return "\n".join([*lines, *(f"  {name.replace('_', ' '):<22}{value}" for name, value in values.items())])

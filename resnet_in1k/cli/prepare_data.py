@@ -104,13 +104,9 @@ class PrepareOptions:
 
 
 def prepare_data(options: PrepareOptions, print_line: Print = print) -> bool:
-    """Write the images, or verify them.
+    """Write the images, or verify them; return False if --verify found problems.
 
-    Returns:
-        False if --verify found problems.
-
-    Raises:
-        UserError: naming what is missing or wrong; the same command continues with what was written.
+    After an error the same command continues with what was written.
     """
     processes = options.processes or usable_cores()
     if options.verify is not None:

@@ -16,7 +16,7 @@ from resnet_in1k.recipes.published import RECIPES, NamedRecipe
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import scaled_fields
 from resnet_in1k.recipes.step_counts import accumulation_steps
-from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe, read_recipe_file
+from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import files, imagenet
@@ -101,7 +101,7 @@ def find_recipe(given: str) -> GivenRecipe:
             raise UserError(f"--recipe {given}: no {file}; give a run folder, its {RECIPE_NAME}, or hub:USER/NAME")
     else:
         lookup(RECIPES, given, "recipe")  # raises UserError with the nearest name
-    recipe, facts = read_recipe_file(file)
+    recipe, facts = read_recipe(file)
     try:
         name = facts["recipe"]["name"]
         if not re.fullmatch(r"[\w.-]+", name):
@@ -175,31 +175,18 @@ def parse() -> tuple[GivenRecipe, Arguments]:
 
 def describe_recipes() -> str:
     """Return a table of the named recipes, with published accuracies and their sources."""
-    rows = [("recipe", "epochs", "px", "batch", "top-1 %", "top-5 %", "GPU hours", "on", "measured here")]
+    layout = "{:<13}{:>6}  {:>7}  {:>5}  {:>7}  {:>7}  {:>9}  {:<20}  {}"
+    lines = [layout.format("recipe", "epochs", "px", "batch", "top-1 %", "top-5 %", "GPU hours", "on", "measured here")]
     for name, named in RECIPES.items():
         recipe = named.recipe
         size = f"{recipe.initial_image_size}-{recipe.image_size}" if recipe.initial_image_size else recipe.image_size
         numbers = [f"{value:g}" if value is not None else "–" for value in (named.top1, named.top5, named.gpu_hours)]
-        row = (name, recipe.epochs, size, recipe.global_batch_size, *numbers, named.hardware, named.measured)
-        rows.append(tuple(map(str, row)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if 0 < place < 7 else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "px: training image size. Accuracy on ImageNet-1k and GPU hours are published by:",
-            *(f"  {name:<{widths[0]}}  {named.source}" for name, named in RECIPES.items()),
-            "",
-            "To estimate a recipe on this machine:  python scripts/train.py --recipe NAME --data DATA --dry-run",
-        ]
-    )
+        cells = (recipe.epochs, size, recipe.global_batch_size, *numbers, named.hardware, named.measured)
+        lines.append(layout.format(name, *cells))
+    lines += ["", "px: training image size. Accuracy on ImageNet-1k and GPU hours are published by:"]
+    lines += [f"  {name:<13}{named.source}" for name, named in RECIPES.items()]
+    lines += ["", "To estimate a recipe on this machine:  python scripts/train.py --recipe NAME --data DATA --dry-run"]
+    return "\n".join(lines)
 
 
 def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:

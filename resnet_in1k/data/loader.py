@@ -19,9 +19,8 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import IfBad, read_image
 from resnet_in1k.data.sampler import BatchSpec, Sample
 from resnet_in1k.utils.device import capabilities, device_type
-from resnet_in1k.utils.errors import ProcessError
+from resnet_in1k.utils.errors import ProcessError, UserError
 from resnet_in1k.utils.pool import (
-    check_workers_can_start,
     init_worker,
     shared_bytes,
     translate_worker_errors,
@@ -118,8 +117,11 @@ class Loader:
             worker_init_fn=functools.partial(init_worker, parent=os.getpid()),
         )
         if self._num_workers:
-            check_workers_can_start()
-            iter(self._loader)  # starts the workers; there are no specs yet
+            try:
+                iter(self._loader)  # starts the workers; there are no specs yet
+            except OSError as error:  # no semaphore for their queues
+                advice = "is there a /dev/shm, and is it full (df -h /dev/shm)?"
+                raise UserError(f"loader workers cannot be started: {error.strerror}; {advice}") from None
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -38,14 +38,15 @@ def write_report(evaluation: Evaluation, source: Source, folder: Path) -> dict[s
     names = human_names(evaluation.class_names)
     confusion = confusion_matrix(predictions, len(names))
     scores = class_scores(predictions, len(names))
-    balanced_accuracy, macro_f1 = balanced_scores(scores)
+    _, recall, f1, num_images = scores
+    present = num_images > 0
     summary = {
         "top1_accuracy": evaluation.top1_accuracy,
         "top5_accuracy": evaluation.top5_accuracy,
         "num_images": evaluation.num_images,
         "num_bad_images": len(evaluation.bad_images),
-        "balanced_accuracy": balanced_accuracy,
-        "macro_f1": macro_f1,
+        "balanced_accuracy": float(recall[present].mean()),
+        "macro_f1": float(f1[present].mean()),
         "expected_calibration_error": calibration_error(predictions),
         "mean_confidence": float(predictions.confidences.mean()),
     }
@@ -73,12 +74,6 @@ def class_scores(predictions: Predictions, num_classes: int) -> Scores:
 
     classes, first = np.arange(num_classes), predictions.top_ids[:, 0]
     return precision_recall_fscore_support(predictions.labels, first, labels=classes, zero_division=0.0)
-
-
-def balanced_scores(scores: Scores) -> tuple[float, float]:
-    """Return balanced accuracy and macro F1: means over the classes that have images, each with the same weight."""
-    _, recall, f1, num_images = scores
-    return float(recall[num_images > 0].mean()), float(f1[num_images > 0].mean())
 
 
 def per_class_rows(evaluation: Evaluation, scores: Scores) -> list[tuple[object, ...]]:

@@ -28,7 +28,7 @@ class NamedRecipe:
     default_data: str = "data/imagenet"
     """What `--data` is if it is not given."""
     images_per_forward_pass: int = 0
-    """At most, which decides what `--gradient-accumulation-steps` is if it is not given; 0: a whole batch."""
+    """At most, which decides what `--gradient-accumulation-steps` is if it is not given; 0: a complete batch."""
     needs_weights: bool = False
     """Whether `--init-from` must be given."""
 
@@ -50,7 +50,7 @@ RECIPES: dict[str, NamedRecipe] = {
         values.DEMO,
         default_data="digits",
         source="this project: a ResNet-50 on handwritten digits, through the same path as ImageNet",
-        measured="99 % of the digits in minutes on two CPU cores, see README",
+        measured="98.6% of the digits in minutes on two CPU cores, see README",
     ),
     "tv1": NamedRecipe(
         values.TV1,
@@ -120,7 +120,7 @@ RECIPES: dict[str, NamedRecipe] = {
         source="this project: the most for five epochs at 128 px on Imagenette, by the rules of fastai's leaderboard, "
         "https://github.com/fastai/imagenette",
         hardware="2 CPU cores",
-        measured="84.6 ± 0.2 % on Imagenette, n = 3",
+        measured="84.6 ± 0.2% on Imagenette, n = 3",
         default_data="data/imagenette",
     ),
     "finetune": NamedRecipe(

@@ -1,7 +1,6 @@
 """A named recipe for another batch size, number of epochs or image size."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
@@ -11,21 +10,13 @@ RULES = {"none": lambda ratio: 1.0, "linear": lambda ratio: ratio, "sqrt": math.
 updates (https://arxiv.org/abs/1706.02677), the square root keeps its variance (https://arxiv.org/abs/1404.5997)."""
 
 
-def scale(recipe: Recipe, *, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> Recipe:
-    """Return the recipe for these sizes; 0 leaves a size unchanged.
+def scaled_fields(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> dict[str, Any]:
+    """Return the fields that change with these sizes, the sizes included; 0 leaves a size unchanged.
 
     The recipe's rule changes `lr` and `lr_floor`. Warm-up, milestones and the epochs in which images grow keep their
     share of the run. Other image sizes keep their ratio to image_size. The period of the schedule `step` stays, so that
     such a run may be resumed with more epochs.
-
-    Raises:
-        UserError: for a number that a recipe cannot have.
     """
-    return replace(recipe, **scaled_fields(recipe, epochs, global_batch_size, image_size))
-
-
-def scaled_fields(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> dict[str, Any]:
-    """Return the fields that `scale` changes, the given sizes included."""
     changes: dict[str, Any] = {}
     if global_batch_size:
         factor = RULES[recipe.lr_batch_rule](global_batch_size / recipe.global_batch_size)

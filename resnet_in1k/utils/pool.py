@@ -55,17 +55,6 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def check_workers_can_start() -> None:
-    """Raise UserError if this machine has no semaphores for worker queues."""
-    try:
-        multiprocessing.get_context(worker_context()).Lock()
-    except OSError as error:
-        raise UserError(
-            f"loader workers cannot be started: no semaphore available ({error.strerror}); is there a /dev/shm, and is "
-            "it full (df -h /dev/shm)?"
-        ) from None
-
-
 @contextlib.contextmanager
 def translate_worker_errors() -> Iterator[None]:
     """Raise ProcessError for the death of a loader worker, which torch raises wherever the main process is."""
