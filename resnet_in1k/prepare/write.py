@@ -240,9 +240,9 @@ def write_shards(source: Source, folder: Path, shard_bytes: int, processes: int,
     missing = [number for number, name in enumerate(planned_shards(plan)) if name not in present]
     num_undecodable = 0
     write = functools.partial(_write_shard, source, folder, plan)
-    with progress_bar(len(missing) * plan["images_per_shard"], f"{folder.name} shards") as bar:
+    with progress_bar(len(missing), folder.name, "shards") as bar:
         for undecodable in run_parallel(write, missing, processes):
-            num_undecodable += _report(bar, plan["images_per_shard"], undecodable)
+            num_undecodable += _report(bar, 1, undecodable)
     return num_undecodable
 
 
@@ -279,8 +279,8 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
-def _report(bar: Any, num_images: int, undecodable: list[str]) -> int:
-    bar.update(num_images)
+def _report(bar: Any, done: int, undecodable: list[str]) -> int:
+    bar.update(done)
     for line in undecodable:
         bar.write(line, file=sys.stderr)
     return len(undecodable)

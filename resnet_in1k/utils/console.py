@@ -38,6 +38,7 @@ def progress_bar(total: int, description: str, unit: str = "images", *, only_if_
         mininterval=0.1 if _is_interactive() else LOG_FILE_SECONDS,
         delay=LOG_FILE_SECONDS if only_if_long else 0,
         dynamic_ncols=True,
+        disable=total == 0,
     )
 
 
