@@ -34,18 +34,6 @@ def test_every_order_is_equally_likely():
     assert min(orders.values()) > 5_000 / 24 * 0.7
 
 
-def test_adjustments_are_applied_in_the_drawn_order(images: torch.Tensor):
-    """All images at once, against each image alone through the registry."""
-    draws, order = JITTER.draw(torch.Generator().manual_seed(2), 96)
-    together, targets = JITTER.apply(images.float(), torch.arange(96), draws, order)
-    assert torch.equal(targets, torch.arange(96))
-    for row, adjusted in enumerate(images.float().split(1)):
-        for name in order:
-            factor = draws[row, list(ADJUSTMENTS).index(name)].view(1)
-            adjusted = ADJUSTMENTS[name](adjusted, factor)
-        torch.testing.assert_close(together[row], adjusted[0], atol=1e-3, rtol=0)
-
-
 @pytest.mark.parametrize("on", ADJUSTMENTS)
 def test_adjustment_that_is_off_is_left_out(images: torch.Tensor, on: str):
     """Factors are drawn for all four, so that switching one off leaves the draws of the others."""
