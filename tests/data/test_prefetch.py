@@ -34,18 +34,11 @@ def batches(number: int) -> list[Batch]:
     return [Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), labels, labels, step=step + 1) for step in range(number)]
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done with the streams of a device that has them."""
+def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(monkeypatch: pytest.MonkeyPatch):
+    """The second one while the device works on the first step, for which the host does not wait."""
     log = fake_streams(monkeypatch)
     monkeypatch.setattr(prefetch, "capabilities", lambda device: Capabilities(True, True, True))
     prefetch._side_stream.cache_clear()
-    yield log
-    prefetch._side_stream.cache_clear()
-
-
-def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(log: list[str]):
-    """The second one while the device works on the first step, for which the host does not wait."""
 
     def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
         assert batch.images.device == META
@@ -60,20 +53,3 @@ def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(log
         expected += ["on side", f"prepare {number}", "off side", "compute waits for side"]
         expected += ["(2, 3, 4, 4) used on compute", "(2,) used on compute", f"step {number}"]
     assert log == expected
-
-
-def test_all_prefetching_shares_one_side_stream(log: list[str], monkeypatch: pytest.MonkeyPatch):
-    """The caching allocator would keep memory for each."""
-    made, make = [], torch.Stream
-    monkeypatch.setattr(torch, "Stream", lambda device: made.append(device) or make(device))
-    for _ in range(3):
-        assert len(list(prefetch_to_device(batches(1), META, lambda batch: (batch.images,)))) == 1
-    assert made == [META]
-
-
-def test_without_streams_a_batch_is_prepared_when_its_tensors_are_asked_for(log: list[str], monkeypatch):
-    monkeypatch.setattr(prefetch, "capabilities", lambda device: Capabilities(False, True, True))
-    (prefetched,) = prefetch_to_device(batches(1), META, lambda batch: log.append("prepare") or (batch.images,))
-    assert log == []
-    (images,) = prefetched.tensors()
-    assert (images.device, log) == (META, ["prepare"])
