@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.preparing import options, prepare
+from helpers.preparing import options, prepare, prepare_from
 
 from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
 from resnet_in1k.utils.errors import UserError
@@ -41,7 +41,7 @@ def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images:
 
 
 def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
-    prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", shards=1, processes=1))
+    prepare_from(image_folder, tmp_path / "out", shards=1)
     assert prepare_data(PrepareOptions(verify=f"shards:{tmp_path / 'out'}", processes=1), lambda line: None)
     with pytest.raises(UserError, match="no such folder"):
         prepare_data(PrepareOptions(verify=str(tmp_path / "nowhere"), processes=1))

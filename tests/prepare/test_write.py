@@ -1,23 +1,26 @@
 """Folders and shards written from any source: complete or absent, continued, never two images in one file."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import tarfile
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from helpers.preparing import contents, prepare
+from helpers.preparing import contents, prepare_from
 from helpers.sources import SILENT, as_shards
 
-from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.data.dataset import FileSource, PackedBytes
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare import write
 from resnet_in1k.prepare.write import key_of, write_folder, write_shards
+from resnet_in1k.utils import pool
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import FolderLock
 from resnet_in1k.utils.pool import Progress
@@ -78,29 +81,12 @@ def test_classes_get_their_names_after_a_sync(source: FileSource, tmp_path: Path
     assert happened == [each for name in source.class_names for each in ("sync", name)]
 
 
-def test_a_large_class_is_divided_among_the_processes(
-    source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Most people's folders have few classes."""
-    both_work, met = multiprocessing.get_context("fork").Barrier(2, timeout=60), list[int]()
-
-    def resize(image: bytes, shorter_side: int) -> bytes:
-        if not met:  # once in each process
-            met.append(both_work.wait())
-        return b"%d " % os.getpid() + image
-
-    monkeypatch.setattr(write, "resize", resize)
-    monkeypatch.setattr(write, "IMAGES_PER_JOB", 2)
-    monkeypatch.setattr("resnet_in1k.utils.pool.PRINTED_EVERY_SECONDS", 0.0)
+def test_progress_is_printed(source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pool, "PRINTED_EVERY_SECONDS", 0.0)
     lines: list[str] = []
-    one_class = source.take(range(7), "train")
-    write_folder(one_class, tmp_path / "train", 2, Progress(lines.append), resize_to=32)
-    printed = [int(line.split(" of 7 images")[0].split()[-1]) for line in lines if " of 7 images" in line]
-    assert len(printed) == 4
-    assert printed[-1] == 7
-    written = [image.split(b" ", 1) for image in images_in(tmp_path / "train")]
-    assert [image for _, image in written] == originals(one_class)
-    assert len({process for process, _ in written}) == 2
+    write_folder(source, tmp_path / "train", 1, Progress(lines.append))
+    assert re.fullmatch(r"train images: 7 of 37 images, [\d,]+/s, .* left", lines[0])
+    assert lines[-1].startswith("train images: 37 images in ")
 
 
 @pytest.mark.parametrize("has_links", [True, False])
@@ -124,10 +110,7 @@ def test_two_images_are_never_one_file(source: FileSource, tmp_path: Path):
     items = PackedBytes(path if index != 9 else b"copies/" + paths[8] for index, path in enumerate(paths))
     for changes, message in (
         ({"items": items}, r"2 images would be bee/1\.jpg; --shards can have all"),
-        (
-            {"class_names": ("ant", "ant", *source.class_names[2:])},
-            "two classes are named 'ant'",
-        ),
+        ({"class_names": ("ant", "ant", *source.class_names[2:])}, "two classes are named 'ant'"),
         ({"class_names": ("..", *source.class_names[1:])}, r"class '\.\.' cannot be a folder's name; write --shards"),
     ):
         with pytest.raises(UserError, match=message):
@@ -135,27 +118,24 @@ def test_two_images_are_never_one_file(source: FileSource, tmp_path: Path):
         assert not (tmp_path / "train").exists()
 
 
-def hold(folder: Path, connection) -> None:
-    folder.mkdir()
-    lock = FolderLock(folder)
-    connection.send("locked")
-    connection.recv()
-    lock.close()
+def hold(folder: Path, connection: Connection) -> None:
+    with contextlib.closing(FolderLock(folder)):
+        connection.send("locked")
+        connection.recv()
 
 
 def test_a_second_run_on_the_same_folder_is_refused(image_folder: Path, tmp_path: Path):
     ours, theirs = multiprocessing.Pipe()
+    (tmp_path / "out").mkdir()
     process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "out", theirs))
     process.start()
     assert ours.recv() == "locked"
-    how = PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1)
     with pytest.raises(UserError, match=rf"is being written to by process {process.pid} on .*; wait for it"):
-        prepare(how)
+        prepare_from(image_folder, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
     ours.send("go")
     process.join()
-    prepare(how)
-    assert len(contents(tmp_path / "out")) == 49
+    prepare_from(image_folder, tmp_path / "out")
 
 
 def test_without_locks_it_continues_with_a_warning(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -163,7 +143,7 @@ def test_without_locks_it_continues_with_a_warning(image_folder: Path, tmp_path:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.lockf", no_locks)
-    printed = prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1))
+    printed = prepare_from(image_folder, tmp_path / "out")
     assert "out cannot be locked (Function not implemented)" in printed[0]
     assert len(contents(tmp_path / "out")) == 49
 
