@@ -20,24 +20,10 @@ def as_tensor(photograph: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(photograph)).permute(2, 0, 1)
 
 
-@pytest.mark.parametrize("image_size", [64, 224])
-def test_train_crop_is_torchvisions_on_pillow_images(photographs: list[np.ndarray], image_size: int):
-    """They draw the same crop from the same generator."""
-    crop = TrainCrop(scale_min=0.08, seed=5)
-    for index, photograph in enumerate(photographs):
-        ours = crop(as_tensor(photograph), Sample(3, index), image_size)
-        torch.manual_seed(key(5, Stream.CROP, 3, index))
-        theirs = v1.RandomResizedCrop(image_size)(Image.fromarray(photograph))
-        assert ours.shape == (3, image_size, image_size)
-        assert_close_levels(ours, theirs, at_most=1)
-
-
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("image_size", [32, 224, 500])
-def test_train_crop_has_the_bits_of_torchvisions_on_tensors(
-    photographs: list[np.ndarray], image_size: int, interpolation: str
-):
-    """However the image lies in memory."""
+def test_train_crop_has_the_bits_of_torchvisions(photographs: list[np.ndarray], image_size: int, interpolation: str):
+    """However the image lies in memory. They draw the same crop from the same generator, for any size."""
     crop = TrainCrop(scale_min=0.08, seed=5, interpolation=interpolation)
     theirs = v2.RandomResizedCrop(image_size, interpolation=v2.InterpolationMode(interpolation), antialias=True)
     for index, photograph in enumerate(photographs):
@@ -47,22 +33,14 @@ def test_train_crop_has_the_bits_of_torchvisions_on_tensors(
             assert torch.equal(ours, theirs(image))
 
 
-def test_train_crop_depends_on_seed_epoch_and_index_alone(photographs: list[np.ndarray]):
+def test_train_crop_depends_on_seed_and_sample_alone(photographs: list[np.ndarray]):
     image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
     first = crop(image, Sample(1, 7), 32)
     torch.rand(100)
     assert torch.equal(crop(image, Sample(1, 7), 32), first)
-    assert not torch.equal(crop(image, Sample(2, 7), 32), first)
-    assert not torch.equal(crop(image, Sample(1, 8), 32), first)
+    for other in (Sample(2, 7), Sample(1, 8), Sample(1, 7, copy=1)):
+        assert not torch.equal(crop(image, other, 32), first)
     assert not torch.equal(TrainCrop(scale_min=0.08, seed=2)(image, Sample(1, 7), 32), first)
-
-
-def test_train_crop_covers_the_same_part_at_any_image_size(photographs: list[np.ndarray]):
-    """A recipe whose image size grows shows at 64 px what it would have shown at 128 px."""
-    image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
-    small, large = (crop(image, Sample(1, 7), size).float() for size in (64, 128))
-    halved = torch.nn.functional.avg_pool2d(large[None], 2)[0]
-    assert (halved - small).abs().mean() < 2
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -105,20 +83,17 @@ def test_a_pixel_and_a_line_can_be_cropped(shape: tuple[int, int]):
     assert abs(evaluation.float().mean().item() - center) <= 2
 
 
-def test_train_interpolation(photographs: list[np.ndarray]):
-    """`random` is either, as drawn for the sample; the box is the same."""
-    image = as_tensor(photographs[0])
-    crops = {name: TrainCrop(scale_min=0.08, seed=5, interpolation=name) for name in ("bilinear", "bicubic", "random")}
-    chosen = []
+def test_random_interpolation_is_either_as_drawn_for_the_sample(photographs: list[np.ndarray]):
+    image, num_bicubic = as_tensor(photographs[0]), 0
     for index in range(40):
-        sample = Sample(1, index)
-        bilinear, bicubic, either = (crops[name](image, sample, 64) for name in ("bilinear", "bicubic", "random"))
-        torch.manual_seed(key(5, Stream.CROP, 1, index))
-        theirs = v1.RandomResizedCrop(64, interpolation=v1.InterpolationMode.BICUBIC)(Image.fromarray(photographs[0]))
-        assert_close_levels(bicubic, theirs, at_most=1)
-        assert torch.equal(either, bilinear) or torch.equal(either, bicubic)
-        chosen.append(torch.equal(either, bicubic))
-    assert 10 < sum(chosen) < 30
+        bilinear, bicubic, either = (
+            TrainCrop(scale_min=0.08, seed=5, interpolation=name)(image, Sample(1, index), 64)
+            for name in ("bilinear", "bicubic", "random")
+        )
+        is_bicubic = torch.equal(either, bicubic)
+        assert is_bicubic or torch.equal(either, bilinear)
+        num_bicubic += is_bicubic
+    assert 10 < num_bicubic < 30
 
 
 def test_alternating_flip_mirrors_each_image_in_every_other_epoch(photographs: list[np.ndarray]):
@@ -129,8 +104,8 @@ def test_alternating_flip_mirrors_each_image_in_every_other_epoch(photographs: l
         mirrored = []
         for epoch in (1, 2, 3, 4):
             ours, before = (crop(image, Sample(epoch, index), 32) for crop in (alternating, plain))
-            assert torch.equal(ours, before) != torch.equal(ours, before.flip(-1))
             mirrored.append(torch.equal(ours, before.flip(-1)))
+            assert mirrored[-1] or torch.equal(ours, before)
         assert mirrored in ([True, False, True, False], [False, True, False, True])
         in_first_epoch += mirrored[0]
     assert 18 < in_first_epoch < 42, "a fair bit decides"
