@@ -1,7 +1,5 @@
 """Crops, against torchvision's older transforms on Pillow images."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from PIL import Image
 
 from resnet_in1k.data.crop import EvalCrop, EvalPreprocessing, TrainCrop
 from resnet_in1k.data.sampler import Sample
-from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.rng import Stream, key
 
 
@@ -55,12 +52,6 @@ def test_eval_crop_is_torchvisions_on_pillow_images(
     for photograph in (photographs[0], photographs[1].transpose(1, 0, 2), photographs[0][:50, :40]):
         expected = theirs(Image.fromarray(np.ascontiguousarray(photograph)))
         assert_close_levels(ours(as_tensor(photograph), Sample(0, 0), image_size), expected, at_most=1)
-
-
-def test_eval_preprocessing_of_a_recipe_takes_its_fields_of_evaluation(tiny: Recipe):
-    assert EvalPreprocessing.from_recipe(tiny) == EvalPreprocessing(32, 36, "bilinear")
-    changed = replace(tiny, eval_image_size=96, eval_crop_ratio=0.95, eval_interpolation="bicubic")
-    assert EvalPreprocessing.from_recipe(changed) == EvalPreprocessing(96, 101, "bicubic")
 
 
 def test_square_of_an_encoded_image_is_what_the_network_sees(photographs: list[np.ndarray]):

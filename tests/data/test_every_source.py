@@ -1,10 +1,7 @@
 """One suite for all kinds of sources: a folder, shards and tables with the same images in the same order."""
 
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.loading import eval_batches, train_batches
-from helpers.processes import ROOT, assert_same_end
+from helpers.processes import assert_same_end
 from helpers.sources import as_parquet, as_shards
 from helpers.training import run, shallow_resnet18
 
@@ -77,53 +74,15 @@ def test_the_fingerprint_changes_with_the_images(data: dict[str, str], image_fol
     assert before.fingerprint() == open_source(data[kind], "train").fingerprint() != after.fingerprint()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_dead_file_is_named(image_folder: Path, tmp_path: Path, kind: str):
-    """A file that was removed or truncated since it was listed. The table is one of paths: parquet files are mapped."""
+@pytest.mark.parametrize("kind", ["folder", "hf"])
+def test_a_file_that_was_removed_since_it_was_listed_is_named(image_folder: Path, tmp_path: Path, kind: str):
+    """The table is one of paths: parquet files are mapped."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
-    source = open_source(f"hf:{folder}" if kind == "hf" else made_of(folder, kind, tmp_path / "made"), "val")
-    if kind == "shards":
-        dead = Path(source.index.shards[-1])
-        os.truncate(dead, 512)
-    else:
-        (dead,) = folder.glob("val/fox/1.jpg")
-        dead.unlink()
-    with pytest.raises(ProcessError, match="cannot be read from its disk: ") as caught:
+    source = open_source(f"hf:{folder}" if kind == "hf" else str(folder), "val")
+    (folder / "val/fox/1.jpg").unlink()
+    with pytest.raises(ProcessError, match=r"cannot be read from its disk: [^\n]*$") as caught:
         eval_batches(source)
-    assert str(dead) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_workers_do_not_grow_from_epoch_to_epoch(data: dict[str, str]):
-    """A worker's own memory after each of five passes over 1,000 images or a few more, for each kind.
-
-    In a quiet process: where the main process copies a shared page, the worker is left as the old one's only owner.
-    """
-    code = """
-import gc, multiprocessing, sys
-import psutil
-from resnet_in1k.data.sampler import EvalSampler
-from resnet_in1k.data.registry import open_source
-from resnet_in1k.evaluate.evaluation import EvalPreprocessing, eval_loader
-for data in sys.argv[1:]:
-    source = open_source(data, "train")
-    gc.freeze()
-    with eval_loader(source, EvalPreprocessing(8, 8), 37, 1) as loader:
-        for _ in range(5):
-            for _ in range(-(-1000 // len(source))):
-                for _ in loader.batches(EvalSampler(len(source), 37, 8)):
-                    pass
-            worker, = multiprocessing.active_children()
-            print(psutil.Process(worker.pid).memory_full_info().uss)
-    gc.unfreeze()
-"""
-    command = [sys.executable, "-c", code, *data.values()]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    own_bytes = np.array(result.stdout.split(), dtype=int)
-    assert len(own_bytes) == 5 * len(KINDS), result.stderr
-    growth = np.diff(own_bytes.reshape(len(KINDS), 5))
-    assert (np.median(growth, axis=1) < 0.1e6).all()  # a buffer may grow once; what grows with epochs grows in each
+    assert str(folder / "val/fox/1.jpg") in str(caught.value)
 
 
 @pytest.mark.slow

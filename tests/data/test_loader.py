@@ -19,7 +19,6 @@ from helpers.loading import (
     train_sampler,
 )
 
-from resnet_in1k.data import loader
 from resnet_in1k.data.crop import TrainCrop
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
@@ -49,15 +48,6 @@ def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: S
         assert np.array_equal(batch.labels.numpy(), source.labels[batch.indices.numpy()])
         for image, sample in zip(batch.images, spec.samples, strict=True):
             assert torch.equal(image, crop(decode(source.read(sample.index)), sample, 32))
-
-
-@pytest.mark.parametrize(("name", "limit"), [("GROUP_IMAGES", 3), ("GROUP_BYTES", 1)])
-def test_batches_do_not_depend_on_how_many_images_are_decoded_at_a_time(
-    source: Source, tiny: Recipe, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
-):
-    expected = train_batches(source, tiny, 1)
-    monkeypatch.setattr(loader, name, limit)
-    assert_same_batches(train_batches(source, tiny, 1), expected)
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])

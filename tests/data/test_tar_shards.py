@@ -108,23 +108,6 @@ def test_more_shards_than_files_that_may_be_open(tmp_path: Path):
     assert len(os.listdir("/proc/self/fd")) <= before + tar_shards.MAX_OPEN_SHARDS
 
 
-def test_a_shard_of_a_window_is_read_ahead_completely_in_each_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """One request to the kernel reads no more than its read-ahead."""
-    offsets: list[int] = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, offset, size, advice: offsets.append(offset))
-    write_tar(tmp_path / "train.tar", ("a.jpg", bytes(300_000)), ("a.cls", b"0"))
-    write_tar(tmp_path / "train-2.tar", ("b.jpg", b"small"), ("b.cls", b"0"))
-    source = open_source(f"shards:{tmp_path}", "train")
-    source.read(0)
-    assert offsets == []
-    source = replace(source, in_windows=True)
-    for _ in range(2):
-        source.read(0)
-        for _ in range(tar_shards.LEFT_AFTER_READS):
-            source.read(1)
-    assert offsets == [0, 131072, 262144, 0, 0, 131072, 262144]
-
-
 IMAGE = ("a.jpg", b"image")
 
 

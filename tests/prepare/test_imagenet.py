@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -44,14 +45,21 @@ def test_archives_come_out_by_class(archives: tuple[Archives, dict[str, bytes]],
         prepare(options(files, tmp_path / "out"))
 
 
-def test_archives_come_out_as_shards(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
+def test_archives_come_out_as_shards_that_others_can_read(archives: tuple[Archives, dict[str, bytes]], tmp_path: Path):
+    """Each image is in one of them, with its label."""
     files, expected = archives
     printed = prepare(options(files, tmp_path / "out", shards=1))
     assert f"--data shards:{tmp_path / 'out'}" in printed[-1]
-    for source in open_train_and_val(f"shards:{tmp_path / 'out'}"):
-        assert source.class_names == tuple(sorted(WNIDS))
-        found = {(source.class_names[source.labels[i]], source.read(i).tobytes()) for i in range(len(source))}
-        assert found == {(name.split("/")[1], data) for name, data in expected.items() if name.startswith(source.split)}
+    class_names, found = json.loads((tmp_path / "out/classes.json").read_text()), []
+    assert class_names == sorted(WNIDS)
+    for shard in (tmp_path / "out").glob("*/shard-*.tar"):
+        with tarfile.open(shard) as archive:
+            entries = {member.name: archive.extractfile(member).read() for member in archive}
+        for name, data in entries.items():
+            if name.endswith(".jpg"):
+                label = int(entries[name.removesuffix(".jpg") + ".cls"])
+                found.append((shard.parent.name, class_names[label], data))
+    assert sorted(found) == sorted((*name.split("/")[:2], data) for name, data in expected.items())
 
 
 def test_space_for_archives_is_checked_before_their_checksums(
@@ -144,15 +152,12 @@ NO_LABEL, NO_DEVKIT = "has no label in the devkit, or no training images", "is t
 HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "a path above": ("train", lambda _: class_with("../../escaped.JPEG"), rf"entry '\.\./\.\./escaped\.JPEG' {NAME}"),
     "an absolute path": ("train", lambda _: class_with("/tmp/escaped.JPEG"), rf"escaped\.JPEG' {NAME}"),
-    "a hidden file": ("train", lambda _: class_with(".partial.JPEG"), NAME),
     "a link": ("train", lambda _: class_with("n_2.JPEG", b"", **LINK), r"entry 'n_2\.JPEG' is not a regular file"),
     "a size of nothing": ("train", lambda _: class_with("n_2.JPEG", b""), r"'n_2\.JPEG' has an impossible size, 0 B"),
     "the same name twice": ("train", lambda _: class_with(f"{WNIDS[0]}_1.JPEG"), "is there twice"),
-    "no class": ("train", lambda _: tar_of([("../n01000000.tar", tar_of([("a.JPEG", b"x")]))]), NAME),
     "an empty class": ("train", lambda _: tar_of([("n01000000.tar", tar_of([]))]), r"n01000000\.tar: no entries in it"),
     "truncated": ("train", lambda data: data[:9000], TRUNCATED),
     "damaged": ("train", lambda data: data.replace(b"n02000000_3.JPEG", b"\xff" * 16), "no entry and no end at byte"),
-    "empty": ("train", lambda _: b"", TRUNCATED),
     "validation outside": ("val", lambda _: tar_of([("../ILSVRC2012_val_00000001.JPEG", b"x")]), NAME),
     "no label": ("val", lambda _: tar_of([("ILSVRC2012_val_00000099.JPEG", b"x")]), NO_LABEL),
     "a label above the classes": ("devkit", lambda _: devkit_of([4, 1, 2, 2, 1, 3]), NO_LABEL),
@@ -161,7 +166,6 @@ HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
         lambda _: gzip.compress(tar_of([("meta.mat", meta_mat())])),
         r"no 'ILSVRC.*truth\.txt' in it",
     ),
-    "not a devkit": ("devkit", lambda _: b"something else", NO_DEVKIT),
     "devkit truncated": ("devkit", lambda data: data[: len(data) // 2], NO_DEVKIT),
     "a devkit of zeros": ("devkit", lambda _: gzip.compress(bytes(106_000_000), 1), "unpacks to over 105 MB"),
 }

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import multiprocessing
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.preparing import contents, prepare_from
-from helpers.sources import SILENT, as_shards
+from helpers.sources import SILENT
 
 from resnet_in1k.data.dataset import FileSource, PackedBytes
 from resnet_in1k.data.registry import open_source
@@ -150,22 +149,6 @@ def test_without_locks_it_continues_with_a_warning(image_folder: Path, tmp_path:
 
 def tars_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.tar")}
-
-
-def test_each_image_is_in_one_shard_with_its_label(image_folder: Path, source: FileSource, tmp_path: Path):
-    as_shards(image_folder, tmp_path)
-    assert json.loads((tmp_path / "classes.json").read_text()) == list(source.class_names)
-    shards = sorted((tmp_path / "train").glob("shard-*.tar"))
-    assert len(shards) > 2
-    found = {}
-    for shard in shards:
-        with tarfile.open(shard) as archive:
-            entries = {member.name: archive.extractfile(member).read() for member in archive}
-        for name, data in entries.items():
-            if name.endswith(".jpg"):
-                found[data] = int(entries[name.removesuffix(".jpg") + ".cls"])
-                assert source.class_names[found[data]] in name
-    assert found == {source.read(index).tobytes(): source.labels[index] for index in range(len(source))}
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(source: FileSource, tmp_path: Path):
