@@ -15,30 +15,16 @@ from PIL import Image, ImageOps
 
 from resnet_in1k.data.decode import decode
 
+MODES = {"JPEG": ["RGB", "L", "CMYK"], "PNG": ["RGB", "RGBA", "P", "L"], "GIF": ["P"]}
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "RGB JPEG",
-        "L JPEG",
-        "CMYK JPEG",
-        "RGB PNG",
-        "RGBA PNG",
-        "P PNG",
-        "L PNG",
-        "RGB WEBP",
-        "P GIF",
-        "RGB BMP",
-        "RGB TIFF",
-    ],
-)
-def test_decode_agrees_with_pillow(photographs: list[np.ndarray], kind: str):
-    mode, format = kind.split()
-    data = encoded(Image.fromarray(photographs[0]).convert(mode), format=format)
-    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    image = decode(data)
-    assert image.dtype == torch.uint8
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_decode_agrees_with_pillow(photographs: list[np.ndarray], format: str):
+    for mode in MODES.get(format, ["RGB"]):
+        data = encoded(Image.fromarray(photographs[0]).convert(mode), format=format)
+        image = decode(data)
+        assert image.dtype == torch.uint8
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
