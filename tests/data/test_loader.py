@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.loading import (
-    eval_batches,
-    eval_loader,
-    eval_order,
-    packed_source,
-    train_batches,
-    train_loader,
-    train_sampler,
-)
+from helpers.loading import eval_batches, packed_source, train_batches, train_loader, train_sampler
 
 from resnet_in1k.data.crop import TrainCrop
 from resnet_in1k.data.dataset import Source
@@ -100,20 +92,21 @@ def test_the_image_size_may_change_from_batch_to_batch(source: Source, tiny: Rec
 
 
 @pytest.mark.parametrize("ends", ["at its end", "half way", "by an error", "before its start"])
-def test_no_worker_is_left_after_the_with(source: Source, ends: str):
+def test_no_worker_is_left_after_the_with(source: Source, tiny: Recipe, ends: str):
     before = multiprocessing.active_children()
-    with_error = packed_source([source.read(0).tobytes(), b"no image"])
-    with eval_loader(with_error if ends == "by an error" else source, num_workers=2, if_bad="fail") as loader:
+    if ends == "by an error":
+        source = packed_source([*[source.read(0).tobytes()] * 7, b"no image"])
+    with train_loader(source, tiny, num_workers=2) as loader:
         workers = [process for process in multiprocessing.active_children() if process not in before]
         assert len(workers) == 2
-        batches = loader.batches(eval_order(source))
+        batches = loader.batches(train_sampler(source, tiny, 4))
         if ends == "at its end":
-            assert len(list(batches)) == 10
+            assert len(list(batches)) == 4
         elif ends == "half way":
             next(batches)
         elif ends == "by an error":
             with pytest.raises(ProcessError, match="cannot be read as an image"):
-                list(loader.batches(eval_order(with_error)))
+                next(batches)
     assert not any(process.is_alive() for process in workers)
     assert multiprocessing.active_children() == before
 

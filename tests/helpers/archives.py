@@ -31,6 +31,13 @@ def tar_of(entries: Iterable[tuple[str, bytes]]) -> bytes:
     return file.getvalue()
 
 
+def tar_of_samples(samples: Iterable[tuple[str, bytes, int]]) -> bytes:
+    """Return a shard with these keys, images and labels."""
+    return tar_of(
+        each for key, image, label in samples for each in ((f"{key}.jpg", image), (f"{key}.cls", b"%d" % label))
+    )
+
+
 def meta_mat() -> bytes:
     """Return the devkit's meta.mat with the classes, and a synset above the classes."""
     fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]

@@ -54,22 +54,9 @@ def train_batches(
         return list(loader.batches(train_sampler(source, recipe, last_step, **of_order)))
 
 
-def eval_loader(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> Loader:
-    """With PREPROCESSING."""
-    return Loader(
-        source,
-        PREPROCESSING.crop,
-        batch_size=batch_size,
-        largest_image_size=PREPROCESSING.image_size,
-        num_workers=num_workers,
-        if_bad=if_bad,
-    )
-
-
-def eval_order(source: Source, batch_size: int = 4) -> EvalSampler:
-    return EvalSampler(len(source), batch_size, PREPROCESSING.image_size)
-
-
 def eval_batches(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> list[Batch]:
-    with eval_loader(source, batch_size=batch_size, num_workers=num_workers, if_bad=if_bad) as loader:
-        return list(loader.batches(eval_order(source, batch_size)))
+    """With PREPROCESSING."""
+    size = PREPROCESSING.image_size
+    how = {"batch_size": batch_size, "largest_image_size": size, "num_workers": num_workers, "if_bad": if_bad}
+    with Loader(source, PREPROCESSING.crop, **how) as loader:
+        return list(loader.batches(EvalSampler(len(source), batch_size, size)))

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.archives import tar_of
+from helpers.archives import tar_of_samples
 from helpers.preparing import contents, options, prepare, prepare_from
 from PIL import Image
 
 from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.registry import open_source, open_train_and_val
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.utils.errors import UserError
 
 
@@ -71,40 +71,31 @@ def test_images_keep_their_names_below_their_classes(image_folder: Path, photogr
     assert written == contents(folder)
 
 
-def test_images_of_shards_keep_their_keys_where_they_name_the_class(image_folder: Path, tmp_path: Path):
+def test_images_of_shards_keep_their_keys_where_they_name_the_class(tmp_path: Path):
     """A suffix is added; a path never leads out of the class's folder."""
+    keys = ("ant/one", "bee/two", "three", "ant/../../../outside")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/classes.json").write_text('["ant", "bee"]')
-    image = (image_folder / "val/ant/0.jpg").read_bytes()
     for split in ("train", "val"):
-        keys = ["ant/one", "bee/two", "three", "ant/../../../outside"]
-        entries = [
-            (f"{key}.{kind}", data) for key in keys for kind, data in (("jpg", image), ("cls", b"%d" % ("bee" in key)))
-        ]
-        (tmp_path / f"shards/{split}.tar").write_bytes(tar_of(entries))
+        samples = [(key, b"\xff\xd8\xff image", int("bee" in key)) for key in keys]
+        (tmp_path / f"shards/{split}.tar").write_bytes(tar_of_samples(samples))
     prepare_from(f"shards:{tmp_path / 'shards'}", tmp_path / "a/b/c/out")
-    files = {"ant/00000000.jpg", "ant/one.jpg", "bee/two.jpg", "ant/00000003.jpg"}
-    assert contents(tmp_path / "a/b/c/out").keys() == {
-        f"{split}/{name}" for split in ("train", "val") for name in files
-    }
-    assert len(list((tmp_path / "a").rglob("*.jpg"))) == 8
+    names = ("ant/00000000.jpg", "ant/one.jpg", "bee/two.jpg", "ant/00000003.jpg")
+    written = {path.relative_to(tmp_path / "a/b/c/out").as_posix() for path in (tmp_path / "a").rglob("*.jpg")}
+    assert written == {f"{split}/{name}" for split in ("train", "val") for name in names}
 
 
-def test_a_class_of_one_split_only_is_refused_for_folders_alone(tmp_path: Path, images: list[bytes]):
+def test_a_class_of_one_split_only_is_refused_for_folders_alone(tmp_path: Path):
     """Shards can have classes without images."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/classes.json").write_text('["ant", "bee"]')
-    for split, labels in (("train", b"01"), ("val", b"00")):
-        entries = [
-            (f"{n}.{kind}", data) for n in (0, 1) for kind, data in (("jpg", images[n]), ("cls", labels[n : n + 1]))
-        ]
-        (tmp_path / f"data/{split}.tar").write_bytes(tar_of(entries))
+    for split, label in (("train", 1), ("val", 0)):
+        (tmp_path / f"data/{split}.tar").write_bytes(tar_of_samples([("a", b"image", 0), ("b", b"image", label)]))
     with pytest.raises(UserError, match=r"images in one split only of bee; .* or write --shards"):
         prepare_from(f"shards:{tmp_path / 'data'}", tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
     prepare_from(f"shards:{tmp_path / 'data'}", tmp_path / "again", shards=1)
-    train, val = open_train_and_val(f"shards:{tmp_path / 'again'}")
-    assert train.class_names == val.class_names == ("ant", "bee")
+    assert open_source(f"shards:{tmp_path / 'again'}", "val").class_names == ("ant", "bee")
 
 
 @pytest.mark.parametrize("how", [{"resize": 64}, {"resize": 64, "shards": 1}])
@@ -129,7 +120,6 @@ def test_the_output_is_not_among_the_input(image_folder: Path, tmp_path: Path):
         with pytest.raises(UserError, match=r"--output .* is among the images of .*classes; choose a folder outside"):
             prepare_from(classes, output, val_share=0.2)
     assert not (classes / "out").exists()
-    prepare_from(classes, tmp_path / "out", val_share=0.2)
 
 
 def test_ignored_files_hard_links_and_changed_class_numbers_are_printed(image_folder: Path, tmp_path: Path):
@@ -179,7 +169,6 @@ def test_contradicting_options_are_refused(tmp_path: Path):
     for given, message in (
         ({"train_tar": tmp_path / "a"}, "--train-tar, --val-tar and --devkit-tar belong together"),
         ({}, "give either the three archives, or --kaggle, or --data, or --verify"),
-        ({"data": "x", "verify": "y"}, "give either the three archives"),
         ({"data": "x"}, "--output: the folder to write is not given"),
         ({"data": "x", "output": tmp_path, "report": tmp_path / "r.csv"}, "--report needs --verify"),
         ({"data": "x", "output": tmp_path, "resize": 5}, "--resize 5: must be at least 32"),
@@ -187,7 +176,6 @@ def test_contradicting_options_are_refused(tmp_path: Path):
         ({"verify": "x", "resize": 64}, "--verify writes nothing: omit --output, --resize and --shards"),
         ({"kaggle": tmp_path, "output": tmp_path, "val_share": 0.1}, "--val-share needs --data or --verify"),
         ({"data": "x", "output": tmp_path, "allow_partial": True}, "--allow-partial needs the archives or --kaggle"),
-        ({"data": "x", "output": Path("digits")}, "--output digits: --data would not take this for a folder"),
         ({"data": "x", "output": Path("hf:mine")}, "--output hf:mine: --data would not take this for a folder"),
     ):
         with pytest.raises(UserError, match=message):
