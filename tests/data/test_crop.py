@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision.transforms as v1
 import torchvision.transforms.v2 as v2
-from helpers.images import assert_close_levels, encoded
+from helpers.images import assert_close_levels
 from PIL import Image
 
 from resnet_in1k.data.crop import EvalCrop, EvalPreprocessing, TrainCrop
@@ -52,13 +52,6 @@ def test_eval_crop_is_torchvisions_on_pillow_images(
     for photograph in (photographs[0], photographs[1].transpose(1, 0, 2), photographs[0][:50, :40]):
         expected = theirs(Image.fromarray(np.ascontiguousarray(photograph)))
         assert_close_levels(ours(as_tensor(photograph), Sample(0, 0), image_size), expected, at_most=1)
-
-
-def test_square_of_an_encoded_image_is_what_the_network_sees(photographs: list[np.ndarray]):
-    preprocessing = EvalPreprocessing(64, 73, "bicubic")
-    square = preprocessing.square(encoded(Image.fromarray(photographs[0]), format="PNG"))
-    expected = preprocessing.crop(as_tensor(photographs[0]), Sample(0, 0), 64)
-    assert np.array_equal(square, expected.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 700), (1, 1_000_000)])

@@ -100,10 +100,9 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
 """Which Pillow would have another program run."""
 
 
-@pytest.mark.parametrize("data", [b"<html>404 not found</html>", POSTSCRIPT], ids=["HTML", "PostScript"])
-def test_other_formats_are_a_value_error(data: bytes):
+def test_another_format_is_a_value_error():
     with pytest.raises(ValueError, match="no known image format"):
-        decode(np.frombuffer(bytearray(data), dtype=np.uint8))
+        decode(np.frombuffer(bytearray(POSTSCRIPT), dtype=np.uint8))
 
 
 def test_pixels_without_a_stated_range_are_a_value_error():

@@ -1,6 +1,7 @@
 """Tables by `datasets`, from local files and from a (local) Hub by the real client: columns, splits, access."""
 
 import pickle
+import shutil
 import socket
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.hub_server import READ_TOKEN, Blob, HubServer, Repo
 from helpers.images import encoded
+from helpers.loading import eval_batches
 from helpers.sources import as_parquet
 from huggingface_hub import constants
 from PIL import Image
@@ -109,13 +111,16 @@ def test_an_image_without_bytes_is_named(tmp_path: Path):
         read_image(source, 0, "fail", {})
 
 
-def test_a_folder_of_images_by_datasets_own_reader(image_folder: Path):
-    """Its table has paths instead of bytes, and sorts images differently."""
-    classes_of_images = [
-        {source.read(index).tobytes(): source.class_names[source.labels[index]] for index in range(12)}
-        for source in (open_source(f"hf:{image_folder}", "val"), open_source(str(image_folder), "val"))
-    ]
-    assert classes_of_images[0] == classes_of_images[1]
+def test_a_folder_of_images_by_datasets_own_reader(image_folder: Path, tmp_path: Path):
+    """Its table has paths instead of bytes; a file that was removed since is named."""
+    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    class_folders = sorted((folder / "val").iterdir())
+    source = open_source(f"hf:{folder}", "val")
+    for index, label in enumerate(source.labels):
+        assert source.read(index).tobytes() in [path.read_bytes() for path in class_folders[label].iterdir()]
+    (folder / "val/fox/1.jpg").unlink()
+    with pytest.raises(ProcessError, match=r"val/fox/1\.jpg.* cannot be read from its disk: "):
+        eval_batches(source)
 
 
 def test_a_table_stays_in_its_file(image_folder: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.loading import eval_batches, packed_source, train_batches, train_loader, train_sampler
+from helpers.loading import packed_source, train_batches, train_loader, train_sampler
 
 from resnet_in1k.data.crop import TrainCrop
 from resnet_in1k.data.dataset import Source
@@ -109,10 +109,3 @@ def test_no_worker_is_left_after_the_with(source: Source, tiny: Recipe, ends: st
                 next(batches)
     assert not any(process.is_alive() for process in workers)
     assert multiprocessing.active_children() == before
-
-
-def test_evaluations_last_batch_may_be_smaller(source: Source):
-    batches = eval_batches(source, batch_size=10, num_workers=1)
-    assert [len(batch.images) for batch in batches] == [10, 10, 10, 7]
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(37))
-    assert [batch.step for batch in batches] == [0, 1, 2, 3]

@@ -11,11 +11,12 @@ import shutil
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.archives import WNIDS, add, devkit_of, meta_mat, tar_of, write_archives
+from helpers.archives import WNIDS, add, devkit_of, tar_of, write_archives
 from helpers.preparing import contents, options, prepare
 
 from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
@@ -37,8 +38,7 @@ def test_archives_come_out_by_class(archives: tuple[Archives, dict[str, bytes]],
     train, val = open_train_and_val(str(tmp_path / "out"))
     assert train.class_names == tuple(sorted(WNIDS))
     assert val.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    printed = prepare(options(files, tmp_path / "out"))
-    assert printed == [f"nothing to do: {tmp_path / 'out'} has 12 + 6 images of this input"]
+    assert prepare(options(files, tmp_path / "out"))[0].startswith("nothing to do: ")
     # A missing image is an error, as somebody may have changed its class.
     next((tmp_path / "out/val/n01000000").iterdir()).unlink()
     with pytest.raises(UserError, match=r"out/val has 1 image of class n01000000, and .* 2: .* Remove that class"):
@@ -68,9 +68,8 @@ def test_space_for_archives_is_checked_before_their_checksums(
     """Checksums of 138 GB take minutes."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr(imagenet, "md5_of", None)
-    for shards in (None, 1):
-        with pytest.raises(UserError, match=r"has 1 kB free, but .* are needed"):
-            prepare(options(archives[0], tmp_path / "out", shards=shards))
+    with pytest.raises(UserError, match=r"has 1 kB free, but .* are needed"):
+        prepare(options(archives[0], tmp_path / "out"))
 
 
 def test_a_checksum_is_computed_once(archives: tuple[Archives, dict[str, bytes]], capsys: pytest.CaptureFixture[str]):
@@ -161,11 +160,7 @@ HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "validation outside": ("val", lambda _: tar_of([("../ILSVRC2012_val_00000001.JPEG", b"x")]), NAME),
     "no label": ("val", lambda _: tar_of([("ILSVRC2012_val_00000099.JPEG", b"x")]), NO_LABEL),
     "a label above the classes": ("devkit", lambda _: devkit_of([4, 1, 2, 2, 1, 3]), NO_LABEL),
-    "no truth": (
-        "devkit",
-        lambda _: gzip.compress(tar_of([("meta.mat", meta_mat())])),
-        r"no 'ILSVRC.*truth\.txt' in it",
-    ),
+    "no truth": ("devkit", lambda _: gzip.compress(tar_of([("meta.mat", b"")])), r"no 'ILSVRC.*truth\.txt' in it"),
     "devkit truncated": ("devkit", lambda data: data[: len(data) // 2], NO_DEVKIT),
     "a devkit of zeros": ("devkit", lambda _: gzip.compress(bytes(106_000_000), 1), "unpacks to over 105 MB"),
 }
@@ -216,11 +211,11 @@ def write_kaggle(folder: Path, expected: dict[str, bytes]) -> Path:
 def test_kaggles_layout_and_what_may_be_wrong_in_it(archives, tmp_path: Path):
     _, expected = archives
     folder = write_kaggle(tmp_path / "kaggle", expected)
+    how = PrepareOptions(kaggle=folder, output=tmp_path / "out", allow_partial=True, processes=1)
     with pytest.raises(UserError, match=r"12 train images in .*, where ImageNet has 1,281,167; .*--allow-partial"):
-        prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", processes=1))
+        prepare(replace(how, allow_partial=False))
     (folder / "ILSVRC/Data/CLS-LOC/val/.DS_Store").write_text("a Mac's")
-    printed = prepare(PrepareOptions(kaggle=folder, output=tmp_path / "out", allow_partial=True, processes=1))
-    assert "6 val images in" in printed[2]
+    prepare(how)
     assert contents(tmp_path / "out") == expected
     solution = folder / "LOC_val_solution.csv"
     text = solution.read_text()
@@ -231,7 +226,7 @@ def test_kaggles_layout_and_what_may_be_wrong_in_it(archives, tmp_path: Path):
     ):
         solution.write_text(changed)
         with pytest.raises(UserError, match=message):
-            prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", allow_partial=True, processes=1))
+            prepare(how)
     solution.unlink()
     with pytest.raises(UserError, match=r"Kaggle's layout has ILSVRC/Data/CLS-LOC/ and LOC_val_solution\.csv"):
-        prepare(PrepareOptions(kaggle=folder, output=tmp_path / "again", processes=1))
+        prepare(how)

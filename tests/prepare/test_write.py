@@ -4,7 +4,6 @@ import contextlib
 import errno
 import multiprocessing
 import os
-import re
 import shutil
 import tarfile
 from dataclasses import replace
@@ -19,10 +18,8 @@ from resnet_in1k.data.dataset import FileSource, PackedBytes
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare import write
 from resnet_in1k.prepare.write import key_of, write_folder, write_shards
-from resnet_in1k.utils import pool
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import FolderLock
-from resnet_in1k.utils.pool import Progress
 
 
 @pytest.fixture
@@ -74,14 +71,6 @@ def test_classes_get_their_names_after_a_sync(source: FileSource, tmp_path: Path
     monkeypatch.setattr(os, "rename", lambda old, new: (happened.append(new.name), rename(old, new)))
     write_folder(source, tmp_path / "train", 1, SILENT)
     assert happened == ["sync", *source.class_names]
-
-
-def test_progress_is_printed(source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pool, "PRINTED_EVERY_SECONDS", 0.0)
-    lines: list[str] = []
-    write_folder(source, tmp_path / "train", 1, Progress(lines.append))
-    assert re.fullmatch(r"train images: 7 of 37 images, [\d,]+/s, .* left", lines[0])
-    assert lines[-1].startswith("train images: 37 images in ")
 
 
 def test_files_are_copied_where_they_cannot_be_linked(
