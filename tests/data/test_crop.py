@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision.transforms as v1
 import torchvision.transforms.v2 as v2
-from helpers.images import assert_close_levels
+import torchvision.transforms.v2.functional as F
 from PIL import Image
 
 from resnet_in1k.data.crop import EvalCrop, EvalPreprocessing, TrainCrop
@@ -24,20 +24,14 @@ def test_train_crop_has_the_bits_of_torchvisions(photographs: list[np.ndarray], 
     crop = TrainCrop(scale_min=0.08, seed=5, interpolation=interpolation)
     theirs = v2.RandomResizedCrop(image_size, interpolation=v2.InterpolationMode(interpolation), antialias=True)
     for index, photograph in enumerate(photographs):
-        for image in (as_tensor(photograph), as_tensor(photograph).contiguous()):
-            ours = crop(image, Sample(3, index), image_size)
-            torch.manual_seed(key(5, Stream.CROP, 3, index))
+        image = as_tensor(photograph)
+        for layout, sample, place in (
+            (image, Sample(3, index), (3, index)),
+            (image.contiguous(), Sample(3, index, copy=1), (3, index, 1)),
+        ):
+            ours = crop(layout, sample, image_size)
+            torch.manual_seed(key(5, Stream.CROP, *place))
             assert torch.equal(ours, theirs(image))
-
-
-def test_train_crop_depends_on_seed_and_sample_alone(photographs: list[np.ndarray]):
-    image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
-    first = crop(image, Sample(1, 7), 32)
-    torch.rand(100)
-    assert torch.equal(crop(image, Sample(1, 7), 32), first)
-    for other in (Sample(2, 7), Sample(1, 8), Sample(1, 7, copy=1)):
-        assert not torch.equal(crop(image, other, 32), first)
-    assert not torch.equal(TrainCrop(scale_min=0.08, seed=2)(image, Sample(1, 7), 32), first)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -51,7 +45,8 @@ def test_eval_crop_is_torchvisions_on_pillow_images(
     ours = EvalPreprocessing(image_size, resize_size, interpolation).crop
     for photograph in (photographs[0], photographs[1].transpose(1, 0, 2), photographs[0][:50, :40]):
         expected = theirs(Image.fromarray(np.ascontiguousarray(photograph)))
-        assert_close_levels(ours(as_tensor(photograph), Sample(0, 0), image_size), expected, at_most=1)
+        difference = ours(as_tensor(photograph), Sample(0, 0), image_size).int() - F.pil_to_tensor(expected).int()
+        assert difference.abs().max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 700), (1, 1_000_000)])

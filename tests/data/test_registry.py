@@ -43,12 +43,13 @@ def test_synthetic_images_have_the_size_of_imagenets():
 
 def test_facts_for_the_model_card_come_from_the_source(tmp_path: Path):
     """Without the folders above the data, quoted for a shell, and whether or not the data is available."""
-    facts = source_facts("/home/me/my images")
-    assert (facts.name, facts.data_flag) == ("my images", "'path/to/my images'")
-    assert source_facts("digits").data_flag == "digits"
-    assert source_facts("hf:ILSVRC/imagenet-1k").data_flag == "hf:ILSVRC/imagenet-1k"
-    facts = source_facts(f"hf:{tmp_path}::a,b:second")
-    assert (facts.name, facts.data_flag) == (tmp_path.name, f"hf:path/to/{tmp_path.name}::a,b:second")
-    assert source_facts("shards:/home/me/set/a-{split}-*.tar").name == "set"
+    for data, name, flag in (
+        ("/home/me/my images", "my images", "'path/to/my images'"),
+        ("hf:ILSVRC/imagenet-1k", "ILSVRC/imagenet-1k", "hf:ILSVRC/imagenet-1k"),
+        (f"hf:{tmp_path}::a,b:second", tmp_path.name, f"hf:path/to/{tmp_path.name}::a,b:second"),
+        ("shards:/home/me/set/a-*.tar", "set", "'shards:path/to/a-*.tar'"),
+    ):
+        facts = source_facts(data)
+        assert (facts.name, facts.data_flag) == (name, flag)
     for data, word in (("folder", "bias"), ("digits", "digits"), ("synthetic", "noise")):
         assert word in " ".join(source_facts(data).limits)
