@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from resnet_in1k.data import image_folder as module
-from resnet_in1k.data.decode import decode
 from resnet_in1k.data.image_folder import list_images
 from resnet_in1k.data.registry import open_source, open_train_and_val
 from resnet_in1k.utils.errors import UserError
@@ -44,12 +43,9 @@ def test_a_file_is_an_image_by_its_name_or_by_its_content(folder: Path):
     (folder / "train/ant/text.JPEG").write_text("not an image, but named as one")
     (folder / "train/ant/notes").write_text("not an image, nor named as one")
     train = open_source(str(folder), "train")
-    names = [Path(train.image_name(index)).name for index in range(7 + 6)]
-    written = ["a.JPEG", "b.png", "c.dat", "d", "e.JPG"]
-    assert sorted(names) == sorted(["text.JPEG", *written, *(f"{number}.jpg" for number in range(7))])
+    names = {Path(train.image_name(index)).name for index in range(7 + 6)}
+    assert names == {"text.JPEG", "a.JPEG", "b.png", "c.dat", "d", "e.JPG", *(f"{number}.jpg" for number in range(7))}
     assert train.note.endswith("not images by name or content: ant/notes")
-    for name in written:
-        assert decode(train.read(names.index(name))).shape[1:] == (picture.height, picture.width)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +161,7 @@ def test_a_damaged_listing_is_replaced(cached: Path):
     for content in (b"", b"not a listing", file.read_bytes()[:700]):
         file.write_bytes(content)
         assert open_source(str(cached), "train").fingerprint() == before
-    assert file.stat().st_size > 700
+        assert file.stat().st_size > 700
 
 
 def test_without_a_cache_folders_are_listed_each_time(

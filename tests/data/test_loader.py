@@ -1,4 +1,4 @@
-"""Batches: the same with any number of workers, from one start of the workers for several orders."""
+"""Batches, the same with any number of workers, and their way to the device."""
 
 import multiprocessing
 import time
@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.fake_device import META, fake_streams
 from helpers.loading import packed_source, train_batches, train_loader, train_sampler
 
+from resnet_in1k.data import loader as module
 from resnet_in1k.data.crop import TrainCrop
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.loader import Batch
+from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.device import Capabilities
 from resnet_in1k.utils.errors import ProcessError
 
 
@@ -42,7 +45,7 @@ def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: S
             assert torch.equal(image, crop(decode(source.read(sample.index)), sample, 32))
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(
     source: Source, tiny: Recipe, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ):
@@ -109,3 +112,43 @@ def test_no_worker_is_left_after_the_with(source: Source, tiny: Recipe, ends: st
                 next(batches)
     assert not any(process.is_alive() for process in workers)
     assert multiprocessing.active_children() == before
+
+
+def test_batches_are_prepared_in_order_when_their_tensors_are_asked_for(source: Source, tiny: Recipe):
+    """So that on a CPU the time of preparing them is not counted as waiting for the loader."""
+    prepared = []
+
+    def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+        prepared.append(batch.step)
+        return batch.images.float() + 1, batch.labels
+
+    batches = train_batches(source, tiny, 3)
+    for batch, prefetched in zip(batches, prefetch_to_device(batches, torch.device("cpu"), prepare), strict=True):
+        assert prepared == list(range(1, batch.step))
+        assert prefetched.bad_images is batch.bad_images
+        images, labels = prefetched.tensors()
+        assert torch.equal(images, batch.images.float() + 1)
+        assert torch.equal(labels, batch.labels)
+
+
+def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(monkeypatch: pytest.MonkeyPatch):
+    """The second one while the device works on the first step, for which the host does not wait."""
+    log = fake_streams(monkeypatch)
+    monkeypatch.setattr(module, "capabilities", lambda device: Capabilities(True, True, True))
+    monkeypatch.setattr(module, "_side_stream", torch.Stream)  # in place of one that is kept
+
+    def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+        assert batch.images.device == META
+        log.append(f"prepare {batch.step}")
+        return batch.images.float(), batch.labels
+
+    labels = torch.zeros(2, dtype=torch.int64)
+    batches = [Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), labels, labels, step) for step in (1, 2)]
+    for number, prefetched in enumerate(prefetch_to_device(batches, META, prepare), start=1):
+        prefetched.tensors()
+        log.append(f"step {number}")
+    expected = []
+    for number in (1, 2):
+        expected += ["on side", f"prepare {number}", "off side", "compute waits for side"]
+        expected += ["(2, 3, 4, 4) used on compute", "(2,) used on compute", f"step {number}"]
+    assert log == expected
