@@ -5,7 +5,6 @@ import torch
 from torchvision.transforms import v2
 
 from resnet_in1k.augment.mixup_cutmix import Mixing
-from resnet_in1k.recipes.published import RECIPES
 
 NUM_CLASSES = 5
 TARGETS = torch.arange(96) % NUM_CLASSES
@@ -74,9 +73,3 @@ def test_weights_have_the_beta_distribution(alpha: float):
     expected = torch.distributions.Beta(alpha, alpha)
     assert abs(weights.mean() - expected.mean) < 0.01
     assert abs(weights.var() - expected.variance) < 0.005
-
-
-def test_only_what_is_switched_on_is_drawn():
-    assert not draws_of(mixing(cutmix_alpha=0.0))[:, IS_CUTMIX].any()
-    assert draws_of(mixing(mixup_alpha=0.0))[:, IS_CUTMIX].all()
-    assert Mixing.from_recipe(RECIPES["tutorial"].recipe, 10) is None

@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,32 +30,24 @@ def in_memory(items: list[bytes] = ITEMS, labels: tuple[int, ...] = (0, 1, 0, 1)
     return PackedSource(labels=np.array(labels), items=PackedBytes(items), **facts)
 
 
-def num_bytes_copied_by_reading(source: PackedSource, answer: "multiprocessing.connection.Connection") -> None:
+def read_all(source: PackedSource) -> None:
+    """Exit with 1 if that copies more than 2 MB."""
     gc.disable()  # it would write to, and so copy, all that was inherited
     process = psutil.Process()
     before = process.memory_full_info().uss
     for index in range(len(source)):
         source.read(index)
-    answer.send(process.memory_full_info().uss - before)
+    sys.exit(process.memory_full_info().uss - before > 2e6)
 
 
 def test_a_forked_process_copies_none_of_the_images_that_it_reads():
     """Reading an item of a Python list writes its reference count, which copies its page of memory: 13 MB here."""
     items = [number.to_bytes(4, "big") * 25 for number in range(100_000)]
     source = in_memory(items, labels=(0,) * len(items))
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=num_bytes_copied_by_reading, args=(source, theirs))
+    process = multiprocessing.get_context("fork").Process(target=read_all, args=(source,))
     process.start()
-    assert ours.poll(timeout=60)
-    assert ours.recv() < 2e6
     process.join()
-
-
-def test_more_labels_than_images_repeat_the_images():
-    source = in_memory(labels=(0, 1, 0, 1, 1, 0))
-    assert [source.read(index).tobytes() for index in range(len(source))] == [*ITEMS, *ITEMS[:2]]
-    assert source.image_name(5) == "x/val[5]"
+    assert process.exitcode == 0
 
 
 def test_the_fingerprint_changes_with_images_labels_and_class_names():

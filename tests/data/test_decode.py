@@ -88,16 +88,11 @@ def test_truncated_files_are_a_value_error_with_a_reason(photographs: list[np.nd
         decode(encoded(Image.fromarray(photographs[0]), format="JPEG")[:cut])
 
 
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-"""Which Pillow would have another program run."""
-
-
-def test_another_format_is_a_value_error():
+def test_what_is_no_rgb_image_is_a_value_error():
+    """Pillow would have another program run PostScript."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     with pytest.raises(ValueError, match="no known image format"):
-        decode(np.frombuffer(bytearray(POSTSCRIPT), dtype=np.uint8))
-
-
-def test_pixels_without_a_stated_range_are_a_value_error():
+        decode(np.frombuffer(bytearray(postscript), dtype=np.uint8))
     with pytest.raises(ValueError, match="its pixels are numbers without a stated range"):
         decode(encoded(Image.fromarray(np.ones((4, 4), dtype=np.float32)), format="TIFF"))
 

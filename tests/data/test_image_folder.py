@@ -155,15 +155,6 @@ def test_what_changes_while_it_is_listed_is_not_cached(cached: Path, monkeypatch
     assert len(open_source(str(cached), "train")) == before + 1
 
 
-def test_a_damaged_listing_is_replaced(cached: Path):
-    before = open_source(str(cached), "train").fingerprint()
-    (file,) = (cached.parent / "cache/resnet_in1k").iterdir()
-    for content in (b"", b"not a listing", file.read_bytes()[:700]):
-        file.write_bytes(content)
-        assert open_source(str(cached), "train").fingerprint() == before
-        assert file.stat().st_size > 700
-
-
 def test_without_a_cache_folders_are_listed_each_time(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -47,14 +47,6 @@ def test_the_order_can_start_at_any_step(tiny: Recipe, first_step: int):
     assert [batch.step for batch in order_of_50(tiny, first_step)] == list(range(first_step, 9))
 
 
-def test_batches_carry_the_image_size_of_their_epoch(tiny: Recipe):
-    recipe = replace(
-        tiny, image_size=96, initial_image_size=32, image_size_ramp_start=1, image_size_ramp_end=3, epochs=3
-    )
-    order = TrainSampler(StepCounts(recipe, 1, 1, 16), 1, 6)
-    assert [batch.image_size for batch in order] == [32, 32, 64, 64, 96, 96]
-
-
 def test_epoch_order_is_a_permutation_of_its_own():
     order = epoch_order(1000, seed=0, epoch=1)
     assert sorted(order.tolist()) == list(range(1000))

@@ -12,40 +12,32 @@ from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
 from resnet_in1k.utils.errors import UserError
 
 
-def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images: list[bytes], tmp_path: Path):
-    files, _ = archives
-    prepare(options(files, tmp_path / "out"))
-    printed: list[str] = []
-    report = tmp_path / "report.csv"
-    how = PrepareOptions(verify=str(tmp_path / "out"), report=report, processes=2)
-    assert prepare_data(how, printed.append)
-    assert printed[-1].endswith("18 images, no problems")
-    assert report.read_text() == "image,kind,detail\n"
-
-    train = tmp_path / "out/train"
-    broken, empty = train / "n01000000/n01000000_0.JPEG", train / "n02000000/n02000000_1.JPEG"
-    broken.write_bytes(images[0][:200])
-    empty.write_bytes(b"")
-    misfiled = shutil.move(train / "n03000000/n03000000_2.JPEG", train / "n02000000")
-    twin = tmp_path / "out/val/n03000000/again.JPEG"
-    shutil.copy(train / "n03000000/n03000000_3.JPEG", twin)
-    printed.clear()
-    assert not prepare_data(how, printed.append)
-    found = {(Path(row["image"]).name, row["kind"]) for row in csv.DictReader(report.open())}
-    assert found == {
-        (broken.name, "broken"),
-        (empty.name, "empty"),
-        (Path(misfiled).name, "misfiled"),
-        (twin.name, "duplicate"),
-    }
-    assert printed[-1].endswith("19 images, 4 problems")
-
-
 def verified(data: object, **changes: object) -> str:
     """Return the printed lines."""
     printed: list[str] = []
-    prepare_data(PrepareOptions(verify=str(data), processes=1, **changes), printed.append)
+    is_fine = prepare_data(PrepareOptions(verify=str(data), **{"processes": 1, **changes}), printed.append)
+    assert is_fine == printed[-1].endswith("no problems")
     return "\n".join(printed)
+
+
+def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images: list[bytes], tmp_path: Path):
+    files, _ = archives
+    prepare(options(files, tmp_path / "out"))
+    assert verified(tmp_path / "out").endswith("18 images, no problems")
+    train, twin = tmp_path / "out/train", tmp_path / "out/val/n03000000/again.JPEG"
+    (train / "n01000000/n01000000_0.JPEG").write_bytes(images[0][:200])
+    (train / "n02000000/n02000000_1.JPEG").write_bytes(b"")
+    shutil.move(train / "n03000000/n03000000_2.JPEG", train / "n02000000")
+    shutil.copy(train / "n03000000/n03000000_3.JPEG", twin)
+    printed = verified(tmp_path / "out", report=tmp_path / "report.csv", processes=2)
+    assert printed.endswith("19 images, 4 problems")
+    found = {(Path(row["image"]).name, row["kind"]) for row in csv.DictReader((tmp_path / "report.csv").open())}
+    assert found == {
+        ("n01000000_0.JPEG", "broken"),
+        ("n02000000_1.JPEG", "empty"),
+        ("n03000000_2.JPEG", "misfiled"),
+        ("again.JPEG", "duplicate"),
+    }
 
 
 def test_images_without_a_val_split_are_verified_all(image_folder: Path, tmp_path: Path):

@@ -1,13 +1,10 @@
 """Folders and shards written from any source: complete or absent, continued, never two images in one file."""
 
-import contextlib
 import errno
-import multiprocessing
 import os
 import shutil
 import tarfile
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,6 @@ from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare import write
 from resnet_in1k.prepare.write import key_of, write_folder, write_shards
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import FolderLock
 
 
 @pytest.fixture
@@ -99,32 +95,25 @@ def test_two_images_are_never_one_file(source: FileSource, tmp_path: Path):
         assert not (tmp_path / "train").exists()
 
 
-def hold(folder: Path, connection: Connection) -> None:
-    with contextlib.closing(FolderLock(folder)):
-        connection.send("locked")
-        connection.recv()
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refused)
 
 
-def test_a_second_run_on_the_same_folder_is_refused(image_folder: Path, tmp_path: Path):
-    ours, theirs = multiprocessing.Pipe()
-    (tmp_path / "out").mkdir()
-    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "out", theirs))
-    process.start()
-    assert ours.recv() == "locked"
-    with pytest.raises(UserError, match=rf"is being written to by process {process.pid} on .*; wait for it"):
+def test_a_second_run_on_the_same_folder_is_refused(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refuse_locks(monkeypatch, errno.EAGAIN)
+    with pytest.raises(UserError, match="out is being written to by another process; wait for it or stop it"):
         prepare_from(image_folder, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
-    ours.send("go")
-    process.join()
 
 
 def test_without_locks_it_continues_with_a_warning(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.lockf", no_locks)
-    printed = prepare_from(image_folder, tmp_path / "out")
-    assert "out cannot be locked (Function not implemented)" in printed[0]
+    refuse_locks(monkeypatch, errno.ENOSYS)
+    assert "out cannot be locked (Function not implemented)" in prepare_from(image_folder, tmp_path / "out")[0]
     assert len(contents(tmp_path / "out")) == 49
 
 
