@@ -38,9 +38,8 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Reci
     assert all(torch.equal(batch.labels, batch.indices) for batch in batches)
     assert set().union(*(batch.bad_images for batch in batches)) == bad
 
-    row = wanted.index(2999)
-    crop = TrainCrop.from_recipe(tiny)
-    assert torch.equal(batches[row // 100].images[row % 100], crop(decode(dirty.read(0)), Sample(1, 2999), 8))
+    row, expected = wanted.index(2999), TrainCrop.from_recipe(tiny)(decode(dirty.read(0)), Sample(1, 2999), 8)
+    assert torch.equal(batches[row // 100].images[row % 100], expected)
 
 
 def test_more_bad_images_in_a_row_than_may_be_replaced_stop_the_run(source: Source, tiny: Recipe):

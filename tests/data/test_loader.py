@@ -61,12 +61,6 @@ def test_batches_do_not_depend_on_the_number_of_workers(
     assert_same_batches(train_batches(source, tiny, 40, num_workers=num_workers), expected)
 
 
-def test_two_processes_load_the_halves_of_one_processes_batches(source: Source, tiny: Recipe):
-    halves = [train_batches(source, tiny, 4, rank=rank, num_processes=2) for rank in range(2)]
-    for whole, first, second in zip(train_batches(source, tiny, 4), *halves, strict=True):
-        assert torch.equal(whole.images, torch.cat([first.images, second.images]))
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("num_taken", [0, 7, 20])
 def test_a_second_order_is_right_however_far_the_first_was_taken(

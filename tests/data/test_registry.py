@@ -23,8 +23,8 @@ def test_digits_are_scikit_learns_split_in_two():
     assert len(train) + len(val) == len(digits.target) == 1797
     assert np.array_equal(np.bincount(train.labels) + np.bincount(val.labels), np.bincount(digits.target))
     assert min(np.bincount(val.labels)) >= 34  # a fifth of each class
-    train_bytes = {train.read(i).tobytes() for i in range(len(train))}
-    assert not train_bytes & {val.read(i).tobytes() for i in range(len(val))}
+    train_images, val_images = ({source.read(i).tobytes() for i in range(len(source))} for source in (train, val))
+    assert not train_images & val_images
 
     # The first validation image is the fifth of its class, enlarged: shrunk again it is scikit-learn's own.
     label = int(val.labels[0])

@@ -41,17 +41,15 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
     )
 
 
-def train_sampler(
-    source: Source, recipe: Recipe, last_step: int, *, first_step: int = 1, rank: int = 0, num_processes: int = 1
-) -> TrainSampler:
-    return TrainSampler(StepCounts(recipe, num_processes, 1, len(source)), first_step, last_step, rank)
+def train_sampler(source: Source, recipe: Recipe, last_step: int, first_step: int = 1) -> TrainSampler:
+    return TrainSampler(StepCounts(recipe, 1, 1, len(source)), first_step, last_step)
 
 
 def train_batches(
-    source: Source, recipe: Recipe, last_step: int, *, num_workers: int = 0, if_bad: IfBad = "fail", **of_order: int
+    source: Source, recipe: Recipe, last_step: int, *, first_step: int = 1, num_workers: int = 0, if_bad: IfBad = "fail"
 ) -> list[Batch]:
     with train_loader(source, recipe, num_workers=num_workers, if_bad=if_bad) as loader:
-        return list(loader.batches(train_sampler(source, recipe, last_step, **of_order)))
+        return list(loader.batches(train_sampler(source, recipe, last_step, first_step)))
 
 
 def eval_batches(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> list[Batch]:
