@@ -64,6 +64,9 @@ class TableSource(DivisibleSource):
         for chunk in self.table.data.column(self.image_column).chunks:
             sizes = pyarrow.compute.binary_length(chunk.field("bytes"))
             arrays.append(sizes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
+            if sizes.null_count:  # images that are files
+                names = "\0".join(Path(path or "").name for path in chunk.field("path").to_pylist())
+                arrays.append(np.frombuffer(names.encode("utf-8", "surrogateescape"), dtype=np.uint8))
         return fingerprint_of(self.class_names, *arrays)
 
 

@@ -8,7 +8,7 @@ import torchvision.transforms.v2 as v2
 import torchvision.transforms.v2.functional as F
 from PIL import Image
 
-from resnet_in1k.data.crop import EvalCrop, EvalPreprocessing, TrainCrop
+from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.sampler import Sample
 from resnet_in1k.utils.rng import Stream, key
 
@@ -29,7 +29,7 @@ def test_train_crop_has_the_bits_of_torchvisions(photographs: list[np.ndarray], 
             (image, Sample(3, index), (3, index)),
             (image.contiguous(), Sample(3, index, copy=1), (3, index, 1)),
         ):
-            ours = crop(layout, sample, image_size)
+            ours = next(crop([layout], [sample], image_size))
             torch.manual_seed(key(5, Stream.CROP, *place))
             assert torch.equal(ours, theirs(image))
 
@@ -45,7 +45,7 @@ def test_eval_crop_is_torchvisions_on_pillow_images(
     ours = EvalPreprocessing(image_size, resize_size, interpolation).crop
     for photograph in (photographs[0], photographs[1].transpose(1, 0, 2), photographs[0][:50, :40]):
         expected = theirs(Image.fromarray(np.ascontiguousarray(photograph)))
-        difference = ours(as_tensor(photograph), Sample(0, 0), image_size).int() - F.pil_to_tensor(expected).int()
+        difference = ours(as_tensor(photograph)).int() - F.pil_to_tensor(expected).int()
         assert difference.abs().max() <= 1
 
 
@@ -55,8 +55,8 @@ def test_a_pixel_and_a_line_can_be_cropped(shape: tuple[int, int]):
     num_pixels = shape[0] * shape[1]
     levels = (torch.arange(num_pixels) * 255 // num_pixels).to(torch.uint8).reshape(shape)
     image = levels.expand(3, *shape)
-    train = TrainCrop(scale_min=0.08, seed=0)(image, Sample(1, 0), 32)
-    evaluation = EvalCrop(resize_size=256)(image, Sample(1, 0), 224)
+    train = next(TrainCrop(scale_min=0.08, seed=0)([image], [Sample(1, 0)], 32))
+    evaluation = EvalPreprocessing(224, 256).crop(image)
     assert (train.shape, evaluation.shape) == ((3, 32, 32), (3, 224, 224))
     center = int(image[0, shape[0] // 2, shape[1] // 2])
     assert abs(evaluation.float().mean().item() - center) <= 2
@@ -66,7 +66,7 @@ def test_random_interpolation_is_either_as_drawn_for_the_sample(photographs: lis
     image, num_bicubic = as_tensor(photographs[0]), 0
     for index in range(40):
         bilinear, bicubic, either = (
-            TrainCrop(scale_min=0.08, seed=5, interpolation=name)(image, Sample(1, index), 64)
+            next(TrainCrop(scale_min=0.08, seed=5, interpolation=name)([image], [Sample(1, index)], 64))
             for name in ("bilinear", "bicubic", "random")
         )
         is_bicubic = torch.equal(either, bicubic)
@@ -82,7 +82,7 @@ def test_alternating_flip_mirrors_each_image_in_every_other_epoch(photographs: l
     for index in range(60):
         mirrored = []
         for epoch in (1, 2, 3, 4):
-            ours, before = (crop(image, Sample(epoch, index), 32) for crop in (alternating, plain))
+            ours, before = (next(crop([image], [Sample(epoch, index)], 32)) for crop in (alternating, plain))
             mirrored.append(torch.equal(ours, before.flip(-1)))
             assert mirrored[-1] or torch.equal(ours, before)
         assert mirrored in ([True, False, True, False], [False, True, False, True])

@@ -82,5 +82,5 @@ def test_a_resumed_run_ends_as_if_never_interrupted(
 
 
 def test_only_shards_have_windows(data: dict[str, str], tiny: Recipe, tmp_path: Path):
-    with pytest.raises(UserError, match="--shuffle-window is for --data shards:"):
+    with pytest.raises(UserError, match="--shuffle-window needs --data shards:"):
         run(replace(tiny, shuffle_window=2), data["folder"], tmp_path / "folder")

@@ -18,7 +18,6 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.device import Capabilities
 from resnet_in1k.utils.errors import ProcessError
 
 
@@ -42,7 +41,7 @@ def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: S
         assert batch.indices.tolist() == [sample.index for sample in spec.samples]
         assert np.array_equal(batch.labels.numpy(), source.labels[batch.indices.numpy()])
         for image, sample in zip(batch.images, spec.samples, strict=True):
-            assert torch.equal(image, crop(decode(source.read(sample.index)), sample, 32))
+            assert torch.equal(image, next(crop([decode(source.read(sample.index))], [sample], 32)))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -120,7 +119,7 @@ def test_batches_are_prepared_in_order_when_their_tensors_are_asked_for(source: 
     for batch, prefetched in zip(batches, prefetch_to_device(batches, torch.device("cpu"), prepare), strict=True):
         assert prepared == list(range(1, batch.step))
         assert prefetched.bad_images is batch.bad_images
-        images, labels = prefetched.tensors()
+        images, labels = prefetched.take()
         assert torch.equal(images, batch.images.float() + 1)
         assert torch.equal(labels, batch.labels)
 
@@ -128,7 +127,7 @@ def test_batches_are_prepared_in_order_when_their_tensors_are_asked_for(source: 
 def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(monkeypatch: pytest.MonkeyPatch):
     """The second one while the device works on the first step, for which the host does not wait."""
     log = fake_streams(monkeypatch)
-    monkeypatch.setattr(module, "capabilities", lambda device: Capabilities(True, True, True))
+    monkeypatch.setattr(module, "capabilities", lambda device: {"streams", "pinned_memory"})
     monkeypatch.setattr(module, "_side_stream", torch.Stream)  # in place of one that is kept
 
     def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -139,7 +138,7 @@ def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(mon
     labels = torch.zeros(2, dtype=torch.int64)
     batches = [Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), labels, labels, step) for step in (1, 2)]
     for number, prefetched in enumerate(prefetch_to_device(batches, META, prepare), start=1):
-        prefetched.tensors()
+        prefetched.take()
         log.append(f"step {number}")
     expected = []
     for number in (1, 2):

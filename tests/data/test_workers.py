@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from resnet_in1k.data import loader
-from resnet_in1k.data.crop import Crop
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.sampler import BatchSpec, Sample
@@ -25,30 +24,27 @@ def spec_of(step: int, num_images: int) -> BatchSpec:
     return BatchSpec(step, 8, 1, np.zeros(num_images, dtype=np.int64), np.zeros(num_images, dtype=np.int64))
 
 
-class Killed(Crop):
-    """Ends its worker as the kernel does when memory runs out."""
-
-    def many(self, images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -> Iterator[torch.Tensor]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        yield from images
+def kill(images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -> Iterator[torch.Tensor]:
+    """A crop that ends its worker as the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield from images
 
 
 def test_the_death_of_a_worker_is_explained_with_what_to_do(source: Source):
     message = r"a loader worker died .*/dev/shm.*fewer --workers"
     with (
-        Loader(source, Killed(), batch_size=1, largest_image_size=8, num_workers=1) as loading,
+        Loader(source, kill, batch_size=1, largest_image_size=8, num_workers=1) as loading,
         pytest.raises(ProcessError, match=message),
     ):
         list(loading.batches([spec_of(1, num_images=1)]))
 
 
-class NumThreadsAsImage(Crop):
-    def many(self, images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -> Iterator[torch.Tensor]:
-        return (torch.full((3, size, size), torch.get_num_threads(), dtype=torch.uint8) for _ in images)
+def num_threads(images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -> Iterator[torch.Tensor]:
+    return (torch.full((3, size, size), torch.get_num_threads(), dtype=torch.uint8) for _ in images)
 
 
 def test_workers_compute_with_one_thread_and_leave_signals_to_the_main_process(source: Source):
-    with Loader(source, NumThreadsAsImage(), batch_size=4, largest_image_size=8, num_workers=1) as loading:
+    with Loader(source, num_threads, batch_size=4, largest_image_size=8, num_workers=1) as loading:
         (worker,) = multiprocessing.active_children()
         for number, batch in enumerate(loading.batches([spec_of(step, num_images=4) for step in range(30)])):
             if number == 1:  # the first has shown that the worker has started
@@ -68,7 +64,7 @@ def load_until_killed(source: Source, started: Connection) -> None:
         init_worker(*arguments, parent=parent)
 
     loader.init_worker = init_late
-    with Loader(source, NumThreadsAsImage(), batch_size=1, largest_image_size=8, num_workers=1):
+    with Loader(source, num_threads, batch_size=1, largest_image_size=8, num_workers=1):
         time.sleep(60)
 
 

@@ -56,5 +56,5 @@ def eval_batches(source: Source, *, batch_size: int = 4, num_workers: int = 0, i
     """With PREPROCESSING."""
     size = PREPROCESSING.image_size
     how = {"batch_size": batch_size, "largest_image_size": size, "num_workers": num_workers, "if_bad": if_bad}
-    with Loader(source, PREPROCESSING.crop, **how) as loader:
+    with Loader(source, PREPROCESSING.crop_all, **how) as loader:
         return list(loader.batches(EvalSampler(len(source), batch_size, size)))

@@ -14,7 +14,7 @@ def options(archives: Archives, output: Path, **changes: object) -> PrepareOptio
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the content of all images by path; there must be no other files but the script's own."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    own = {".lock", "prepared.json", "train/.plan.json", "val/.plan.json"}
+    own = {".lock", "train/.plan.json", "val/.plan.json"}
     assert not [name for name in found.keys() - own if "/." in name or not name.startswith(("train/", "val/"))]
     return {name: path.read_bytes() for name, path in found.items() if name not in own}
 

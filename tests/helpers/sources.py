@@ -5,15 +5,12 @@ from pathlib import Path
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare.write import write_shards
-from resnet_in1k.utils.pool import Progress
-
-SILENT = Progress(lambda line: None)
 
 
 def as_shards(folder: Path, target: Path, shard_bytes: int = 20_000) -> str:
     """Return the value of `--data`."""
     for split in ("train", "val"):
-        write_shards(open_source(str(folder), split), target / split, shard_bytes, 1, SILENT)
+        write_shards(open_source(str(folder), split), target / split, shard_bytes, 1)
     return f"shards:{target}"
 
 

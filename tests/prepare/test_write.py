@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.preparing import contents, prepare_from
-from helpers.sources import SILENT
+from helpers.preparing import prepare_from
 
 from resnet_in1k.data.dataset import FileSource, PackedBytes
 from resnet_in1k.data.registry import open_source
@@ -46,7 +45,7 @@ def test_a_complete_class_is_not_written_again(source: FileSource, tmp_path: Pat
     monkeypatch.setattr(write, "IMAGES_PER_JOB", 2)
     stops_after = 20
     with pytest.raises(UserError, match="the disk is full"):
-        write_folder(source, tmp_path / "train", 1, SILENT, resize_to=32)
+        write_folder(source, tmp_path / "train", 1, resize_to=32)
     names = {path.name for path in (tmp_path / "train").iterdir()}
     assert names == {".plan.json", "ant", "bee", "cat", ".partial.dog", ".partial.eel", ".partial.fox"}
     with pytest.raises(UserError, match=r"train is incomplete: rerun the prepare_data\.py command"):
@@ -54,7 +53,7 @@ def test_a_complete_class_is_not_written_again(source: FileSource, tmp_path: Pat
     (tmp_path / "train/.partial.dog/0.jpg").write_bytes(b"")  # lost by a power cut
     written.clear()
     stops_after = 99
-    write_folder(source, tmp_path / "train", 1, SILENT, resize_to=32)
+    write_folder(source, tmp_path / "train", 1, resize_to=32)
     assert written == originals(source)[19:]
     assert images_in(tmp_path / "train") == [image + b"!" for image in originals(source)]
     assert {path.name for path in (tmp_path / "train").iterdir()} == {".plan.json", *source.class_names}
@@ -65,7 +64,7 @@ def test_classes_get_their_names_after_a_sync(source: FileSource, tmp_path: Path
     happened, rename = list[str](), os.rename
     monkeypatch.setattr(os, "sync", lambda: happened.append("sync"))
     monkeypatch.setattr(os, "rename", lambda old, new: (happened.append(new.name), rename(old, new)))
-    write_folder(source, tmp_path / "train", 1, SILENT)
+    write_folder(source, tmp_path / "train", 1)
     assert happened == ["sync", *source.class_names]
 
 
@@ -77,7 +76,7 @@ def test_files_are_copied_where_they_cannot_be_linked(
 
     monkeypatch.setattr(os, "link", no_link)
     source = replace(source, class_names=("a class without images", *source.class_names), labels=source.labels + 1)
-    write_folder(source, tmp_path / "train", 1, SILENT)
+    write_folder(source, tmp_path / "train", 1)
     assert images_in(tmp_path / "train") == originals(source)
 
 
@@ -86,12 +85,12 @@ def test_two_images_are_never_one_file(source: FileSource, tmp_path: Path):
     paths = [source.key(index) for index in range(len(source))]
     items = PackedBytes(path if index != 9 else b"copies/" + paths[8] for index, path in enumerate(paths))
     for changes, message in (
-        ({"items": items}, r"2 images would be bee/1\.jpg; --shards can have all"),
+        ({"paths": items}, r"2 images would be bee/1\.jpg; --shards can have all"),
         ({"class_names": ("ant", "ant", *source.class_names[2:])}, "two classes are named 'ant'"),
         ({"class_names": ("..", *source.class_names[1:])}, r"class '\.\.' cannot be a folder's name; write --shards"),
     ):
         with pytest.raises(UserError, match=message):
-            write_folder(replace(source, **changes), tmp_path / "train", 1, SILENT)
+            write_folder(replace(source, **changes), tmp_path / "train", 1)
         assert not (tmp_path / "train").exists()
 
 
@@ -111,22 +110,16 @@ def test_a_second_run_on_the_same_folder_is_refused(
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
-def test_without_locks_it_continues_with_a_warning(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    refuse_locks(monkeypatch, errno.ENOSYS)
-    assert "out cannot be locked (Function not implemented)" in prepare_from(image_folder, tmp_path / "out")[0]
-    assert len(contents(tmp_path / "out")) == 49
-
-
 def test_an_interrupted_run_continues_to_the_same_bytes(source: FileSource, tmp_path: Path):
     """By one process, by two, and after a shard was lost; an incomplete one has another name."""
     one, two = tmp_path / "one/train", tmp_path / "two/train"
-    write_shards(source, one, 20_000, 1, SILENT)
-    write_shards(source, two, 20_000, 2, SILENT)
+    write_shards(source, one, 20_000, 1)
+    write_shards(source, two, 20_000, 2)
     complete = {path.name: path.read_bytes() for path in one.glob("*.tar")}
     times = {path: path.stat().st_mtime_ns for path in two.glob("*.tar")}
     (two / "shard-000001.tar").unlink()
     (two / ".shard-000001.tar.1.tmp").write_bytes(b"half")
-    write_shards(source, two, 20_000, 1, SILENT)
+    write_shards(source, two, 20_000, 1)
     assert {path.name: path.read_bytes() for path in two.glob("*.tar")} == complete
     for path, time in times.items():
         assert (path.stat().st_mtime_ns == time) == (path.name != "shard-000001.tar")
@@ -138,13 +131,13 @@ def test_other_images_or_sizes_are_not_mixed(image_folder: Path, source: FileSou
     for path in (other / "train").rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:-3] + b"abc")
     changed = open_source(str(other), "train")
-    write_shards(source, tmp_path / "shards/train", 20_000, 1, SILENT)
-    write_folder(source, tmp_path / "folder", 1, SILENT)
+    write_shards(source, tmp_path / "shards/train", 20_000, 1)
+    write_folder(source, tmp_path / "folder", 1)
     for action in (
-        lambda: write_shards(source, tmp_path / "shards/train", 40_000, 1, SILENT),
-        lambda: write_shards(changed, tmp_path / "shards/train", 20_000, 1, SILENT),
-        lambda: write_folder(changed, tmp_path / "folder", 1, SILENT),
-        lambda: write_folder(source, tmp_path / "folder", 1, SILENT, resize_to=32),
+        lambda: write_shards(source, tmp_path / "shards/train", 40_000, 1),
+        lambda: write_shards(changed, tmp_path / "shards/train", 20_000, 1),
+        lambda: write_folder(changed, tmp_path / "folder", 1),
+        lambda: write_folder(source, tmp_path / "folder", 1, resize_to=32),
     ):
         with pytest.raises(UserError, match="is of other images or of another size; choose"):
             action()
@@ -154,14 +147,14 @@ def test_files_of_others_are_left_alone(source: FileSource, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/shard-000000.tar").write_bytes(b"mine")
     for action in (
-        lambda: write_shards(source, tmp_path / "mine", 20_000, 1, SILENT),
-        lambda: write_folder(source, tmp_path / "mine", 1, SILENT),
+        lambda: write_shards(source, tmp_path / "mine", 20_000, 1),
+        lambda: write_folder(source, tmp_path / "mine", 1),
     ):
         with pytest.raises(UserError, match="is not empty, and was not written by this command; choose another"):
             action()
     (tmp_path / "classes.json").write_text('["mine"]')
     with pytest.raises(UserError, match=r"classes\.json is of other images; choose another folder, or remove it"):
-        write_shards(source, tmp_path / "new", 20_000, 1, SILENT)
+        write_shards(source, tmp_path / "new", 20_000, 1)
 
 
 def test_long_names_of_any_letters_fit_into_a_tar_file():
