@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resnet_in1k.augment.geometry import uniform
+from resnet_in1k.augment.flip_rotate_erase import uniform
 from resnet_in1k.recipes.recipe import Recipe
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from resnet_in1k.augment.geometry import rectangles
+from resnet_in1k.augment.flip_rotate_erase import rectangles
 from resnet_in1k.recipes.recipe import Recipe
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resnet_in1k.augment.color_jitter import ColorJitter
-from resnet_in1k.augment.geometry import HorizontalFlip, RandomErasing, Rotation
+from resnet_in1k.augment.flip_rotate_erase import HorizontalFlip, RandomErasing, Rotation
 from resnet_in1k.augment.mixup_cutmix import Mixing
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.recipes.recipe import Recipe

@@ -5,7 +5,7 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torchvision.transforms import v2
 
-from resnet_in1k.augment.geometry import HorizontalFlip, RandomErasing, Rotation
+from resnet_in1k.augment.flip_rotate_erase import HorizontalFlip, RandomErasing, Rotation
 from resnet_in1k.augment.normalize import normalize
 
 TARGETS = torch.arange(96)
