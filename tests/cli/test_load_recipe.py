@@ -46,9 +46,9 @@ def test_a_published_run_is_trained_again_to_the_same_weights(
 ):
     publish(hub, build_hub_folder(original, REPO))
     recorded = json.loads(original.evaluation.read_text())
-    hub.requests.clear()
+    hub.requested.clear()
     folder = train_main(monkeypatch, "--recipe", f"hub:{REPO}", "--data", image_folder)
-    assert not any("model.safetensors" in request.path for request in hub.requests), "the recipe needs no weights"
+    assert not any("model.safetensors" in path for path in hub.requested), "the recipe needs no weights"
     assert folder.path == Path("runs/resnet18-1.5-reproduced")
     assert folder.weights.read_bytes() == original.weights.read_bytes()
     top1 = f"{recorded['top1_accuracy']:.2%}"

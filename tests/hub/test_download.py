@@ -40,12 +40,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def publish(hub: HubServer, files: dict[str, bytes]) -> None:
     repo = hub.repos.setdefault(REPO, Repo(private=False))
     blobs = {name: Blob(data, lfs=name.endswith((".safetensors", ".bin"))) for name, data in files.items()}
-    repo.add("main", "weights", {**repo.head("main").blobs, **blobs})
+    repo.add("main", "weights", {**repo.blobs("main"), **blobs})
 
 
 def downloaded(hub: HubServer) -> set[str]:
     """The files whose content was asked for."""
-    return {request.path.rpartition("/")[2] for request in hub.requests if "/resolve/" in request.path}
+    return {path.rpartition("/")[2] for path in hub.requested if "/resolve/" in path}
 
 
 def test_only_the_files_that_are_read_are_downloaded(hub: HubServer, weights: bytes, tmp_path: Path):
@@ -110,8 +110,8 @@ def test_a_downloaded_recipe_does_not_say_what_to_evaluate_on(hub, weights: byte
 def test_without_the_hub_what_was_downloaded_before_is_used(hub: HubServer, weights: bytes):
     publish(hub, {"model.safetensors": weights})
     before = resolve_checkpoint(REPO).file
-    hub.fail("GET", "/api/", status=503, times=99)
-    hub.requests.clear()
+    hub.fail("GET", "/api/", 503, times=99)
+    hub.requested.clear()
     assert resolve_checkpoint(REPO).file == before
     assert torch.equal(ResNet.from_pretrained(REPO).fc.bias, ResNet.from_pretrained(before).fc.bias)
     assert downloaded(hub) == set()
