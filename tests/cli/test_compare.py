@@ -4,25 +4,25 @@ import base64
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.training import run
 
 from resnet_in1k.cli.compare import CompareOptions, compare
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
-from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils.errors import UserError
 
 
 @pytest.fixture
-def other(tiny: Recipe, image_folder: Path, tmp_path: Path) -> RunFolder:
+def other(finished: RunFolder, tmp_path: Path) -> RunFolder:
     """A run with the images 0, 1 and 2 of 12 right, which differs from any network that predicts one class."""
-    folder = run(replace(tiny, epochs=1, lr=0.01), image_folder, tmp_path / "$other$")
-    result = json.loads(folder.evaluation.read_text())
+    copied = shutil.copytree(finished.path, tmp_path / "$other$", ignore=shutil.ignore_patterns("checkpoints"))
+    folder = RunFolder(Path(copied))
+    facts, result = (json.loads(path.read_text()) for path in (finished.recipe, finished.evaluation))
+    facts["recipe"] |= {"epochs": 1, "lr": 0.01}
+    folder.recipe.write_text(json.dumps(facts))
     right = base64.b64encode(np.packbits(np.arange(12) < 3)).decode()
     result |= {"top1_correct": 3, "top1_accuracy": 0.25, "top1_right": right}
     folder.evaluation.write_text(json.dumps(result))

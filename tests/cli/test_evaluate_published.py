@@ -35,8 +35,7 @@ def counted(
     return top1, top5, sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("image_size", "crop_pct"), [(32, 0.875), (48, 0.95), (64, 1.0)])
+@pytest.mark.parametrize(("interpolation", "image_size", "crop_pct"), [("bilinear", 32, 0.875), ("bicubic", 48, 0.95)])
 def test_timms_repository_as_timm_validates_it(
     hub: HubServer, evaluated: RunFolder, image_folder: Path, tmp_path: Path, interpolation: str, image_size, crop_pct
 ):
@@ -62,25 +61,14 @@ def test_timms_repository_as_timm_validates_it(
     assert evaluation.loss == pytest.approx(loss, abs=2e-3)  # by a gray level in the resizing
 
 
-@pytest.mark.parametrize(("image_size", "resize_size", "interpolation"), [(32, 36, "bilinear"), (64, 73, "bicubic")])
-def test_torchvisions_file_as_torchvision_evaluates_it(
-    evaluated: RunFolder, image_folder: Path, tmp_path: Path, image_size: int, resize_size: int, interpolation: str
-):
+def test_torchvisions_file_as_torchvision_evaluates_it(evaluated: RunFolder, image_folder: Path, tmp_path: Path):
     model = torchvision.models.resnet18(num_classes=6)
     model.load_state_dict(load_model(evaluated.weights).state_dict())
     torch.save(model.state_dict(), tmp_path / "resnet18.pth")
-    transform = ImageClassification(
-        crop_size=image_size,
-        resize_size=resize_size,
-        interpolation=torchvision.transforms.InterpolationMode(interpolation),
-    )
-    options = {"image_size": image_size, "eval_crop_ratio": image_size / resize_size, "workers": 0}
-    evaluation = evaluate(
-        EvalOptions(
-            ckpt=str(tmp_path / "resnet18.pth"), data=str(image_folder), eval_interpolation=interpolation, **options
-        )
-    )
-    assert evaluation.preprocessing.resize_size == resize_size
+    bicubic = torchvision.transforms.InterpolationMode.BICUBIC
+    transform = ImageClassification(crop_size=64, resize_size=73, interpolation=bicubic)
+    options = {"image_size": 64, "eval_crop_ratio": 64 / 73, "eval_interpolation": "bicubic", "workers": 0}
+    evaluation = evaluate(EvalOptions(ckpt=str(tmp_path / "resnet18.pth"), data=str(image_folder), **options))
     top1, top5, loss = counted(model.eval(), transform, image_folder, CLASSES)
     assert (evaluation.top1_correct, evaluation.topk_correct) == (top1, top5)
     assert evaluation.loss == pytest.approx(loss, abs=2e-3)
