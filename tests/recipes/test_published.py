@@ -28,22 +28,18 @@ def test_demo_leaves_digits_readable():
 
 
 @pytest.mark.parametrize("named", RECIPES.values(), ids=RECIPES)
-def test_every_recipe_says_where_it_comes_from_and_what_is_published(named: NamedRecipe):
-    for field in ("source", "hardware", "measured"):
-        assert getattr(named, field), field
-    if named.top1 is not None:
-        assert 70 < named.top1 < 82
-        assert "http" in named.source
-    assert named.top5 is None or 90 < named.top5 < 96
-
-
-@pytest.mark.parametrize("named", RECIPES.values(), ids=RECIPES)
-def test_every_choice_of_a_recipe_is_in_its_table(named: NamedRecipe):
+def test_every_recipe_can_be_built_and_says_what_is_published(named: NamedRecipe):
     recipe = named.recipe
     assert recipe.loss in LOSSES
     assert recipe.optimizer in OPTIMIZERS
     assert recipe.lr_schedule in LR_SCHEDULES
     assert recipe.augment_policy in POLICIES
+    assert named.source
+    assert named.hardware
+    assert named.measured
+    if named.top1 is not None:
+        assert 70 < named.top1 < 82
+        assert "http" in named.source
 
 
 def test_published_numbers_of_each_recipe():

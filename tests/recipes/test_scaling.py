@@ -7,7 +7,6 @@ import pytest
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import describe_scaling, scale
-from resnet_in1k.utils.errors import UserError
 
 GOYAL, TV2, A3, BUDGET, TUTORIAL = (RECIPES[name].recipe for name in ("goyal", "tv2", "a3", "budget-16", "tutorial"))
 
@@ -78,8 +77,3 @@ def test_changes_are_told():
     assert describe_scaling(TV2, scale(TV2, image_size=88)) == [
         "image_size 176 → 88, in proportion: eval_image_size 224 → 112"
     ]
-
-
-def test_impossible_numbers_are_refused_as_ever():
-    with pytest.raises(UserError, match="must be even, because neighbors are mixed"):
-        scale(A3, global_batch_size=7)

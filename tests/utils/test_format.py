@@ -1,6 +1,6 @@
 import pytest
 
-from resnet_in1k.utils.format import count, duration, file_size, first_line, printable, shorten
+from resnet_in1k.utils.format import count, duration, file_size, printable, shorten
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,6 @@ def test_list_is_shortened_with_the_number_left_out():
     assert shorten(names, at_most=1) == "a and 4 more"
     assert shorten(names[:3]) == "a, b, c"
     assert shorten([]) == ""
-
-
-def test_error_is_its_first_line_or_its_class():
-    assert first_line(ValueError("\n one\ntwo")) == "one"
-    assert first_line(ValueError("")) == first_line(ValueError()) == "ValueError"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-from torchvision.models import ResNet50_Weights
-
 from resnet_in1k.utils import imagenet
 
 
@@ -30,8 +28,3 @@ def test_imagenet_1k_is_all_of_its_classes_in_order():
     assert imagenet.is_imagenet_1k(tuple(wnids))
     assert not imagenet.is_imagenet_1k(wnids[::-1])
     assert not imagenet.is_imagenet_1k(wnids[:-1])
-
-
-def test_mean_and_std_are_torchvisions():
-    transforms = ResNet50_Weights.IMAGENET1K_V1.transforms()
-    assert (list(imagenet.MEAN), list(imagenet.STD)) == (transforms.mean, transforms.std)

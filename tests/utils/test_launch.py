@@ -65,10 +65,6 @@ def test_failed_write_ends_with_advice(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match=r"No space left on device, so there$"):
         Launch().on_main_process(write, "writes", advice=", so there")
 
-    errors = [OSError(5, "Input/output error")]
-    Launch().on_main_process(lambda: (_ for _ in ()).throw(errors.pop()) if errors else None, "writes")
-    assert errors == []
-
 
 def test_process_that_fails_alone_is_named_to_those_that_wait(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(launch, "FAILURE_POLL_SECONDS", 0.1)

@@ -20,10 +20,3 @@ def test_autocast_is_accelerates(name: str):
     with Accelerator(cpu=True, mixed_precision=name).autocast():
         computed = (matrix @ matrix).dtype
     assert computed == (PRECISIONS[name].autocast_dtype or torch.float32)
-
-
-def test_dtypes_are_labeled_by_their_names():
-    for precision in PRECISIONS.values():
-        dtype = str(precision.autocast_dtype or torch.float32).removeprefix("torch.")
-        assert precision.label.split()[0] == dtype
-        assert ("autocast" in precision.label) == (precision.autocast_dtype is not None)

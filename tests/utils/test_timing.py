@@ -105,15 +105,6 @@ def test_a_device_without_events_is_waited_for_at_the_end_of_each_section(
     assert lap["train"] == pytest.approx(1.010)
 
 
-def test_laps_are_added_by_section():
-    total = Lap()
-    total.add(Lap(load=1.0))
-    total.add(Lap(load=0.5, train=4.5))
-    assert total == {"load": 1.5, "train": 4.5}
-    assert total.waiting_share == 0.25
-    assert Lap().waiting_share == 0
-
-
 @pytest.mark.parametrize(
     ("load", "train", "workers", "advice"),
     [
