@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,33 +159,23 @@ def test_files_of_an_earlier_publication_are_deleted(hub: HubServer, trained_els
     assert hub.repos[REPO].files("main").keys() == names | {"notes.txt"}  # not ours
 
 
-def fail_by_status(hub: HubServer) -> None:
+@pytest.mark.slow
+def test_temporary_failures_are_retried(hub: HubServer, run: RunFolder):
+    """At each step a status, a cut connection, a lost response or a download with changed bytes."""
     hub.fail("GET", "/whoami", 500)
     hub.fail("POST", "/validate-yaml", 500)
-    hub.fail("POST", "/repos/create", 500)
-    hub.fail("PUT", "/lfs/", 500)
-    hub.fail("POST", "/commit/", 500)
-    hub.fail("POST", "/commit/", 429, retry_after=7)
-
-
-def fail_by_connection(hub: HubServer) -> None:
     hub.fail("POST", "/repos/create", "lose response")
+    hub.fail("PUT", "/lfs/", 500)
     hub.fail("PUT", "/lfs/", "cut")
+    hub.fail("POST", "/commit/", 429, retry_after=7)
+    hub.fail("POST", "/commit/", 500)
     hub.fail("POST", "/commit/", "lose response")
     hub.fail("GET", r"/resolve/.*/model.safetensors", "damage")  # without change of size
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fail", [fail_by_status, fail_by_connection])
-def test_temporary_failures_are_retried(hub: HubServer, run: RunFolder, fail: Callable[[HubServer], None]):
-    """One at each step."""
-    fail(hub)
     lines = publish(run)
     assert all(fault.times == 0 for fault in hub.faults)  # all of them happened
     assert_published(hub, run)
     assert "verified: 6 files downloaded, with equal checksums and logits" in lines
-    if fail is fail_by_status:
-        assert "could not upload (too many requests (429)); trying again in 7 s" in lines
+    assert "could not upload (too many requests (429)); trying again in 7 s" in lines
 
 
 def test_how_long_to_wait():
@@ -248,19 +237,18 @@ def test_an_interrupt_reports_the_progress(hub: HubServer, run: RunFolder, monke
     )
 
 
-TOKENS = {
-    "wrong token": ("hf_wrong", "could not sign in: the token is not valid (401); run `hf auth login`"),
-    "no token": ("", "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
-    "read-only token": (READ_TOKEN, "the token of me is read-only; create one with write access: http://"),
-    "another user's": (OTHER_USERS_TOKEN, f"--repo-id {REPO}: alex has no permission to publish as me; use alex/…, or"),
-}
-
-
-@pytest.mark.parametrize("case", TOKENS)
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("hf_wrong", "could not sign in: the token is not valid (401); run `hf auth login`"),
+        ("", "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
+        (READ_TOKEN, "the token of me is read-only; create one with write access: http://"),
+        (OTHER_USERS_TOKEN, f"--repo-id {REPO}: alex has no permission to publish as me; use alex/…, or"),
+    ],
+)
 def test_a_token_without_permission_is_refused_and_not_shown(
-    hub: HubServer, run: RunFolder, monkeypatch: pytest.MonkeyPatch, case: str
+    hub: HubServer, run: RunFolder, monkeypatch: pytest.MonkeyPatch, token: str, message: str
 ):
-    token, message = TOKENS[case]
     monkeypatch.setenv("HF_TOKEN", token)
     error = publish_failing(run)
     assert error.startswith(message)
