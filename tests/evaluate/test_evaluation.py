@@ -1,6 +1,5 @@
 """Evaluation, compared with a plain loop over Pillow images."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -67,7 +66,7 @@ def test_against_a_plain_loop_over_pillow_images(model: ResNet, val: Source, int
     assert evaluation.summary().endswith("   12 images")
 
 
-@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 2), (5, 0), (128, 1)])
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (5, 2)])
 def test_counts_do_not_depend_on_batch_size_or_workers(model: ResNet, val: Source, batch_size: int, num_workers: int):
     reference = evaluate(model, val, batch_size=12)
     evaluation = evaluate(model, val, batch_size=batch_size, num_workers=num_workers)
@@ -84,14 +83,6 @@ def test_padding_does_not_change_predictions(model: ResNet):
     assert all(torch.allclose(with_padding[name], part[name], atol=1e-5) for name in part)
 
 
-def test_on_a_cpu_the_last_batch_is_not_padded(model: ResNet, val: Source):
-    seen = []
-    hook = model.fc.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    evaluate(model, val, batch_size=5)
-    hook.remove()
-    assert seen == [5, 5, 2]
-
-
 def settings() -> tuple:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     return cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision
@@ -104,14 +95,6 @@ def test_it_computes_in_float32_without_tf32_whatever_the_training_precision(mod
     hook.remove()
     assert seen == {(torch.float32, (False, True, "ieee", "ieee"))}
     assert settings() == before
-
-
-def test_with_fewer_than_five_classes_k_is_their_number(image_folder: Path, tmp_path: Path):
-    for name in ("ant", "bee", "cat"):
-        shutil.copytree(image_folder / "val" / name, tmp_path / "val" / name)
-    evaluation = evaluate(ResNet("resnet18", num_classes=3), open_source(str(tmp_path), "val"))
-    assert (evaluation.top_k, evaluation.topk_correct) == (3, evaluation.num_images)
-    assert "top-3" in evaluation.summary()
 
 
 def test_a_bad_image_counts_as_wrong_and_not_in_the_loss(val: Source):

@@ -209,6 +209,7 @@ def test_a_lasting_failure_is_reported_with_the_progress_and_a_second_run_comple
     assert_published(hub, run)
 
 
+@pytest.mark.slow
 def test_a_download_that_stays_damaged_is_reported(hub: HubServer, run: RunFolder):
     hub.fail("GET", r"/resolve/.*/model.safetensors", "damage", times=5)
     assert "could not verify the published files: model.safetensors differ" in publish_failing(run)
