@@ -80,12 +80,6 @@ def test_unreadable_files_are_reported_in_their_place_after_which_it_fails(
     assert [each["name"] for each in lines[-1]["predictions"]] == [name for _, name, _ in single.classes[:2]]
 
 
-def test_without_a_readable_file_it_fails_and_draws_nothing(evaluated: RunFolder, tmp_path: Path):
-    with pytest.raises(UserError, match=r"1 of 1 images cannot be read: .*gone.jpg"):
-        predictions(evaluated.path, tmp_path / "gone.jpg", picture=tmp_path / "figure.png")
-    assert not (tmp_path / "figure.png").exists()
-
-
 def test_a_figure_shows_the_images(evaluated: RunFolder, image_folder: Path, tmp_path: Path):
     folders = [image_folder / "val" / name for name in NAMES[:1]]
     predictions(evaluated.path, *folders, picture=tmp_path / "figure.png")
