@@ -1,5 +1,5 @@
 """The run folder, which is all that passes between training, evaluation and publication: its files, log and
-recipe.json."""
+recipe.json, and when a run may be resumed."""
 
 import dataclasses
 import difflib
@@ -12,6 +12,7 @@ from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import files
+from resnet_in1k.utils.device import PRECISIONS, PrecisionFlag
 from resnet_in1k.utils.errors import UserError
 
 RECIPE_NAME = "recipe.json"
@@ -21,6 +22,8 @@ FORMAT_VERSION = 3
 """Format of recipe.json and of the random draws of a run; see CHANGELOG.md. Only runs of this version can be
 resumed."""
 READABLE_VERSIONS = (1, 2, 3)
+SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", "hardware", "cpu_threads")
+"""Facts that must not change for a resumed run to end with the same bits."""
 
 
 class RunFolder:
@@ -57,21 +60,10 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder. Raises UserError if that fails, or if it cannot be written to."""
 
-        def try_to_write() -> None:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with files.user_errors("--output-dir: "):
+            files.retry_once(lambda: self.checkpoints.mkdir(parents=True, exist_ok=True))
             files.write_text(self.path / ".writable", "")
             (self.path / ".writable").unlink()
-
-        try:
-            files.retry_once(try_to_write)
-        except OSError as error:
-            raise UserError(
-                f"--output-dir {self.path} cannot be written to: {error.strerror}; choose another"
-            ) from None
-
-    def nearest_existing(self) -> Path:
-        """The run folder, or the existing folder in which it would be made."""
-        return next(folder for folder in [self.path, *self.path.absolute().parents] if folder.is_dir())
 
     def append(self, record: dict[str, Any]) -> None:
         """Append one record to log.jsonl."""
@@ -133,16 +125,14 @@ def add_resume(run: RunFolder, name: str, recipe: Recipe, facts: dict[str, Any])
     files.write_json(run.recipe, {**written, "recipe": described, "resumed": resumed})
 
 
-def read_recipe(run: RunFolder, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
-    return read_recipe_file(run.recipe, recipe_class)
-
-
-def read_recipe_file(file: Path, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
-    """Read the recipe, and all of recipe.json. Fields that an older file does not have are disabled.
+def read_recipe(run: RunFolder | Path, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
+    """Read the recipe, and all of recipe.json, in a run folder or a file. Fields that an older file does not have are
+    disabled.
 
     Raises:
         UserError: if the file is missing, has another format version, or is not a recipe.
     """
+    file = run.recipe if isinstance(run, RunFolder) else run
     try:
         facts = files.read_json(file)
         version_of_file = facts["format_version"]
@@ -163,6 +153,54 @@ def read_recipe_file(file: Path, recipe_class: type[Recipe] = Recipe) -> tuple[R
             raise UserError(f"{file}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} cannot be read as a run's recipe ({type(error).__name__}: {error})") from None
+
+
+def precision_of(run: RunFolder, requested: PrecisionFlag, recipe_class: type[Recipe]) -> PrecisionFlag:
+    """Return the precision of a run that is resumed, unless another is requested, which `check_resumable` refuses."""
+    if requested != "auto" or not run.recipe.exists():
+        return requested
+    _, facts = read_recipe(run, recipe_class)
+    known = PRECISIONS.get(facts.get("mixed_precision", ""))
+    return known.flag if known else "auto"
+
+
+def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Return what will differ from an uninterrupted run, although the run may be resumed; "" for nothing.
+
+    Raises:
+        UserError: with all differences, if recipe, data or precision differ from those at the start, or if an older
+            version of resnet-in1k started the run.
+    """
+    started_with, written = read_recipe(run, type(recipe))
+    if written["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{run.path} was started by an older version of resnet-in1k (commit {written.get('commit')}), which draws "
+            "other random augmentation; resume it with that version, or start again in another --output-dir"
+        )
+    differences = started_with.incompatibilities(recipe)
+    try:
+        if written["data"]["fingerprint"] != data["fingerprint"]:
+            differences.append(f"data {written['data']['source']} → {data['source']} (other files)")
+        precisions = [entry["mixed_precision"] for entry in (written, facts)]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run.recipe} is incomplete: {error} is missing; restore the file") from None
+    if precisions[0] != precisions[1]:
+        labels = [PRECISIONS[name].label if name in PRECISIONS else name for name in precisions]
+        differences.append("precision " + " → ".join(labels))
+    if differences:
+        raise UserError(
+            f"{run.path} was started with other settings: {'; '.join(differences)}; resume with the settings of its "
+            "start, or choose another --output-dir"
+        )
+    before = [written, *written.get("resumed", [])][-1]
+    was = {name: before.get(name, facts[name]) for name in SAME_BITS}
+    changed = [f"{name} {was[name]} → {facts[name]}" for name in SAME_BITS if was[name] != facts[name]]
+    if not changed:
+        return ""
+    return (
+        f"{'; '.join(changed)}: the same batches in the same order, but sums are rounded differently, and each part of "
+        "a batch has norm statistics of its own; bits will differ from those of an uninterrupted run"
+    )
 
 
 def provenance() -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""Compare runs, weights and evaluations:
-python scripts/compare.py runs/tutorial runs/a3 --picture compared.png
-"""
+"""Compare runs, weights and evaluations: python scripts/compare.py runs/tutorial runs/a3 --picture compared.png"""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Measure the accuracy of saved weights:
-python scripts/evaluate.py --ckpt runs/tutorial
-"""
+"""Measure the accuracy of saved weights: python scripts/evaluate.py --ckpt runs/tutorial"""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Export weights to ONNX, torch.export or safetensors:
-python scripts/export.py --ckpt runs/tutorial --format onnx --output resnet50.onnx
-"""
+"""Export weights: python scripts/export.py --ckpt runs/tutorial --format onnx --output resnet50.onnx"""
 
 import sys
 from pathlib import Path

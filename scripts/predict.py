@@ -1,6 +1,4 @@
-"""Print class names and probabilities of images:
-python scripts/predict.py --ckpt runs/tutorial photographs/ cat.jpg --picture seen.png
-"""
+"""Print class names and probabilities of images: python scripts/predict.py --ckpt runs/tutorial photographs/ cat.jpg"""
 
 import sys
 from pathlib import Path

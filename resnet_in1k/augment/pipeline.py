@@ -113,7 +113,7 @@ class Augmentation:
         per_image = draws.per_image[: len(images)]
         if images.device.type != "cpu":
             # One copy brings the draws of all operations; from pinned memory the host does not wait for it.
-            pin = capabilities(images.device.type).pinned_memory
+            pin = "pinned_memory" in capabilities(images.device.type)
             per_image = (per_image.pin_memory() if pin else per_image).to(images.device, non_blocking=pin)
         size = CHUNK_IMAGES.get(images.device.type, DEFAULT_CHUNK_IMAGES)
         chunks = zip(images.split(size), targets.split(size), per_image.split(size), strict=True)

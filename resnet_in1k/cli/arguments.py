@@ -14,7 +14,7 @@ import tyro
 from resnet_in1k.augment.normalize import RGB
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.model.resolve import Weights
-from resnet_in1k.recipes.recipe import Interpolation
+from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 from resnet_in1k.utils.format import printable
 from resnet_in1k.utils.validation import above, at_least
@@ -45,8 +45,13 @@ class PreprocessingOptions:
     """Standard deviation that normalization divides by; by default as the weights were evaluated."""
 
     def for_weights(self, weights: Weights) -> EvalPreprocessing:
-        return weights.preprocessing(
-            self.image_size, self.eval_crop_ratio, self.eval_interpolation, self.mean, self.std
+        size = self.image_size or weights.image_size
+        return EvalPreprocessing(
+            size,
+            resize_size_for(size, self.eval_crop_ratio or weights.eval_crop_ratio),
+            self.eval_interpolation or weights.interpolation,
+            self.mean or weights.mean,
+            self.std or weights.std,
         )
 
 
@@ -106,16 +111,6 @@ def parse(cls: type[T], default: T | None = None, description: str | None = None
             text = " ".join(line for line in lines if not line.startswith("For full helptext"))
             _print_error(re.sub(r"\s+", " ", text).strip() + " (see --help)")
         sys.exit(BAD_INPUT if exit_.code else 0)
-
-
-def value_of_flag(flag: str, default: str) -> str:
-    """Return the value of one flag before parsing, for defaults that depend on it; the last occurrence counts."""
-    arguments = sys.argv[1:]
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == flag:  # the parser accepts both
-            default = value if equals else (arguments[place + 1 : place + 2] or [default])[0]
-    return default
 
 
 def is_main_process() -> bool:

@@ -9,12 +9,13 @@ import io
 import json
 import statistics
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count, islice, starmap
+from itertools import count, islice
 from time import perf_counter
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from PIL import Image
@@ -109,7 +110,7 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
 
 
 class Bench:
-    """The measured ways, over one recipe on one device. A way yields the number of images of each step."""
+    """The measured ways, over one recipe on one device: iterators that do one step for each item."""
 
     def __init__(self, options: BenchmarkOptions, launch: Launch):
         self.options, self.launch = options, launch
@@ -132,10 +133,10 @@ class Bench:
         images, labels = self._batch()
         pixels = images.mul(64).add(128).clamp(0, 255).to(torch.uint8)
         rates = self._measure(
-            ours=lambda: self._counted(each.tensors() for each in self._prefetched(source)),
-            tutorial=lambda: self._counted(self._tutorial_batches(source)),
-            decode_only=lambda: self._counted(self._torch_loader(ReferenceDataset(source))),
-            augment=lambda: self._counted(augmentation(pixels, labels, step) for step in steps),
+            ours=lambda: (each.tensors() for each in self._prefetched(source)),
+            tutorial=lambda: self._tutorial_batches(source),
+            decode_only=lambda: (batch for batch in self._torch_loader(ReferenceDataset(source))),
+            augment=lambda: (augmentation(pixels, labels, step) for step in steps),
         )
         return {**rates, "share_of_decode_only": rates["ours"] / rates["decode_only"], "workers": self.workers}
 
@@ -149,9 +150,9 @@ class Bench:
         tutorial, bare = self._reference_step(bare=False), self._reference_step(bare=True)
         contiguous = images.contiguous()  # NCHW, as in the tutorial
         rates = self._measure(
-            ours=lambda: self._counted(take_step(images, targets) for _ in count()),
-            tutorial=lambda: self._counted(tutorial(contiguous, labels) for _ in count()),
-            bare=lambda: self._counted(bare(images, labels) for _ in count()),
+            ours=lambda: (take_step(images, targets) for _ in count()),
+            tutorial=lambda: (tutorial(contiguous, labels) for _ in count()),
+            bare=lambda: (bare(images, labels) for _ in count()),
         )
         return {**rates, "overhead": rates["bare"] / rates["ours"] - 1}
 
@@ -162,7 +163,7 @@ class Bench:
         _, take_step = self._our_step(num_classes)
         augmentation = Augmentation(self.recipe, num_classes)
 
-        def ours() -> Iterator[int]:
+        def ours() -> Iterator[None]:
             total.add(stopwatch.lap())  # of the repetition before
             batches = self._prefetched(source, lambda batch: augmentation(batch.images, batch.labels, batch.step))
             for number in count():
@@ -172,11 +173,11 @@ class Bench:
                     batch = next(batches)
                 with stopwatch.section("train"):
                     take_step(*batch.tensors())
-                yield self.batch_size
+                yield
 
         tutorial = self._reference_step(bare=False)
         rates = self._measure(
-            ours=ours, tutorial=lambda: self._counted(starmap(tutorial, self._tutorial_batches(source)))
+            ours=ours, tutorial=lambda: (tutorial(*batch) for batch in self._tutorial_batches(source))
         )
         total.add(stopwatch.lap())
         waiting = {"waiting_share": total.waiting_share, "advice": bottleneck(total, self.workers)}
@@ -185,24 +186,22 @@ class Bench:
     def _several_processes(self, step: TrainStep, take_step: Callable[[], None]) -> dict[str, Any]:
         """Measure all processes together, the same without communication, and process 0 alone."""
 
-        def together() -> Iterator[int]:
+        def together() -> Iterator[None]:
             self.launch.gather(None, "measuring")  # start at the same time
-            while True:
-                take_step()
-                yield self.recipe.global_batch_size
+            yield from (take_step() for _ in count())
 
-        def without_communication() -> Iterator[int]:
+        def without_communication() -> Iterator[None]:
             with step.without_communication():
                 yield from together()
 
-        def one_process() -> Iterator[int]:
+        def one_process() -> Iterator[None]:
             with step.without_communication():
-                while True:
-                    if self.launch.is_main_process:  # the others wait in `together`, and their rates are not reported
-                        take_step()
-                    yield self.batch_size
+                # The others wait in `together`, and their rates are not reported.
+                yield from (take_step() if self.launch.is_main_process else None for _ in count())
 
         rates = self._measure(ours=together, without_communication=without_communication, one_process=one_process)
+        for name in rates.keys() - {"one_process", "one_process_range"}:  # images of all processes
+            rates[name] = (np.array(rates[name]) * self.launch.world_size).tolist()
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             take_step()
         names = [event.name for event in profiler.events() if event.name.startswith(("gloo:", "nccl:", "xccl:"))]
@@ -210,7 +209,7 @@ class Bench:
         rates["scaling_efficiency"] = rates["ours"] / (self.launch.world_size * rates["one_process"])
         return {**rates, "collectives_per_step": dict(Counter(names))}
 
-    def _measure(self, **ways: Callable[[], Iterator[int]]) -> dict[str, Any]:
+    def _measure(self, **ways: Callable[[], Iterator[Any]]) -> dict[str, Any]:
         """Return each way's median rate and its range, over repetitions in turn after one that does not count."""
         rounds = [[self._rate(way()) for way in ways.values()] for _ in range(self.options.repetitions + 1)][1:]
         rates = dict(zip(ways, zip(*rounds, strict=True), strict=True))
@@ -219,19 +218,15 @@ class Bench:
         ratio = {"ratio": medians["ours"] / medians["tutorial"]} if "tutorial" in ways else {}
         return {**medians, **ranges, **ratio}
 
-    def _rate(self, steps: Iterator[int]) -> float:
-        """Return images/s over `num_steps` steps, after a warm-up."""
+    def _rate(self, steps: Iterator[Any]) -> float:
+        """Return images/s over `num_steps` steps of this process, after a warm-up."""
         with contextlib.closing(steps):
             deque(islice(steps, self.num_warmup_steps), maxlen=0)
             synchronize(self.device)
             start_seconds = perf_counter()
-            num_images = sum(islice(steps, self.num_steps))
+            deque(islice(steps, self.num_steps), maxlen=0)
             synchronize(self.device)
-            return num_images / (perf_counter() - start_seconds)
-
-    def _counted(self, steps: Iterable[Any]) -> Iterator[int]:
-        for _ in steps:
-            yield self.batch_size
+            return self.num_steps * self.batch_size / (perf_counter() - start_seconds)
 
     def _source(self) -> Source:
         source = open_source(self.options.data, "train")
@@ -255,7 +250,7 @@ class Bench:
             batch_sampler=[batch.indices.tolist() for batch in self.sampler],
             num_workers=self.workers,
             prefetch_factor=PREFETCH_FACTOR,
-            pin_memory=devices.capabilities(self.device.type).pinned_memory,
+            pin_memory="pinned_memory" in devices.capabilities(self.device.type),
             multiprocessing_context=worker_context(),
         )
 
@@ -319,16 +314,8 @@ class ReferenceDataset(Dataset):
             return self._transform(image.convert("RGB")), int(self._source.labels[index])
 
 
-REMARKS = {
-    "ratio": "ours is {:.2f} times the tutorial's",
-    "share_of_decode_only": "ours is {:.2f} of decoding alone",
-    "overhead": "our overhead over the bare loop is {:.1%}",
-    "waiting_share": "waits for data {:.1%} of the time",
-    "advice": "{}",
-    "communication_share": "communication takes {:.1%}",
-    "scaling_efficiency": "scaling efficiency {:.2f}",
-    "collectives_per_step": "collectives per step: {}",
-}
+RATIOS = ("ratio", "share_of_decode_only", "overhead", "waiting_share", "communication_share", "scaling_efficiency")
+"""Results without a unit: `ratio` is the rate of ours to the tutorial's, `overhead` the time over the bare loop's."""
 
 
 def table(result: dict[str, Any]) -> str:
@@ -341,7 +328,8 @@ def table(result: dict[str, Any]) -> str:
         f"  {result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['precision']}",
         *(f"  {change}" for change in result["recipe_changes"]),
     ]
-    for name in [name for name in result if f"{name}_range" in result]:
-        low, high = result[f"{name}_range"]
-        lines.append(f"  {name.replace('_', ' '):<22}{result[name]:,.1f} ({low:,.1f} to {high:,.1f})")
-    return "\n".join(lines + [f"  {text.format(result[name])}" for name, text in REMARKS.items() if name in result])
+    rates = [name for name in result if f"{name}_range" in result]
+    values = {name: "{:,.1f} ({:,.1f} to {:,.1f})".format(result[name], *result[f"{name}_range"]) for name in rates}
+    values |= {name: f"{result[name]:.3g}" for name in RATIOS if name in result}
+    values |= {name: str(result[name]) for name in ("advice", "collectives_per_step") if name in result}
+    return "\n".join([*lines, *(f"  {name.replace('_', ' '):<22}{value}" for name, value in values.items())])

@@ -62,11 +62,7 @@ class Compared:
 
 
 def compare(options: CompareOptions) -> str:
-    """Return the table, the differences of the recipes, and a significance test for evaluations of the same images.
-
-    Raises:
-        UserError: if something cannot be read or was not evaluated, or the picture cannot be written.
-    """
+    """Return the table, the differences of the recipes, and a significance test for evaluations of the same images."""
     rows = [_read(item) for item in options.items]
     parts = [_table(rows), _recipes([row for row in rows if row.recipe is not None]), _pairs(rows)]
     if options.picture is not None:

@@ -76,7 +76,8 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     preprocessing = options.for_weights(weights)
     if is_exported(weights.file):
         network = load_exported(weights.file)
-        network.check_image_size(preprocessing.image_size, weights.file)
+        if network.image_size not in (0, preprocessing.image_size):
+            raise UserError(f"{weights.file} takes images of {network.image_size} px only; leave out --image-size")
         description, num_outputs = "an exported network, computed on the CPU", network.num_outputs
     else:
         network = load_model(weights.file)

@@ -51,10 +51,7 @@ def export(options: ExportOptions) -> float:
     """Export to a temporary file, load it, compare its logits with the model's, then rename it to `--output`.
 
     Returns:
-        The largest difference of the logits, relative to the largest logit.
-
-    Raises:
-        UserError: if there are no weights, the output cannot be written, a package is missing, or logits differ.
+        The largest difference of the logits, relative to the largest logit; UserError if it is more than rounding.
     """
     weights = resolve_checkpoint(options.ckpt)
     if weights.note:

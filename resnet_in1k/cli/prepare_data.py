@@ -10,10 +10,9 @@ import itertools
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,13 +25,10 @@ from resnet_in1k.prepare.verify import SPLITS, Problem, open_for_verification, v
 from resnet_in1k.utils import files
 from resnet_in1k.utils.device import usable_cores
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import FolderLock, NoLocksError
-from resnet_in1k.utils.format import count, file_size, printable, shorten
-from resnet_in1k.utils.pool import Progress
+from resnet_in1k.utils.files import FolderLock
+from resnet_in1k.utils.format import count, printable, shorten
 from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
 
-DONE_NAME = "prepared.json"
-"""File in a finished folder: the options and the images it was made of."""
 Print = Callable[[str], None]
 
 
@@ -108,46 +104,34 @@ class PrepareOptions:
 
 
 def prepare_data(options: PrepareOptions, print_line: Print = print) -> bool:
-    """Write the images, or verify them.
+    """Write the images, or verify them; return False if --verify found problems.
 
-    Returns:
-        False if --verify found problems.
-
-    Raises:
-        UserError: naming what is missing or wrong; the same command continues with what was written.
+    After an error the same command continues with what was written.
     """
     processes = options.processes or usable_cores()
     if options.verify is not None:
         return verify_data(options, processes, print_line)
     output = options.output
     assert output is not None, "checked with the other options"
-    inputs = _archive_stats(options)
-    if inputs and _is_done(options, inputs, print_line):
-        return True  # before the checksums, which take minutes
     sources = _open_sources(options, processes, print_line)
-    if not inputs:
-        inputs = {"source_sha256": [write.content_sha256(source) for source in sources]}
-        if _is_done(options, inputs, print_line):
-            return True
     _check(sources, options, print_line)
     num_undecodable = 0
-    with _locked(output, print_line):
+    with files.user_errors("--output: "):
+        output.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(FolderLock(output)):
         for source in sources:
-            how = (processes, Progress(), options.resize_to(source.split))
+            how = (processes, options.resize_to(source.split))
             if options.shards:
                 num_undecodable += write.write_shards(source, output / source.split, options.shards * 10**6, *how)
             else:
                 num_undecodable += write.write_folder(source, output / source.split, *how)
         written = _check_written(sources, options)
-        files.remove_temporaries(output, below=False)
-        with files.user_errors():
-            files.write_json(output / DONE_NAME, _done(options, inputs, written))
     if num_undecodable:
         print_line(
             f"{count(num_undecodable, 'image')} could not be decoded; list them:  python scripts/prepare_data.py "
             f"--verify {shlex.quote(options.written)}\ntraining stops at one, unless --on-bad-image skip is given"
         )
-    _print_summary(sources, written, options, print_line)
+    _print_summary(written, options, print_line)
     return True
 
 
@@ -162,7 +146,7 @@ def _open_sources(options: PrepareOptions, processes: int, print_line: Print) ->
             raise UserError(f"{path}: no such file")
     if not options.resize and not any((options.output / split).exists() for split in SPLITS):
         write.check_space(options.output, sum(path.stat().st_size for path in options.archives))
-    return open_archives(options.archives, refuse, processes, Progress())
+    return open_archives(options.archives, refuse, processes)
 
 
 def _check(sources: tuple[Source, Source], options: PrepareOptions, print_line: Print) -> None:
@@ -193,50 +177,6 @@ def _check(sources: tuple[Source, Source], options: PrepareOptions, print_line: 
     write.check_space(output, round(num_bytes), num_files)
 
 
-@contextlib.contextmanager
-def _locked(output: Path, print_line: Print) -> Iterator[None]:
-    """Keep other runs from the folder; raises UserError if there is one, or the folder cannot be made."""
-    with files.user_errors("--output: "):
-        output.mkdir(parents=True, exist_ok=True)
-        try:
-            lock: Any = FolderLock(output)
-        except NoLocksError as error:
-            print_line(f"{error}; without a lock, do not start a second run")
-            lock = contextlib.ExitStack()
-    with contextlib.closing(lock):
-        yield
-
-
-def _archive_stats(options: PrepareOptions) -> dict[str, Any]:
-    """Return sizes and times of the archives, {} for other input."""
-    stats = [(path, path.stat()) for path in options.archives or () if path.is_file()]
-    return {"archives": {path.name: [stat.st_size, stat.st_mtime_ns] for path, stat in stats}} if stats else {}
-
-
-def _done(options: PrepareOptions, inputs: dict[str, Any], written: Iterable[Source]) -> dict[str, Any]:
-    """Return the content of prepared.json; the fingerprints are of the names of all files."""
-    done = {**inputs, "resize": options.resize, "resize_val": options.resize_val, "shard_megabytes": options.shards}
-    for source in written:
-        done |= {f"num_{source.split}_images": len(source), f"{source.split}_sha256": source.fingerprint()}
-        done["num_classes"] = len(source.class_names)
-    return done
-
-
-def _is_done(options: PrepareOptions, inputs: dict[str, Any], print_line: Print) -> bool:
-    """Return True, and print that, if the folder was made of the same input and has not changed since."""
-    done = files.read_json_object(options.output / DONE_NAME)
-    if done is None:
-        return False
-    try:
-        written = [open_source(options.written, split) for split in SPLITS]
-    except UserError:  # such as for a class or a shard that was removed: write it again
-        return False
-    if done != _done(options, inputs, written):
-        return False
-    print_line(f"nothing to do: {options.output} has {len(written[0]):,} + {len(written[1]):,} images of this input")
-    return True
-
-
 def _check_written(sources: tuple[Source, Source], options: PrepareOptions) -> list[Source]:
     """Open what was written as training opens it; raise UserError if a class does not have as many images."""
     written = [open_source(options.written, split) for split in SPLITS]
@@ -252,18 +192,11 @@ def _check_written(sources: tuple[Source, Source], options: PrepareOptions) -> l
     return written
 
 
-def _print_summary(
-    sources: tuple[Source, Source], written: list[Source], options: PrepareOptions, print_line: Print
-) -> None:
-    # Estimated: asking for the sizes of a million files over a network takes minutes.
-    size, before = (
-        file_size(sum(len(each) * write.mean_written_bytes(each, 0, write.MEASURED_IMAGES) for each in pair))
-        for pair in (written, sources)
-    )
+def _print_summary(written: list[Source], options: PrepareOptions, print_line: Print) -> None:
     train, val = written
     print_line(
         f"{options.output}: {len(train):,} training and {len(val):,} validation images, "
-        f"{count(len(train.class_names), 'class', 'es')}, about {size}" + f" instead of {before}" * bool(options.resize)
+        f"{count(len(train.class_names), 'class', 'es')}"
     )
     if options.resize:
         print_line(
@@ -284,7 +217,7 @@ def verify_data(options: PrepareOptions, processes: int, print_line: Print) -> b
             raise UserError(f"--report: {options.report} would be among the images; choose another place")
     _write_report(options.report, [])  # fails now, not after the images are decoded
     found: list[Problem] = []
-    for problem in itertools.chain(of_splits, verify(sources, processes, Progress())):
+    for problem in itertools.chain(of_splits, verify(sources, processes)):
         found.append(problem)
         print_line(printable(f"{problem.kind}: {problem.image} ({problem.detail})"))
     for note in filter(None, (source.note for source in sources)):

@@ -37,11 +37,7 @@ class PushOptions:
 
 
 def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
-    """Build RUN/hub, list its files, upload them, download them again and compare.
-
-    Raises:
-        UserError: if run, repository id, license or token is not valid, or if the Hub refuses or cannot be reached.
-    """
+    """Build RUN/hub, list its files, upload them, download them again and compare."""
     run = RunFolder(options.run)
     folder = build_hub_folder(run, options.repo_id, options.license)
     paths, target = files_in(folder), "a pull request" if options.pr else f"branch {options.revision}"

@@ -1,28 +1,123 @@
-"""scripts/train.py: from the flags to a run."""
+"""scripts/train.py: from the flags to a recipe, published or that of a run, and to a training run."""
 
 import argparse
 import contextlib
+import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from resnet_in1k.cli import arguments as cli
-from resnet_in1k.cli.load_recipe import GivenRecipe, find_recipe
+from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.evaluate.statistics import describe_distance, distance
-from resnet_in1k.recipes.published import RECIPES
+from resnet_in1k.model.resolve import REPOSITORY, download
+from resnet_in1k.recipes.published import RECIPES, NamedRecipe
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import scaled_fields
 from resnet_in1k.recipes.step_counts import accumulation_steps
-from resnet_in1k.run_folder import RunFolder, read_recipe
+from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import files, imagenet
+from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import world_size
+from resnet_in1k.utils.validation import lookup
 
+HUB = "hub:"
 DEFAULT_RECIPE = "tutorial"
 SIZES = ("epochs", "global_batch_size", "image_size")
 """Fields of Recipe that other fields follow: see recipes/scaling.py."""
+
+
+@dataclass(frozen=True)
+class GivenRecipe:
+    """A recipe and, if it was read from a run, that run's records."""
+
+    name: str
+    """Name in recipe.json and on the model card."""
+    named: NamedRecipe
+    origin: str = ""
+    """The run, as `--recipe` named it; "" for a recipe by name."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The run's recipe.json."""
+    evaluation: dict[str, Any] | None = None
+    """The run's eval.json, if there is one."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Default values of TrainOptions, from the run as far as they apply to another machine."""
+        if not self.facts:
+            return {"data": self.named.default_data}
+        is_local = not self.origin.startswith(HUB)
+        data, initial = self.facts["data"], self.facts.get("init_from") or {}
+        source, precision = data["source"], PRECISIONS.get(self.facts.get("mixed_precision", ""))
+        name = self.origin.rpartition("/")[2]
+        if is_local:
+            path = Path(self.origin.removesuffix(RECIPE_NAME)).resolve()
+            name = path.stem if path.suffix == ".json" else path.name
+        return {
+            # A path in a downloaded recipe.json could name any folder of this machine.
+            "data": source if is_local or source in SOURCES else self.named.default_data,
+            "val_share": float(data.get("val_share", 0.0)),
+            "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
+            "output_dir": Path("runs", f"{name}-reproduced"),
+            "precision": precision.flag if precision else "auto",
+            "compress_gradients": self.facts.get("compress_gradients") is True,
+        }
+
+    def differences(self, recipe: Recipe, facts: dict[str, Any]) -> list[str]:
+        """Differences of another run's recipe and recipe.json from this run's, one text each."""
+        lines = self.named.recipe.differences(recipe)
+        data, others = (each.get("data", {}).get("fingerprint", {}).get("train") for each in (self.facts, facts))
+        weights, other_weights = ((each.get("init_from") or {}).get("sha256") for each in (self.facts, facts))
+        lines += ["other training images"] * (data != others) + ["other initial weights"] * (weights != other_weights)
+        for name in ("mixed_precision", "world_size", "gradient_accumulation_steps"):
+            if self.facts.get(name) != facts.get(name):
+                lines.append(f"{name} {self.facts.get(name)} → {facts.get(name)}")
+        return lines
+
+
+def find_recipe(given: str) -> GivenRecipe:
+    """Load a recipe by its name, from a run folder or recipe.json, or from `hub:USER/NAME`.
+
+    Raises:
+        UserError: if there is no such recipe, or it cannot be read.
+    """
+    path = Path(given)
+    if given in RECIPES:
+        return GivenRecipe(given, RECIPES[given])
+    if given.startswith(HUB):
+        repository = given.removeprefix(HUB)
+        if not REPOSITORY.fullmatch(repository):
+            raise UserError(f"--recipe {given}: {repository!r} is not a repository; give hub:USER/NAME")
+        file = download(repository, names=(RECIPE_NAME, EVALUATION_NAME)) / RECIPE_NAME
+        if not file.is_file():
+            raise UserError(f"--recipe {given}: it has no {RECIPE_NAME}, so its training is not published")
+    elif path.suffix == ".json" or path.is_dir() or len(path.parts) > 1:
+        file = path / RECIPE_NAME if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(f"--recipe {given}: no {file}; give a run folder, its {RECIPE_NAME}, or hub:USER/NAME")
+    else:
+        lookup(RECIPES, given, "recipe")  # raises UserError with the nearest name
+    recipe, facts = read_recipe(file)
+    try:
+        name = facts["recipe"]["name"]
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"recipe name {name!r:.40}")
+        parts = facts["world_size"] * facts["gradient_accumulation_steps"]
+        named = replace(
+            RECIPES.get(name, NamedRecipe(recipe, source=given)),
+            recipe=recipe,
+            # Norm statistics are of a forward pass: on fewer processes it must have as many images.
+            images_per_forward_pass=-(-recipe.global_batch_size // parts),
+        )
+        found = GivenRecipe(name, named, given, facts, files.read_json_object(file.with_name(EVALUATION_NAME)))
+        _ = found.options, found.differences(recipe, facts)  # raise here, not after hours of training
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"--recipe {given}: {file} is incomplete ({type(error).__name__}: {error})") from None
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,31 +175,18 @@ def parse() -> tuple[GivenRecipe, Arguments]:
 
 def describe_recipes() -> str:
     """Return a table of the named recipes, with published accuracies and their sources."""
-    rows = [("recipe", "epochs", "px", "batch", "top-1 %", "top-5 %", "GPU hours", "on", "measured here")]
+    layout = "{:<13}{:>6}  {:>7}  {:>5}  {:>7}  {:>7}  {:>9}  {:<20}  {}"
+    lines = [layout.format("recipe", "epochs", "px", "batch", "top-1 %", "top-5 %", "GPU hours", "on", "measured here")]
     for name, named in RECIPES.items():
         recipe = named.recipe
         size = f"{recipe.initial_image_size}-{recipe.image_size}" if recipe.initial_image_size else recipe.image_size
         numbers = [f"{value:g}" if value is not None else "–" for value in (named.top1, named.top5, named.gpu_hours)]
-        row = (name, recipe.epochs, size, recipe.global_batch_size, *numbers, named.hardware, named.measured)
-        rows.append(tuple(map(str, row)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if 0 < place < 7 else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "px: training image size. Accuracy on ImageNet-1k and GPU hours are published by:",
-            *(f"  {name:<{widths[0]}}  {named.source}" for name, named in RECIPES.items()),
-            "",
-            "To estimate a recipe on this machine:  python scripts/train.py --recipe NAME --data DATA --dry-run",
-        ]
-    )
+        cells = (recipe.epochs, size, recipe.global_batch_size, *numbers, named.hardware, named.measured)
+        lines.append(layout.format(name, *cells))
+    lines += ["", "px: training image size. Accuracy on ImageNet-1k and GPU hours are published by:"]
+    lines += [f"  {name:<13}{named.source}" for name, named in RECIPES.items()]
+    lines += ["", "To estimate a recipe on this machine:  python scripts/train.py --recipe NAME --data DATA --dry-run"]
+    return "\n".join(lines)
 
 
 def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:

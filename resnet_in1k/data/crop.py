@@ -1,7 +1,6 @@
 """A decoded image to the uint8 square that the network sees: training's random crop, evaluation's center crop."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,16 +24,11 @@ MAX_ASPECT_RATIO = 16
 """Evaluation cuts longer or taller images to this ratio before it resizes them; the center crop stays the same."""
 
 
-class Crop(ABC):
-    @abstractmethod
-    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
-        """Yield one (3, size, size) uint8 crop per image, (3, H, W) uint8."""
-
-    def __call__(self, image: Tensor, sample: Sample, size: int) -> Tensor:
-        return next(self.many([image], [sample], size))
+Crop = Callable[[Sequence[Tensor], Sequence[Sample], int], Iterator[Tensor]]
+"""Function from (images (3, H, W) uint8, samples, size) to one (3, size, size) uint8 crop per image."""
 
 
-class TrainCrop(Crop):
+class TrainCrop:
     """Random resized crop (https://arxiv.org/abs/1409.4842), then the recipe's policy and alternating flip.
 
     All draws are a function of (seed, sample).
@@ -65,7 +59,7 @@ class TrainCrop(Crop):
             alternating_flip=recipe.alternating_flip,
         )
 
-    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
+    def __call__(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
         # Draw for all images before resizing the first: see GROUP_IMAGES in the loader.
         drawn = [self._draw(image, sample) for image, sample in zip(images, samples, strict=True)]
         for (cut, mode), sample in zip(drawn, samples, strict=True):
@@ -102,24 +96,6 @@ def _apply_policy(policy: Policy, image: Tensor) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-class EvalCrop(Crop):
-    """Resize the short side to `resize_size` pixels, antialiased, then crop the center square."""
-
-    def __init__(self, *, resize_size: int, interpolation: Interpolation = "bilinear"):
-        self._resize_size, self._interpolation = resize_size, InterpolationMode(interpolation)
-
-    def many(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
-        return (self._crop(image, size) for image in images)
-
-    def _crop(self, image: Tensor, size: int) -> Tensor:
-        height, width = image.shape[-2:]
-        longest = MAX_ASPECT_RATIO * min(height, width)
-        if max(height, width) > longest:  # a line of a million pixels, enlarged, would fill the memory
-            image = F.center_crop(image, [min(height, longest), min(width, longest)])
-        resized = F.resize(image, [self._resize_size], self._interpolation, antialias=True)
-        return F.center_crop(resized, [size])
-
-
 @dataclass(frozen=True)
 class EvalPreprocessing:
     """Preprocessing of evaluation, prediction and publication."""
@@ -137,10 +113,19 @@ class EvalPreprocessing:
     def from_recipe(cls, recipe: Recipe) -> "EvalPreprocessing":
         return cls(recipe.eval_size, recipe.eval_resize_size, recipe.eval_interpolation)
 
-    @property
-    def crop(self) -> EvalCrop:
-        return EvalCrop(resize_size=self.resize_size, interpolation=self.interpolation)
+    def crop(self, image: Tensor) -> Tensor:
+        """Resize the short side of (3, H, W) uint8, antialiased, then crop the center square, (3, S, S)."""
+        height, width = image.shape[-2:]
+        longest = MAX_ASPECT_RATIO * min(height, width)
+        if max(height, width) > longest:  # a line of a million pixels, enlarged, would fill the memory
+            image = F.center_crop(image, [min(height, longest), min(width, longest)])
+        resized = F.resize(image, [self.resize_size], InterpolationMode(self.interpolation), antialias=True)
+        return F.center_crop(resized, [self.image_size])
+
+    def crop_all(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
+        """Crop each image: a Crop for the loader."""
+        return map(self.crop, images)
 
     def square(self, encoded: np.ndarray) -> np.ndarray:
         """Decode and crop an image for a plot, (S, S, 3) uint8."""
-        return self.crop(decode(encoded), Sample(0, 0), self.image_size).permute(1, 2, 0).numpy()
+        return self.crop(decode(encoded)).permute(1, 2, 0).numpy()

@@ -1,26 +1,57 @@
-"""The interface of an image source, sources in memory and in files, and the split of one source into train and val."""
+"""The interface of an image source, sources in memory and in files, and the cache of a listing of images."""
 
+import contextlib
 import hashlib
+import json
 import os
+import zipfile
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from resnet_in1k.data.packed_bytes import PackedBytes
-from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils import files
 
 Split = Literal["train", "val"]
+CACHE_VERSION = 2
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 """Suffixes of image files. A file with another suffix is an image if its header is one."""
 UNKNOWN_ORIGIN = "Who took the training images, where and of what, is not recorded here: neither is their bias."
 """The limit that a model card states of a user's own images."""
 
 
-class Source(Protocol):
-    """One split: `len(source)` encoded images with their labels.
+class PackedBytes:
+    """An immutable list of byte strings in two arrays.
+
+    A Python list of a million paths is a million objects: each loader worker that reads one changes its reference
+    count and so copies its page of memory, and host memory grows during the run (pytorch#5902).
+    """
+
+    def __init__(self, items: Iterable[bytes]):
+        blob, ends = bytearray(), array("q", [0])
+        for item in items:
+            blob += item
+            ends.append(len(blob))
+        self.blob = np.frombuffer(blob, dtype=np.uint8)  # (n,), all items in a row
+        self.ends = np.frombuffer(ends, dtype=np.int64)  # (N + 1,), item i is blob[ends[i]:ends[i + 1]]
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.view(index).tobytes()
+
+    def view(self, index: int) -> np.ndarray:
+        """Return an item's bytes without a copy, (n,) uint8."""
+        return self.blob[self.ends[index] : self.ends[index + 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One split: encoded images with their labels. A kind of source defines the three methods below.
 
     Loader workers read it, so it must survive a fork. The main process opens it for others, so it must be picklable.
     """
@@ -31,20 +62,27 @@ class Source(Protocol):
     class_names: tuple[str, ...]
     labels: np.ndarray
     """(N,) int64, indices into class_names."""
-    note: str
-    """A remark for the user on how the images were found, or ""."""
+    note: str = ""
+    """A remark for the user on how the images were found."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def read(self, index: int) -> np.ndarray: ...  # the encoded image, (n,) uint8, read-only; OSError if storage fails
+    def read(self, index: int) -> np.ndarray:
+        """Return the encoded image, (n,) uint8, read-only. Raises OSError if storage fails."""
+        raise NotImplementedError
 
-    def image_name(self, index: int) -> str: ...  # for messages: a path, or a position in the source
+    def image_name(self, index: int) -> str:
+        """Return a path, or a position in the source, for messages."""
+        return f"{self.name}/{self.split}[{index}]"
 
-    def fingerprint(self) -> str: ...  # sha256 of the class names, the labels and the images' names or sizes
+    def fingerprint(self) -> str:
+        """Return a sha256 of the class names, the labels and the images' names or sizes."""
+        raise NotImplementedError
 
 
-class Divisible(Source, Protocol):
-    """A source that `--val-share` can divide in two."""
+class Divisible(Protocol):
+    """A source that `--val-share` can divide in two: these methods, and those of Source."""
 
     def key(self, index: int) -> bytes: ...  # the image's unique name, the same wherever the source is stored
 
@@ -83,24 +121,13 @@ def fingerprint_of(class_names: Iterable[str], *arrays: np.ndarray) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedSource:
+class PackedSource(Source):
     """A source with encoded images in memory, `items`; if there are more labels than items, the items repeat."""
 
-    name: str
-    split: Split
-    class_names: tuple[str, ...]
-    labels: np.ndarray
     items: PackedBytes
-    note: str = ""
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, index: int) -> np.ndarray:
         return self.items.view(index % len(self.items))
-
-    def image_name(self, index: int) -> str:
-        return f"{self.name}/{self.split}[{index}]"
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.class_names, self.labels, self.items.blob, self.items.ends)
@@ -149,28 +176,25 @@ def samples_sha256(source: Source, num_images: int) -> str:
     return hashlib.sha256("\0".join(sample_sums(source, num_images).values()).encode()).hexdigest()
 
 
-def split_by_hash(source: Divisible, split: Split, val_share: float) -> Source:
-    """Return one split of `source`: val has the images with a hash of their key below `val_share`.
+def write_cache(file: Path, facts: dict[str, Any], items: PackedBytes, **arrays: np.ndarray) -> None:
+    """Write a listing of images. `facts` may have any JSON values. Raises OSError if the file cannot be written."""
 
-    An added image does not move another one, unless a split would have no image of its class.
+    def write(path: Path) -> None:
+        text = np.frombuffer(json.dumps({"version": CACHE_VERSION, **facts}).encode(), dtype=np.uint8)
+        with path.open("wb") as stream:
+            np.savez(stream, facts=text, blob=items.blob, ends=items.ends, **arrays)
 
-    Raises:
-        UserError: if a class has one image only.
-    """
-    hashes = (int.from_bytes(hashlib.sha256(source.key(index)).digest()[:8], "big") for index in range(len(source)))
-    places = np.fromiter(hashes, np.uint64, len(source)) / 2**64  # uniform in 0 … 1
-    is_val = places < val_share
-    by_class = np.argsort(source.labels, kind="stable")
-    ends = np.cumsum(np.bincount(source.labels, minlength=len(source.class_names)))
-    for name, members in zip(source.class_names, np.split(by_class, ends[:-1]), strict=True):
-        if len(members) == 1:
-            image = source.image_name(int(members[0]))
-            raise UserError(
-                f"--val-share {val_share:g}: class {name} has one image, {image}, which cannot be in both splits; "
-                "add images, or remove the class"
-            )
-        if len(members) and not is_val[members].any():
-            is_val[members[places[members].argmin()]] = True
-        elif len(members) and is_val[members].all():
-            is_val[members[places[members].argmax()]] = False
-    return source.take(np.flatnonzero(is_val if split == "val" else ~is_val), split)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(file, write)
+
+
+def read_cache(file: Path) -> tuple[dict[str, Any], PackedBytes, dict[str, np.ndarray]] | None:
+    """Read a listing; None if there is none, or the file is damaged or of another version."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
+            arrays = {name: cached[name] for name in cached.files}
+        facts, items = json.loads(arrays.pop("facts").tobytes()), PackedBytes(())
+        items.blob, items.ends = arrays.pop("blob"), arrays.pop("ends")
+        if facts["version"] == CACHE_VERSION:
+            return facts, items, arrays
+    return None

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_in1k.data.dataset import SourceFacts, Split, fingerprint_of
-from resnet_in1k.utils.console import heartbeat
+from resnet_in1k.data.dataset import Source, SourceFacts, Split, fingerprint_of
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line, shorten
 from resnet_in1k.utils.imagenet import wnids_of
@@ -23,23 +22,14 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSource:
-    """One split: a column of encoded images and one of labels."""
+class TableSource(Source):
+    """A column of encoded images and one of labels."""
 
-    name: str
-    split: Split
-    class_names: tuple[str, ...]
-    labels: np.ndarray
-    """(N,) int64, of the images of this source."""
     table: Any
     """A `datasets.Dataset`, which pickles as the paths of its files."""
     image_column: str
     rows: np.ndarray | None = None
     """(N,) int64, the table's rows that are in this source; None for all rows."""
-    note: str = ""
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def _row(self, index: int) -> int:
         return index if self.rows is None else int(self.rows[index])
@@ -136,9 +126,9 @@ def _load(data: str) -> Any:
     address = Address.parse(data)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # each update would be a line of the log
+        print(f"loading {data} through the cache in {datasets.config.HF_DATASETS_CACHE}", file=sys.stderr, flush=True)
     try:
-        with heartbeat(f"downloading {data} and copying it to {datasets.config.HF_DATASETS_CACHE}"):
-            return datasets.load_dataset(address.name, address.config or None)
+        return datasets.load_dataset(address.name, address.config or None)
     except DatasetNotFoundError as error:
         advice = "check the name; a private or gated dataset needs `hf auth login`"
         if "gated" in str(error):

@@ -15,8 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_in1k.data.dataset import IMAGE_SUFFIXES, UNKNOWN_ORIGIN, FileSource, SourceFacts, Split
-from resnet_in1k.data.packed_bytes import PackedBytes, read_cache, write_cache
+from resnet_in1k.data.dataset import (
+    IMAGE_SUFFIXES,
+    UNKNOWN_ORIGIN,
+    FileSource,
+    PackedBytes,
+    SourceFacts,
+    Split,
+    read_cache,
+    write_cache,
+)
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten

@@ -19,9 +19,8 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import IfBad, read_image
 from resnet_in1k.data.sampler import BatchSpec, Sample
 from resnet_in1k.utils.device import capabilities, device_type
-from resnet_in1k.utils.errors import ProcessError
+from resnet_in1k.utils.errors import ProcessError, UserError
 from resnet_in1k.utils.pool import (
-    check_workers_can_start,
     init_worker,
     shared_bytes,
     translate_worker_errors,
@@ -118,8 +117,11 @@ class Loader:
             worker_init_fn=functools.partial(init_worker, parent=os.getpid()),
         )
         if self._num_workers:
-            check_workers_can_start()
-            iter(self._loader)  # starts the workers; there are no specs yet
+            try:
+                iter(self._loader)  # starts the workers; there are no specs yet
+            except OSError as error:  # no semaphore for their queues
+                advice = "is there a /dev/shm, and is it full (df -h /dev/shm)?"
+                raise UserError(f"loader workers cannot be started: {error.strerror}; {advice}") from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,7 +137,7 @@ class Loader:
         """
         self._sampler.specs = specs
         # Not asked before the workers are forked, because it initializes the device.
-        pin = capabilities(device_type()).pinned_memory
+        pin = "pinned_memory" in capabilities(device_type())
         with translate_worker_errors():
             for result in self._loader:
                 # An expected error comes as a value: raised in a worker it would carry the worker's traceback.
@@ -169,7 +171,7 @@ class SlotWriter(Dataset):
             for group in self._decode(samples, images, indices, bad_images):
                 # A replacement takes the draws of the image it replaces; it may be in this batch itself.
                 rows = list(group)
-                crops = self._crop.many(list(group.values()), [samples[row] for row in rows], spec.image_size)
+                crops = self._crop(list(group.values()), [samples[row] for row in rows], spec.image_size)
                 for row, square in zip(rows, crops, strict=True):
                     images[row].copy_(square)
         except ProcessError as error:
@@ -234,7 +236,7 @@ def prefetch_to_device(
     the device has streams, copy and preparation run on a side stream: the host runs ahead of the device and asks for
     the next batch while the device still computes the step before.
     """
-    if not capabilities(device.type).streams:
+    if "streams" not in capabilities(device.type):
         for batch in batches:
             yield Prefetched(batch.bad_images, functools.partial(prepare, batch.to(device)))
         return

@@ -1,9 +1,12 @@
-"""The registry of image sources: `--data` to a module that opens them."""
+"""The registry of image sources: `--data` to a module that opens them; and the split of one source in two."""
 
+import hashlib
 from collections.abc import Iterable
 
+import numpy as np
+
 from resnet_in1k.data import builtin, hf_dataset, image_folder, tar_shards
-from resnet_in1k.data.dataset import Divisible, Source, SourceFacts, SourceType, Split, split_by_hash
+from resnet_in1k.data.dataset import Divisible, Source, SourceFacts, SourceType, Split
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 
@@ -37,6 +40,33 @@ def open_whole(data: str) -> Divisible:
     if not hasattr(source_type, "open_whole"):
         raise UserError(f"--val-share is for images without a val split; {data} has one")
     return source_type.open_whole(data)
+
+
+def split_by_hash(source: Divisible, split: Split, val_share: float) -> Source:
+    """Return one split of `source`: val has the images with a hash of their key below `val_share`.
+
+    An added image does not move another one, unless a split would have no image of its class.
+
+    Raises:
+        UserError: if a class has one image only.
+    """
+    hashes = (int.from_bytes(hashlib.sha256(source.key(index)).digest()[:8], "big") for index in range(len(source)))
+    places = np.fromiter(hashes, np.uint64, len(source)) / 2**64  # uniform in 0 … 1
+    is_val = places < val_share
+    by_class = np.argsort(source.labels, kind="stable")
+    ends = np.cumsum(np.bincount(source.labels, minlength=len(source.class_names)))
+    for name, members in zip(source.class_names, np.split(by_class, ends[:-1]), strict=True):
+        if len(members) == 1:
+            image = source.image_name(int(members[0]))
+            raise UserError(
+                f"--val-share {val_share:g}: class {name} has one image, {image}, which cannot be in both splits; "
+                "add images, or remove the class"
+            )
+        if len(members) and not is_val[members].any():
+            is_val[members[places[members].argmin()]] = True
+        elif len(members) and is_val[members].all():
+            is_val[members[places[members].argmax()]] = False
+    return source.take(np.flatnonzero(is_val if split == "val" else ~is_val), split)
 
 
 def open_train_and_val(data: str, val_share: float = 0.0, rescan: bool = False) -> tuple[Source, Source]:

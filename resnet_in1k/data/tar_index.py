@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_in1k.data.dataset import IMAGE_SUFFIXES
-from resnet_in1k.data.packed_bytes import PackedBytes, read_cache, write_cache
+from resnet_in1k.data.dataset import IMAGE_SUFFIXES, PackedBytes, read_cache, write_cache
+from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import cache_file, digest_of
-from resnet_in1k.utils.pool import Progress, run_parallel
+from resnet_in1k.utils.files import cache_file
+from resnet_in1k.utils.pool import run_parallel
 
 MAX_LABEL_BYTES = 1 << 20
 """Larger `.cls` and `.json` entries are ignored."""
@@ -56,25 +56,21 @@ def index_shards(shards: Sequence[Path]) -> ShardIndex:
     Raises:
         UserError: naming the shard, if it cannot be read, is incomplete, or has an image without a label.
     """
-    stats, names = stats_of(shards), [shard.name for shard in shards]
-    for file in _cache_files(shards):
-        cached = read_cache(file)
-        if cached and cached[0].get("shards") == names and np.array_equal(cached[2].pop("stats", None), stats):
-            return ShardIndex(tuple(map(str, shards)), stats, cached[1], **cached[2])
+    stats, cache = stats_of(shards), cache_file("shards", shards, ".npz")
+    cached = read_cache(cache)
+    if cached and np.array_equal(cached[2].pop("stats", None), stats):
+        return ShardIndex(tuple(map(str, shards)), stats, cached[1], **cached[2])
     index = _build(shards, stats)
     columns = {name: getattr(index, name) for name in ("stats", "shard_of", "offsets", "sizes", "labels")}
-    for file in _cache_files(shards):
-        with contextlib.suppress(OSError):  # the shards' own folder may be read-only
-            write_cache(file, {"shards": names}, index.keys, **columns)
-            break
+    with contextlib.suppress(OSError):  # without a cache the next run indexes again
+        write_cache(cache, {}, index.keys, **columns)
     return index
 
 
 def forget_index(shards: Sequence[Path]) -> None:
     """Delete the cached index."""
-    for file in _cache_files(shards):
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        cache_file("shards", shards, ".npz").unlink(missing_ok=True)
 
 
 def stats_of(shards: Iterable[Path]) -> np.ndarray:
@@ -86,38 +82,26 @@ def stats_of(shards: Iterable[Path]) -> np.ndarray:
     return np.array([(status.st_size, status.st_mtime_ns) for status in statuses], dtype=np.int64)
 
 
-def _cache_files(shards: Sequence[Path]) -> list[Path]:
-    """Return two places for the cached index: next to the shards and, if that is read-only, in the user's cache."""
-    if not shards:
-        return []
-    return [
-        shards[0].parent / f".index-{digest_of(shard.name for shard in shards)}.npz",
-        cache_file("shards", shards, ".npz"),
-    ]
-
-
 def _build(shards: Sequence[Path], stats: np.ndarray) -> ShardIndex:
     from resnet_in1k.utils.device import usable_cores  # imports psutil, which prediction does not need
 
-    progress = Progress(only_if_long=True)
-    progress.start(len(shards), f"index of {shards[0].parent}", "shards")
-    found: dict[Path, tuple[list[bytes], np.ndarray]] = {}
-    for shard, *samples in run_parallel(read_shard, shards, usable_cores()):
-        found[shard] = samples
-        progress.add(1)
-    progress.finish()
-    keys = list(itertools.chain.from_iterable(found[shard][0] for shard in shards))
+    keys, rows = list[bytes](), list[np.ndarray]()
+    with progress_bar(len(shards), f"index of {shards[0].parent}", "shards", only_if_long=True) as bar:
+        for keys_of_shard, rows_of_shard in run_parallel(read_shard, shards, usable_cores()):
+            keys += keys_of_shard
+            rows.append(rows_of_shard)
+            bar.update()
     if not keys:
         raise UserError(f"{shards[0].parent}: no images with labels in the {len(shards)} shards")
-    shard_of = np.repeat(np.arange(len(shards)), [len(found[shard][0]) for shard in shards])
-    numbers = np.concatenate([found[shard][1] for shard in shards])
+    shard_of = np.repeat(np.arange(len(shards)), [len(each) for each in rows])
+    numbers = np.concatenate(rows)
     order = sorted(range(len(keys)), key=keys.__getitem__)  # stable: equal keys stay in the order of the shards
     columns = [column[order] for column in (shard_of, *numbers.T)]
     return ShardIndex(tuple(map(str, shards)), stats, PackedBytes(map(keys.__getitem__, order)), *columns)
 
 
-def read_shard(shard: Path) -> tuple[Path, list[bytes], np.ndarray]:
-    """Return the shard, the keys of its images and, (n, 3) int64, their offsets, sizes and labels.
+def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray]:
+    """Return the keys of a shard's images and, (n, 3) int64, their offsets, sizes and labels.
 
     Raises:
         UserError: if it is not a complete tar file, or has an image without a label or a label without an image.
@@ -134,7 +118,7 @@ def read_shard(shard: Path) -> tuple[Path, list[bytes], np.ndarray]:
         raise UserError(f"{shard} is truncated or not a tar file ({error}); copy or write it again") from None
     except OSError as error:
         raise UserError(f"{shard} cannot be read: {error.strerror or error}") from None
-    return shard, keys, np.array(rows, np.int64).reshape(-1, 3)
+    return keys, np.array(rows, np.int64).reshape(-1, 3)
 
 
 def intact_entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

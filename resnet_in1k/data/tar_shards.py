@@ -7,6 +7,7 @@
 import errno
 import functools
 import glob
+import io
 import itertools
 import os
 import re
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from braceexpand import braceexpand
 
-from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, SourceFacts, Split, fingerprint_of
+from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, Source, SourceFacts, Split, fingerprint_of
 from resnet_in1k.data.tar_index import ShardIndex, forget_index, index_shards
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
@@ -35,41 +37,29 @@ READ_AHEAD_BYTES = 128 << 10
 LEFT_AFTER_READS = 1000
 """A shard that was not read this many times in a row has left the window. It is read again in a later epoch, and may
 have been dropped from memory by then."""
-_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSource:
-    """One split in tar shards."""
+class ShardSource(Source):
+    """Images in tar shards; `labels` are those of the index."""
 
-    name: str
-    split: Split
-    class_names: tuple[str, ...]
     index: ShardIndex
-    note: str = ""
     in_windows: bool = False
     """The sampler reads a few shards at a time: a shard is read ahead at its first image, and the fingerprint includes
     the shard of each image."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.index.labels
-
-    def __len__(self) -> int:
-        return len(self.index)
 
     def key(self, index: int) -> bytes:
         return self.index.keys[index]
 
     def take(self, indices: np.ndarray, split: Split) -> "ShardSource":
-        return replace(self, split=split, index=self.index.take(indices))
+        return replace(self, split=split, labels=self.labels[indices], index=self.index.take(indices))
 
     def read(self, index: int) -> np.ndarray:
         shard, offset = int(self.index.shard_of[index]), int(self.index.offsets[index])
         path, stat = self.index.shards[shard], tuple(self.index.stats[shard].tolist())
         data = np.empty(self.index.sizes[index], dtype=np.uint8)
         try:
-            descriptor = _open_shard(path, stat).descriptor
+            descriptor = _open_shard(path, stat).fileno()
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != stat:
                 raise OSError(errno.ENODATA, f"{path} has changed since it was indexed; rerun to index it again")
@@ -96,22 +86,11 @@ class ShardSource:
         return fingerprint_of(self.class_names, *arrays, *([index.shard_of] if self.in_windows else []))
 
 
-class _OpenShard:
-    """An open file, closed when the last reference to it is gone. Each read passes its offset, so workers share it."""
-
-    descriptor = -1
-
-    def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
 @functools.lru_cache(MAX_OPEN_SHARDS)
-def _open_shard(path: str, stat: tuple[int, int]) -> _OpenShard:
-    return _OpenShard(path)  # `stat` is part of the key: a shard that was replaced and indexed again is opened again
+def _open_shard(path: str, stat: tuple[int, int]) -> io.FileIO:
+    # `stat` is part of the key: a shard that was replaced and indexed again is opened again. A file that leaves the
+    # cache closes itself. Each read passes its offset, so workers share the files that they inherit.
+    return open(path, "rb", buffering=0)
 
 
 _num_reads = itertools.count()
@@ -186,7 +165,8 @@ def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> 
         )
     missing = np.setdiff1d(np.arange(len(class_names)), index.labels) if split == "train" else ()
     note = f"no training images of {len(missing)} classes, such as {class_names[missing[0]]}" if len(missing) else ""
-    return ShardSource(name=data, split=split, class_names=tuple(class_names), index=index, note=note)
+    columns = {"labels": index.labels, "index": index, "note": note}
+    return ShardSource(name=data, split=split, class_names=tuple(class_names), **columns)
 
 
 def read_class_names(file: Path) -> list[str] | None:
@@ -244,7 +224,10 @@ def _in_folder(place: str, name_pattern: str = "") -> list[Path]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    found = {name: glob.glob(name) for name in expand_braces(pattern)}
+    try:
+        found = {name: glob.glob(name) for name in braceexpand(pattern, escape=False)}
+    except ValueError as error:
+        raise UserError(f"shards:{pattern}: {error}; braces are for {{000..123}}, {{a,b}} and {{split}}") from None
     missing = [name for name, paths in found.items() if not paths]
     if 0 < len(missing) < len(found):
         raise UserError(f"{pattern}: {len(missing):,} of {len(found):,} are missing: {shorten(missing)}")
@@ -273,21 +256,3 @@ def _check_complete(folder: Path) -> None:
             f"{folder}: {len(missing):,} of {len(names):,} shards are missing: {shorten(missing)}; copy them there, or "
             "rerun the prepare_data.py command that wrote the others"
         )
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Expand `a-{00..02}.tar` and `{a,b}.tar` as Bash does; `{split}` stays. Raises UserError for other braces."""
-    if "{" in _BRACES.sub("", pattern.replace("{split}", "")):
-        raise UserError(f"{pattern}: braces are for {{000..123}}, {{a,b}} and {{split}}, and cannot be nested")
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    first, last, words = match.groups()
-    if words is not None:
-        choices = words.split(",")
-    else:
-        is_padded = any(len(bound) > 1 and bound.startswith("0") for bound in (first, last))
-        width = max(len(first), len(last)) if is_padded else 0
-        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    ends = expand_braces(pattern[match.end() :])
-    return [pattern[: match.start()] + choice + end for choice in choices for end in ends]

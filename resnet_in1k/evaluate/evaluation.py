@@ -111,7 +111,7 @@ def eval_loader(
     """Return a loader for `evaluate_model`; by default an image that cannot be decoded is blank."""
     return Loader(
         source,
-        preprocessing.crop,
+        preprocessing.crop_all,
         batch_size=batch_size,
         largest_image_size=preprocessing.image_size,
         num_workers=num_workers,

@@ -38,14 +38,15 @@ def write_report(evaluation: Evaluation, source: Source, folder: Path) -> dict[s
     names = human_names(evaluation.class_names)
     confusion = confusion_matrix(predictions, len(names))
     scores = class_scores(predictions, len(names))
-    balanced_accuracy, macro_f1 = balanced_scores(scores)
+    _, recall, f1, num_images = scores
+    present = num_images > 0
     summary = {
         "top1_accuracy": evaluation.top1_accuracy,
         "top5_accuracy": evaluation.top5_accuracy,
         "num_images": evaluation.num_images,
         "num_bad_images": len(evaluation.bad_images),
-        "balanced_accuracy": balanced_accuracy,
-        "macro_f1": macro_f1,
+        "balanced_accuracy": float(recall[present].mean()),
+        "macro_f1": float(f1[present].mean()),
         "expected_calibration_error": calibration_error(predictions),
         "mean_confidence": float(predictions.confidences.mean()),
     }
@@ -75,12 +76,6 @@ def class_scores(predictions: Predictions, num_classes: int) -> Scores:
     return precision_recall_fscore_support(predictions.labels, first, labels=classes, zero_division=0.0)
 
 
-def balanced_scores(scores: Scores) -> tuple[float, float]:
-    """Return balanced accuracy and macro F1: means over the classes that have images, each with the same weight."""
-    _, recall, f1, num_images = scores
-    return float(recall[num_images > 0].mean()), float(f1[num_images > 0].mean())
-
-
 def per_class_rows(evaluation: Evaluation, scores: Scores) -> list[tuple[object, ...]]:
     """Return rows of PER_CLASS_COLUMNS in the order of the classes; a class without images has empty scores."""
     columns = (
@@ -99,10 +94,9 @@ def per_class_rows(evaluation: Evaluation, scores: Scores) -> list[tuple[object,
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
     """Return (C, C) int64: rows are true classes, columns predicted ones; unreadable images are left out."""
-    first = predictions.top_ids[:, 0]
-    readable = first != NO_CLASS
-    cells = predictions.labels[readable] * num_classes + first[readable]
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(predictions.labels, predictions.top_ids[:, 0], labels=np.arange(num_classes))
 
 
 def confused_pairs(confusion: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, int]]:

@@ -1,7 +1,6 @@
 """Confidence intervals, and comparison of two evaluations: their conditions, counts and images."""
 
 import base64
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,9 @@ COMPARED_CONDITIONS = dict.fromkeys(("split", "num_images", "num_classes", "imag
 
 def confidence_interval(correct: int, total: int) -> tuple[float, float]:
     """Return Wilson's 95% interval of a proportion, https://doi.org/10.1080/01621459.1927.10502953."""
-    z = 1.959964
-    share, spread = correct / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return middle - half, middle + half
+    from scipy.stats import binomtest  # takes a second
+
+    return tuple(binomtest(correct, total).proportion_ci(method="wilson"))
 
 
 @dataclass(frozen=True)

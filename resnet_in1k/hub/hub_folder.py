@@ -5,11 +5,10 @@ recipe.json and curves.png, and exported networks that were evaluated.
 """
 
 import math
-import operator
 import re
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import safetensors
 import torch
@@ -21,7 +20,6 @@ from resnet_in1k.model.exported import is_exported
 from resnet_in1k.model.foreign import CONFIG_NAME
 from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
 from resnet_in1k.model.weights import PREFIXES, WEIGHTS_NAME
-from resnet_in1k.recipes.recipe import Interpolation
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
@@ -35,9 +33,7 @@ def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") 
     """Check everything that is published, and write `RUN/hub/` in place of an earlier one.
 
     Raises:
-        UserError: if the repository id or license has the wrong form; if the metrics are missing, partial, not finite
-            or of different weights; if the weights do not fit, have prefixes or are not finite; if a file cannot be
-            read or written.
+        UserError: for metrics that are missing, partial, not finite or of other weights, and for broken weights.
     """
     _check_names(repo_id, license)
     try:
@@ -180,10 +176,6 @@ def _inconsistency(result: dict[str, Any], num_classes: int) -> str | None:
         return "the loss is not finite"
     if {len(columns[0]), len(result["class_names"])} != {num_classes}:
         return f"the weights have {num_classes} classes, but {len(result['class_names'])} are named"
-    if min(operator.index(result[name]) for name in ("image_size", "resize_size", "top_k")) < 1:
-        return "image size, resize size and top_k must be at least 1"
-    if result["interpolation"] not in get_args(Interpolation):
-        return f"unknown interpolation {result['interpolation']!r}"
     return None if isinstance(result["data"], str) and result["data"] else "the data have no name"
 
 

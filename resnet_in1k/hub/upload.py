@@ -4,6 +4,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -32,22 +33,26 @@ STATUS_MEANINGS = {
 }
 
 
+@dataclass
 class Upload:
     """Upload of one hub folder; `pr` opens a pull request in place of a commit to `revision`."""
 
-    def __init__(
-        self, folder: Path, run_weights: Path, repo_id: str, private: bool, revision: str, pr: bool, say: Say = print
-    ):
+    folder: Path
+    run_weights: Path
+    repo_id: str
+    private: bool
+    revision: str
+    pr: bool
+    say: Say = print
+
+    def __post_init__(self) -> None:
         from huggingface_hub import HfApi, get_token
 
-        self.folder, self.run_weights, self.repo_id = folder, run_weights, repo_id
-        self.private, self.revision, self.pr, self.say = private, revision, pr, say
         self.token = get_token() or ""
         if not self.token:
             raise UserError("no token for the Hub: run `hf auth login`, or set HF_TOKEN")
-        self.api = HfApi(token=self.token)
-        self.files = files_in(folder)
-        self.title = f"Publish {repo_id.split('/')[1]}, {files.sha256_of(folder / WEIGHTS_NAME)[:12]}"
+        self.api, self.files = HfApi(token=self.token), files_in(self.folder)
+        self.title = f"Publish {self.repo_id.split('/')[1]}, {files.sha256_of(self.folder / WEIGHTS_NAME)[:12]}"
         self.progress = "nothing was published"
 
     def run(self) -> None:

@@ -40,10 +40,6 @@ class ExportedNetwork(torch.nn.Module):
             parts.append(torch.from_numpy(self._logits(full.contiguous().numpy())[: len(part)]))
         return torch.cat(parts).to(images.device)
 
-    def check_image_size(self, image_size: int, file: Path) -> None:
-        if self.image_size not in (0, image_size):
-            raise UserError(f"{file} takes images of {self.image_size} px, not of {image_size}; leave out --image-size")
-
 
 def is_exported(file: Path) -> bool:
     return file.suffix in SUFFIXES

@@ -37,7 +37,7 @@ class StochasticDepth:
         generator = rng.generator(self._seed, Stream.STOCHASTIC_DEPTH, step)
         kept = torch.rand(self._global_batch_size, len(self._keep), generator=generator) < self._keep
         factors = (kept / self._keep)[self._rows][:num_images]  # the preflight has fewer images than the share
-        pin = capabilities(self._device.type).pinned_memory
+        pin = "pinned_memory" in capabilities(self._device.type)
         return (factors.pin_memory() if pin else factors).to(self._device, non_blocking=pin)
 
     def use(self, factors: Tensor) -> None:

@@ -67,7 +67,7 @@ class ResNet(resnet.ResNet, PyTorchModelHubMixin):
             except (OSError, ValueError) as error:
                 raise UserError(f"{image} cannot be read ({error})") from None
         preprocessing, device, was_training = self.preprocessing, self.fc.weight.device, self.training
-        square = preprocessing.crop(pixels, None, preprocessing.image_size).unsqueeze(0).to(device)
+        square = preprocessing.crop(pixels).unsqueeze(0).to(device)
         self.eval()
         try:
             with torch.inference_mode(), reproducible_float32():

@@ -11,9 +11,9 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.model import foreign
 from resnet_in1k.model.exported import is_exported, read_facts
-from resnet_in1k.model.foreign import RGB, ForeignConfig, as_rgb, check_size
+from resnet_in1k.model.foreign import ForeignConfig, as_rgb, check_size
 from resnet_in1k.model.weights import PICKLE_NAME, WEIGHTS_NAME, weights_file
-from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, Recipe, crop_ratio_for, resize_size_for
+from resnet_in1k.recipes.recipe import PublishedWeights, Recipe, crop_ratio_for, resize_size_for
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, find_run, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
@@ -63,23 +63,11 @@ class Weights(ForeignConfig):
                 raise UserError(f"{self.file}: its class names are not a list of texts")
             object.__setattr__(self, "class_names", [printable(name) for name in names])
 
-    def preprocessing(
-        self,
-        image_size: int | None = None,
-        eval_crop_ratio: float | None = None,
-        interpolation: Interpolation | None = None,
-        mean: RGB | None = None,
-        std: RGB | None = None,
-    ) -> EvalPreprocessing:
-        """Return the preprocessing of these weights, with the given values in place of the recorded ones."""
+    def preprocessing(self, image_size: int | None = None) -> EvalPreprocessing:
+        """Return the recorded preprocessing, for another image size if one is given."""
         size = image_size or self.image_size
-        return EvalPreprocessing(
-            size,
-            resize_size_for(size, eval_crop_ratio or self.eval_crop_ratio),
-            interpolation or self.interpolation,
-            mean or self.mean,
-            std or self.std,
-        )
+        resize_size = resize_size_for(size, self.eval_crop_ratio)
+        return EvalPreprocessing(size, resize_size, self.interpolation, self.mean, self.std)
 
 
 def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights:

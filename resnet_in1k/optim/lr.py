@@ -68,19 +68,8 @@ def lr_at(step: int, counts: StepCounts) -> float:
 
 
 def describe_lr(recipe: Recipe) -> str:
-    """Return the schedule as text, such as "1 epoch of warm-up to 0.02, then cosine to 0"."""
-    warmup = ""
-    if recipe.warmup_epochs:
-        start = f" from {recipe.warmup_start_factor * recipe.lr:g}" if recipe.warmup_start_factor else ""
-        epochs = "epoch" if recipe.warmup_epochs == 1 else "epochs"
-        warmup = f"{recipe.warmup_epochs:g} {epochs} of warm-up{start} to "
-    every = "epoch" if recipe.lr_step_epochs == 1 else f"{recipe.lr_step_epochs} epochs"
-    milestones = ", ".join(f"{epoch:g}" for epoch in recipe.lr_milestones)
-    after = {
-        "step": f", × {recipe.lr_step_factor:g} every {every}",
-        "multi_step": f", × {recipe.lr_step_factor:g} after {milestones} epochs",
-        "cosine": f", then cosine to {recipe.lr_floor:g}",
-        "linear": f", then linear to {recipe.lr_floor:g}",
-        "polynomial": f", then polynomial of power {recipe.lr_power:g} to {recipe.lr_floor:g}",
-    }
-    return f"{warmup}{recipe.lr:g}" + after.get(recipe.lr_schedule, f", then {recipe.lr_schedule}")
+    """Return the schedule as text, such as "0.02 (warm-up until epoch 1), then cosine"."""
+    warmup = f" (warm-up until epoch {recipe.warmup_epochs:g})" if recipe.warmup_epochs else ""
+    drops = {"step": f"every {recipe.lr_step_epochs} epochs", "multi_step": f"after {recipe.lr_milestones} epochs"}
+    drop = f" × {recipe.lr_step_factor:g} {drops[recipe.lr_schedule]}" if recipe.lr_schedule in drops else ""
+    return f"{recipe.lr:g}{warmup}, then {recipe.lr_schedule}{drop}"

@@ -21,14 +21,14 @@ import numpy as np
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from resnet_in1k.data import image_folder
-from resnet_in1k.data.dataset import FileSource, Source, Split
-from resnet_in1k.data.packed_bytes import PackedBytes
+from resnet_in1k.data.dataset import FileSource, PackedBytes, Source, Split
 from resnet_in1k.data.tar_index import ShardIndex, intact_entries, stats_of
 from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.utils import files, imagenet
+from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import file_size
-from resnet_in1k.utils.pool import Progress, run_parallel
+from resnet_in1k.utils.pool import run_parallel
 
 MAX_IMAGE_BYTES = 100 << 20
 """ImageNet's largest file has 16 MB."""
@@ -54,9 +54,7 @@ def refuse_partial(problem: str) -> None:
     raise UserError(f"{problem}; download it again, or give --allow-partial if this is intended")
 
 
-def open_archives(
-    archives: Archives, refuse: Refuse, processes: int, progress: Progress
-) -> tuple[ShardSource, ShardSource]:
+def open_archives(archives: Archives, refuse: Refuse, processes: int) -> tuple[ShardSource, ShardSource]:
     """Open the training and validation images.
 
     Raises:
@@ -64,22 +62,21 @@ def open_archives(
     """
     for name, path in archives._asdict().items():
         file_name, expected = ARCHIVE_META[name]
-        if (actual := md5_of(path, progress)) != expected:
+        if (actual := md5_of(path)) != expected:
             refuse(f"{path} is not ImageNet's {file_name}: its md5 is {actual}, not {expected}")
     wnid_of_image = read_devkit(archives.devkit)
-    _, names, places = _list_archive(archives.train, CLASS_NAMES, MAX_CLASS_BYTES)
+    names, places = _list_archive(archives.train, CLASS_NAMES, MAX_CLASS_BYTES)
     class_names = tuple(name.removesuffix(".tar") for name in names)
-    progress.start(len(names), f"entries of {archives.train.name}", "classes")
     list_class = partial(_list_archive, archives.train, TRAIN_NAMES, MAX_IMAGE_BYTES)
     jobs = list(zip(class_names, *places.T.tolist(), strict=True))
     images: dict[str, tuple[list[str], np.ndarray]] = {}
-    for wnid, *listed in run_parallel(list_class, jobs, processes):
-        images[wnid] = listed
-        progress.add(1)
-    progress.finish()
+    with progress_bar(len(names), f"entries of {archives.train.name}", "classes") as bar:
+        for wnid, listed in zip(class_names, run_parallel(list_class, jobs, processes), strict=True):
+            images[wnid] = listed
+            bar.update()
     train = _source(archives.train, "train", class_names, images)
 
-    _, names, places = _list_archive(archives.val, VAL_NAMES, MAX_IMAGE_BYTES)
+    names, places = _list_archive(archives.val, VAL_NAMES, MAX_IMAGE_BYTES)
     members: dict[str, list[int]] = {wnid: [] for wnid in class_names}
     for position, name in enumerate(names):
         wnid = wnid_of_image.get(int(name.removeprefix("ILSVRC2012_val_")[:8]))
@@ -94,11 +91,11 @@ def open_archives(
 
 def _list_archive(
     path: Path, pattern: re.Pattern[str], max_bytes: int, inner: tuple[str, int, int] = ("", 0, 0)
-) -> tuple[str, list[str], np.ndarray]:
+) -> tuple[list[str], np.ndarray]:
     """List a tar file or, with `inner`, the archive of a class in it: its WordNet id, offset and size.
 
     Returns:
-        The WordNet id; the names of the entries, sorted; their offsets in the file and their sizes, (n, 2) int64.
+        The names of the entries, sorted; their offsets in the file and their sizes, (n, 2) int64.
 
     Raises:
         UserError: naming the first entry that is not a file with such a name and size, or if the archive is truncated.
@@ -128,7 +125,7 @@ def _list_archive(
     if not places:
         raise UserError(f"{where}: no entries in it; download it again")
     names = sorted(places)
-    return wnid, names, np.array([places[name] for name in names], dtype=np.int64)
+    return names, np.array([places[name] for name in names], dtype=np.int64)
 
 
 def _source(
@@ -139,7 +136,7 @@ def _source(
     labels = np.repeat(np.arange(len(class_names)), [len(images[wnid][0]) for wnid in class_names])
     offsets, sizes = np.concatenate([images[wnid][1] for wnid in class_names]).T.copy()
     index = ShardIndex((str(path),), stats_of([path]), keys, np.zeros_like(labels), offsets, sizes, labels)
-    return ShardSource(name=str(path), split=split, class_names=class_names, index=index)
+    return ShardSource(name=str(path), split=split, class_names=class_names, labels=labels, index=index)
 
 
 def read_devkit(path: Path) -> dict[int, str]:
@@ -181,7 +178,7 @@ def _check_counts(sources: Iterable[Source], refuse: Refuse) -> None:
             refuse(f"{len(source.class_names):,} classes in {source.name}, which are not ImageNet-1k's 1,000")
 
 
-def md5_of(path: Path, progress: Progress) -> str:
+def md5_of(path: Path) -> str:
     """Return the md5 sum of a file; cached, as 138 GB take minutes, while size, times and inode are the same."""
     try:
         status, cache = path.stat(), files.cache_file("md5", [path], ".json")
@@ -190,12 +187,10 @@ def md5_of(path: Path, progress: Progress) -> str:
         if cached.get("stamp") == stamp and "md5" in cached:
             return str(cached["md5"])
         digest = hashlib.md5(usedforsecurity=False)
-        progress.start(status.st_size >> 20, f"md5 of {path.name}", "MB")
-        with path.open("rb") as file:
+        with path.open("rb") as file, progress_bar(status.st_size >> 20, f"md5 of {path.name}", "MB") as bar:
             while block := file.read(16 << 20):
                 digest.update(block)
-                progress.add(len(block) >> 20)
-        progress.finish()
+                bar.update(len(block) >> 20)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     with contextlib.suppress(OSError):  # without a cache the next run computes the sum again

@@ -12,8 +12,9 @@ import numpy as np
 from resnet_in1k.data.dataset import Source, Split
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.registry import check_same_classes, open_source, open_whole
+from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.pool import Progress, run_parallel
+from resnet_in1k.utils.pool import run_parallel
 
 IMAGES_PER_JOB = 256
 _WNID = re.compile(r"(n\d{8})_\d+\b")
@@ -52,22 +53,20 @@ def open_for_verification(data: str, val_share: float) -> tuple[list[Source], li
     return sources, problems
 
 
-def verify(sources: list[Source], processes: int, progress: Progress) -> Iterator[Problem]:
+def verify(sources: list[Source], processes: int) -> Iterator[Problem]:
     """Yield the problems of each image, split by split, then the images that an earlier split has, too.
 
     Memory: eight bytes of hash per image.
     """
     hashes = []
     for source in sources:
-        found = np.zeros(len(source), dtype=np.uint64)
-        progress.start(len(source), f"{source.name} {source.split}")
-        jobs = list(range(0, len(source), IMAGES_PER_JOB))
-        for start, part, problems in run_parallel(functools.partial(_verify_part, source), jobs, processes):
-            found[start : start + len(part)] = part
-            progress.add(len(part))
-            yield from problems
-        progress.finish()
-        hashes.append(found)
+        parts, jobs = list[np.ndarray](), list(range(0, len(source), IMAGES_PER_JOB))
+        with progress_bar(len(source), f"{source.name} {source.split}") as bar:
+            for part, problems in run_parallel(functools.partial(_verify_part, source), jobs, processes):
+                parts.append(part)
+                bar.update(len(part))
+                yield from problems
+        hashes.append(np.concatenate(parts))
     for place, (source, found) in enumerate(zip(sources, hashes, strict=True)):
         for other, earlier in zip(sources[:place], hashes[:place], strict=True):
             values, first_places = np.unique(earlier, return_index=True)
@@ -82,8 +81,8 @@ def verify(sources: list[Source], processes: int, progress: Progress) -> Iterato
                     yield Problem(source.image_name(index), "duplicate", f"the same bytes as {other.image_name(twin)}")
 
 
-def _verify_part(source: Source, start: int) -> tuple[int, np.ndarray, list[Problem]]:
-    """Return the start, the hashes of the images, (n,) uint64 with 0 for an empty image, and the problems."""
+def _verify_part(source: Source, start: int) -> tuple[np.ndarray, list[Problem]]:
+    """Return the hashes of the images, (n,) uint64 with 0 for an empty image, and the problems."""
     problems, hashes = [], []
     for index in range(start, min(start + IMAGES_PER_JOB, len(source))):
         name, data = source.image_name(index), b""
@@ -102,4 +101,4 @@ def _verify_part(source: Source, start: int) -> tuple[int, np.ndarray, list[Prob
         if match and re.fullmatch(r"n\d{8}", class_name) and match[1] != class_name:
             problems.append(Problem(name, "misfiled", f"named for {match[1]}, in the folder of {class_name}"))
         hashes.append(int.from_bytes(hashlib.sha256(data).digest()[:8], "big") if data else 0)
-    return start, np.array(hashes, dtype=np.uint64), problems
+    return np.array(hashes, dtype=np.uint64), problems

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import sys
 import tarfile
 import time
 from collections import Counter
@@ -26,9 +27,10 @@ from resnet_in1k.data.decode import decode
 from resnet_in1k.data.image_folder import PARTIAL
 from resnet_in1k.data.tar_shards import CLASSES_NAME, PLAN_NAME, planned_shards, read_class_names
 from resnet_in1k.utils import files
+from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import file_size
-from resnet_in1k.utils.pool import Progress, run_parallel
+from resnet_in1k.utils.pool import run_parallel
 
 JPEG_QUALITY, JPEG_SUBSAMPLING = 90, "4:2:0"
 """Like most of ImageNet's own files; FFCV's published recipes are trained on copies of this quality."""
@@ -93,7 +95,7 @@ def content_sha256(source: Source) -> str:
     return digest.hexdigest()
 
 
-def write_folder(source: Source, folder: Path, processes: int, progress: Progress, resize_to: int = 0) -> int:
+def write_folder(source: Source, folder: Path, processes: int, resize_to: int = 0) -> int:
     """Write `folder/<class>/<name>`, except classes that are there already.
 
     Unchanged files are hard links if possible, else copies.
@@ -115,32 +117,24 @@ def write_folder(source: Source, folder: Path, processes: int, progress: Progres
             files.delete_folder(interrupted)
         for label in missing:  # all now: training refuses a folder with a partial class
             (folder / f"{PARTIAL}{names[label]}").mkdir()
-    num_left = {label: len(by_class[label]) for label in missing}
-    jobs = [
-        (label, by_class[label][start : start + IMAGES_PER_JOB])
-        for label in missing
-        for start in range(0, num_left[label], IMAGES_PER_JOB)
-    ]
-    progress.start(sum(num_left.values()), f"{folder.name} images")
+    starts = [(label, start) for label in missing for start in range(0, len(by_class[label]), IMAGES_PER_JOB)]
+    jobs = [(label, by_class[label][start : start + IMAGES_PER_JOB]) for label, start in starts]
     num_undecodable, complete, synced_at = 0, list[Path](), time.monotonic()
     write = functools.partial(_write_to_class, source, folder, resize_to)
-    for label, num_images, undecodable in run_parallel(write, jobs, processes):
-        num_undecodable += _report(progress, num_images, undecodable)
-        num_left[label] -= num_images
-        if not num_left[label]:
-            complete.append(folder / names[label])
-        if time.monotonic() - synced_at >= SYNC_EVERY_SECONDS:
-            _name_classes(complete)
-            complete, synced_at = [], time.monotonic()
-    _name_classes(complete)
-    progress.finish()
+    with progress_bar(sum(len(members) for _, members in jobs), folder.name) as bar:
+        for (label, members), undecodable in zip(jobs, run_parallel(write, jobs, processes), strict=True):
+            num_undecodable += _report(bar, len(members), undecodable)
+            if members[-1] == by_class[label][-1]:
+                complete.append(folder / names[label])
+            if time.monotonic() - synced_at >= SYNC_EVERY_SECONDS:
+                _name_classes(complete)
+                complete, synced_at = [], time.monotonic()
+        _name_classes(complete)
     return num_undecodable
 
 
-def _write_to_class(
-    source: Source, folder: Path, resize_to: int, job: tuple[int, np.ndarray]
-) -> tuple[int, int, list[str]]:
-    """Return the label, the number of images and a line for each that could not be resized."""
+def _write_to_class(source: Source, folder: Path, resize_to: int, job: tuple[int, np.ndarray]) -> list[str]:
+    """Return a line for each image that could not be resized."""
     label, members = job
     undecodable: list[str] = []
     class_name = source.class_names[label]
@@ -157,7 +151,7 @@ def _write_to_class(
             name += suffix_of(data, source.image_name(index))
         with files.user_errors():
             files.retry_once(functools.partial(_write_image, partial / name, data))
-    return label, len(members), undecodable
+    return undecodable
 
 
 def _write_image(target: Path, data: bytes) -> None:
@@ -217,9 +211,7 @@ def suffix_of(image: bytes, name: str) -> str:
     return suffix if suffix in IMAGE_SUFFIXES else ".jpg"
 
 
-def write_shards(
-    source: Source, folder: Path, shard_bytes: int, processes: int, progress: Progress, resize_to: int = 0
-) -> int:
+def write_shards(source: Source, folder: Path, shard_bytes: int, processes: int, resize_to: int = 0) -> int:
     """Write `folder/shard-000000.tar` …, except shards that are there already, and the class names above the folder.
 
     The same source gives the same bytes.
@@ -246,16 +238,15 @@ def write_shards(
         files.write_json(classes, list(source.class_names))
         present = {path.name for path in folder.iterdir()}
     missing = [number for number, name in enumerate(planned_shards(plan)) if name not in present]
-    progress.start(len(missing) * plan["images_per_shard"], f"{folder.name} shards")
     num_undecodable = 0
     write = functools.partial(_write_shard, source, folder, plan)
-    for num_images, undecodable in run_parallel(write, missing, processes):
-        num_undecodable += _report(progress, num_images, undecodable)
-    progress.finish()
+    with progress_bar(len(missing), folder.name, "shards") as bar:
+        for undecodable in run_parallel(write, missing, processes):
+            num_undecodable += _report(bar, 1, undecodable)
     return num_undecodable
 
 
-def _write_shard(source: Source, folder: Path, plan: dict[str, Any], shard: int) -> tuple[int, list[str]]:
+def _write_shard(source: Source, folder: Path, plan: dict[str, Any], shard: int) -> list[str]:
     # Shuffled, always alike: some loaders read one shard after the other.
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(source))
     members = order[shard * plan["images_per_shard"] :][: plan["images_per_shard"]].tolist()
@@ -272,7 +263,7 @@ def _write_shard(source: Source, folder: Path, plan: dict[str, Any], shard: int)
 
     with files.user_errors():
         files.write_atomically(folder / planned_shards(plan)[shard], write)
-    return len(members), undecodable
+    return undecodable
 
 
 def key_of(index: int, name: str) -> str:
@@ -288,10 +279,10 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
-def _report(progress: Progress, num_images: int, undecodable: list[str]) -> int:
-    progress.add(num_images)
+def _report(bar: Any, done: int, undecodable: list[str]) -> int:
+    bar.update(done)
     for line in undecodable:
-        progress.print(line)
+        bar.write(line, file=sys.stderr)
     return len(undecodable)
 
 
@@ -311,7 +302,7 @@ def _begin(folder: Path, plan_name: str, plan: dict[str, Any]) -> None:
 
 def check_space(folder: Path, num_bytes: int, num_files: int = 0) -> None:
     """Raise UserError if the file system has no room for that many bytes or files."""
-    place = _nearest(folder)
+    place = files.nearest_existing(folder)
     free = shutil.disk_usage(place).free
     if free < num_bytes:
         raise UserError(f"{place} has {file_size(free)} free, but {file_size(num_bytes)} are needed")
@@ -324,9 +315,5 @@ def check_space(folder: Path, num_bytes: int, num_files: int = 0) -> None:
 
 def can_link(source: Source, folder: Path) -> bool:
     """Return True for files on the folder's file system: they need no space there."""
-    return isinstance(source, FileSource) and Path(source.image_name(0)).stat().st_dev == _nearest(folder).stat().st_dev
-
-
-def _nearest(folder: Path) -> Path:
-    """Return the folder or, if it is not made yet, the one that it will be in."""
-    return next(each for each in [folder, *folder.absolute().parents] if each.is_dir())
+    target = files.nearest_existing(folder)
+    return isinstance(source, FileSource) and Path(source.image_name(0)).stat().st_dev == target.stat().st_dev

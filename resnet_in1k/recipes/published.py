@@ -5,23 +5,8 @@ Their schedules run step by step, also where the original sets the rate once an 
 
 from dataclasses import dataclass, replace
 
+from resnet_in1k.recipes import values
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.values import (
-    A1,
-    A2,
-    A3,
-    BUDGET_16,
-    DEMO,
-    FINETUNE,
-    GOYAL,
-    LINEAR_PROBE,
-    MLPERF_LARS,
-    NV_90,
-    SPRINT,
-    TUTORIAL,
-    TV1,
-    TV2,
-)
 
 
 @dataclass(frozen=True)
@@ -43,7 +28,7 @@ class NamedRecipe:
     default_data: str = "data/imagenet"
     """What `--data` is if it is not given."""
     images_per_forward_pass: int = 0
-    """At most, which decides what `--gradient-accumulation-steps` is if it is not given; 0: a whole batch."""
+    """At most, which decides what `--gradient-accumulation-steps` is if it is not given; 0: a complete batch."""
     needs_weights: bool = False
     """Whether `--init-from` must be given."""
 
@@ -56,44 +41,44 @@ time, so that the weights are those of a plain ResNet-50: the published accuracy
 
 RECIPES: dict[str, NamedRecipe] = {
     "tutorial": NamedRecipe(
-        TUTORIAL,
+        values.TUTORIAL,
         source="the two-GPU ImageNet tutorial that this project grew from",
         hardware="2 A100, 13 h",
         gpu_hours=26,
     ),
     "demo": NamedRecipe(
-        DEMO,
+        values.DEMO,
         default_data="digits",
         source="this project: a ResNet-50 on handwritten digits, through the same path as ImageNet",
-        measured="99 % of the digits in minutes on two CPU cores, see README",
+        measured="98.6% of the digits in minutes on two CPU cores, see README",
     ),
     "tv1": NamedRecipe(
-        TV1,
+        values.TV1,
         source="torchvision, IMAGENET1K_V1, https://github.com/pytorch/vision/tree/main/references/classification",
         top1=76.13,
         top5=92.862,
         hardware="8 V100",
     ),
     "tv2": NamedRecipe(
-        TV2,
+        values.TV2,
         source="torchvision, IMAGENET1K_V2, https://github.com/pytorch/vision/issues/3995",
         top1=80.858,
         top5=95.434,
         hardware="8 GPUs",
     ),
     "nv-90": NamedRecipe(
-        NV_90,
+        values.NV_90,
         source="NVIDIA, https://github.com/NVIDIA/DeepLearningExamples, PyTorch, ResNet-50 v1.5",
         top1=77.12,
         hardware="8 A100, about 3 h",
         gpu_hours=24,
     ),
-    "a3": NamedRecipe(A3, f"{_TIMM} A3", top1=78.052, top5=93.78, hardware="4 V100, 15 h", gpu_hours=60),
-    "a2": NamedRecipe(A2, f"{_TIMM} A2", top1=79.828, top5=94.56),
-    "a1": NamedRecipe(A1, f"{_TIMM} A1", top1=80.382, top5=94.598, hardware="4 V100, 4.6 days", gpu_hours=442),
-    "budget-16": NamedRecipe(BUDGET_16, _FFCV, top1=73.8, top5=90.8, hardware="8 A100, 14.9 min", gpu_hours=2.0),
+    "a3": NamedRecipe(values.A3, f"{_TIMM} A3", top1=78.052, top5=93.78, hardware="4 V100, 15 h", gpu_hours=60),
+    "a2": NamedRecipe(values.A2, f"{_TIMM} A2", top1=79.828, top5=94.56),
+    "a1": NamedRecipe(values.A1, f"{_TIMM} A1", top1=80.382, top5=94.598, hardware="4 V100, 4.6 days", gpu_hours=442),
+    "budget-16": NamedRecipe(values.BUDGET_16, _FFCV, top1=73.8, top5=90.8, hardware="8 A100, 14.9 min", gpu_hours=2.0),
     "budget-32": NamedRecipe(
-        replace(BUDGET_16, epochs=32, image_size_ramp_start=24, image_size_ramp_end=28),
+        replace(values.BUDGET_16, epochs=32, image_size_ramp_start=24, image_size_ramp_end=28),
         _FFCV,
         top1=76.6,
         top5=92.7,
@@ -101,7 +86,7 @@ RECIPES: dict[str, NamedRecipe] = {
         gpu_hours=3.8,
     ),
     "budget-88": NamedRecipe(
-        replace(BUDGET_16, epochs=88, image_size_ramp_start=66, image_size_ramp_end=77),
+        replace(values.BUDGET_16, epochs=88, image_size_ramp_start=66, image_size_ramp_end=77),
         _FFCV,
         top1=78.4,
         top5=94.1,
@@ -109,7 +94,7 @@ RECIPES: dict[str, NamedRecipe] = {
         gpu_hours=10.3,
     ),
     "goyal": NamedRecipe(
-        GOYAL,
+        values.GOYAL,
         source="P. Goyal et al., Accurate, large minibatch SGD, https://arxiv.org/abs/1706.02677; accuracy and time "
         "are those of tensorpack's reproduction, https://github.com/tensorpack/benchmarks, ResNet-Horovod",
         top1=76.1,
@@ -117,7 +102,7 @@ RECIPES: dict[str, NamedRecipe] = {
         gpu_hours=294,
     ),
     "mlperf-lars": NamedRecipe(
-        MLPERF_LARS,
+        values.MLPERF_LARS,
         source="NVIDIA's MLPerf Training v4.0, https://github.com/mlcommons/training_results_v4.0; the accuracy is the "
         "benchmark's target, which it reaches after 35 epochs",
         top1=75.9,
@@ -125,27 +110,27 @@ RECIPES: dict[str, NamedRecipe] = {
         gpu_hours=1.6,
     ),
     "one-gpu-24gb": NamedRecipe(
-        replace(A3, ema_decay=0.99998, ema_every_steps=32, publish="ema"),
+        replace(values.A3, ema_decay=0.99998, ema_every_steps=32, publish="ema"),
         source="this project: a3 with a moving average of weights, in forward passes of 256 images; a3 took 60 hours "
         "of one V100, so it is a weekend for a card as fast as that",
         images_per_forward_pass=256,
     ),
     "sprint": NamedRecipe(
-        SPRINT,
+        values.SPRINT,
         source="this project: the most for five epochs at 128 px on Imagenette, by the rules of fastai's leaderboard, "
         "https://github.com/fastai/imagenette",
         hardware="2 CPU cores",
-        measured="84.6 ± 0.2 % on Imagenette, n = 3",
+        measured="84.6 ± 0.2% on Imagenette, n = 3",
         default_data="data/imagenette",
     ),
     "finetune": NamedRecipe(
-        FINETUNE,
+        values.FINETUNE,
         source="this project: all of a trained network on other images, its last layer faster",
         measured="at 128 px, see docs/recipes.md",
         needs_weights=True,
     ),
     "linear-probe": NamedRecipe(
-        LINEAR_PROBE,
+        values.LINEAR_PROBE,
         source="this project: only the last layer of a trained network, on other images",
         measured="at 128 px, see docs/recipes.md",
         needs_weights=True,

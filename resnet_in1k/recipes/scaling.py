@@ -1,7 +1,6 @@
 """A named recipe for another batch size, number of epochs or image size."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
@@ -9,25 +8,15 @@ from resnet_in1k.recipes.recipe import Recipe
 RULES = {"none": lambda ratio: 1.0, "linear": lambda ratio: ratio, "sqrt": math.sqrt}
 """Factor on the learning rate for a batch that is `ratio` times larger. Linear keeps the expected sum of an epoch's
 updates (https://arxiv.org/abs/1706.02677), the square root keeps its variance (https://arxiv.org/abs/1404.5997)."""
-FOLLOW_EPOCHS = ("warmup_epochs", "lr_milestones", "freeze_epochs", "image_size_ramp_start", "image_size_ramp_end")
-FOLLOW_IMAGE_SIZE = ("initial_image_size", "eval_image_size")
 
 
-def scale(recipe: Recipe, *, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> Recipe:
-    """Return the recipe for these sizes; 0 leaves a size unchanged.
+def scaled_fields(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> dict[str, Any]:
+    """Return the fields that change with these sizes, the sizes included; 0 leaves a size unchanged.
 
     The recipe's rule changes `lr` and `lr_floor`. Warm-up, milestones and the epochs in which images grow keep their
     share of the run. Other image sizes keep their ratio to image_size. The period of the schedule `step` stays, so that
     such a run may be resumed with more epochs.
-
-    Raises:
-        UserError: for a number that a recipe cannot have.
     """
-    return replace(recipe, **scaled_fields(recipe, epochs, global_batch_size, image_size))
-
-
-def scaled_fields(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> dict[str, Any]:
-    """Return the fields that `scale` changes, the given sizes included."""
     changes: dict[str, Any] = {}
     if global_batch_size:
         factor = RULES[recipe.lr_batch_rule](global_batch_size / recipe.global_batch_size)
@@ -51,35 +40,3 @@ def scaled_fields(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, i
         if recipe.eval_image_size:
             changes["eval_image_size"] = max(16, round(recipe.eval_image_size * share / 16) * 16)
     return changes
-
-
-def describe_scaling(named: Recipe, recipe: Recipe) -> list[str]:
-    """Return one line for each size that differs from the named recipe, with the fields that follow it."""
-    lines = []
-    if recipe.global_batch_size != named.global_batch_size:
-        sizes = f"batch {named.global_batch_size} → {recipe.global_batch_size}"
-        rule = recipe.lr_batch_rule
-        by_rule = named.lr * RULES[rule](recipe.global_batch_size / named.global_batch_size)
-        if recipe.lr != by_rule:
-            lines.append(f"{sizes}: lr {recipe.lr:g} as given; the recipe's rule ({rule}) gives {by_rule:g}")
-        elif rule == "none":
-            lines.append(f"{sizes}: lr stays {recipe.lr:g}, the recipe has no rule")
-        else:
-            lines.append(f"{sizes}: lr {named.lr:g} → {recipe.lr:g} by the recipe's rule, {rule}")
-    for name, followers in (("epochs", FOLLOW_EPOCHS), ("image_size", FOLLOW_IMAGE_SIZE)):
-        value = getattr(recipe, name)
-        if value == getattr(named, name):
-            continue
-        in_proportion = scale(named, **{name: value})
-        changed = [
-            f"{follower} {_text(getattr(named, follower))} → {_text(getattr(recipe, follower))}"
-            for follower in followers
-            if getattr(named, follower) != getattr(in_proportion, follower) == getattr(recipe, follower)
-        ]
-        if changed:
-            lines.append(f"{name} {getattr(named, name)} → {value}, in proportion: {'; '.join(changed)}")
-    return lines
-
-
-def _text(value: float | tuple[float, ...]) -> str:
-    return ", ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else f"{value:g}"

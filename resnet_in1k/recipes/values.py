@@ -1,4 +1,4 @@
-"""What the named recipes are made of; where each comes from stands in recipes/named.py."""
+"""Values of the named recipes; published.py has the source and the accuracy of each."""
 
 from dataclasses import replace
 

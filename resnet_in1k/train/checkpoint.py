@@ -30,17 +30,11 @@ _STEP_FOLDER = re.compile(r"step_(\d+)")
 class TensorGroup(Protocol):
     """The tensors of one safetensors file of a checkpoint."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Contiguous copies on the CPU."""
-        ...
+    def tensors(self) -> dict[str, Tensor]: ...  # contiguous copies on the CPU
 
-    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
-        """Raise UserError, naming `file`, if these tensors cannot be loaded."""
-        ...
+    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None: ...  # UserError if `load` would fail
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `tensors` returned, after `check`."""
-        ...
+    def load(self, tensors: Mapping[str, Tensor]) -> None: ...  # what `tensors` returned, after `check`
 
 
 class ModelGroup:

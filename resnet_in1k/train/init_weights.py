@@ -28,9 +28,6 @@ class InitialWeights:
     note: str = ""
     """A warning for the user; "" for none."""
 
-    def describe(self) -> str:
-        return f"{self.facts['checkpoint']}, {self.facts['head']}"
-
 
 def initial_weights(
     checkpoint: str | None, recipe: Recipe, class_names: tuple[str, ...], folder: RunFolder, launch: Launch

@@ -47,10 +47,6 @@ class TrainLog:
         self._uncollected_losses: list[torch.Tensor] = []
         self._epoch_lap = Lap()
         self._steps_since_lap = 0
-        self._start_seconds = 0.0
-
-    def start(self) -> None:
-        """Start the clock of the run."""
         self._start_seconds = time.monotonic()
 
     def add(self, loss: torch.Tensor) -> None:

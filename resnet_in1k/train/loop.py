@@ -15,11 +15,11 @@ from resnet_in1k.evaluate.evaluation import evaluate_model
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.run_folder import check_resumable
 from resnet_in1k.train.agreement import check_same_program
 from resnet_in1k.train.checkpoint import load_newest_checkpoint
 from resnet_in1k.train.plan import describe_plan, forecast
 from resnet_in1k.train.preflight import out_of_memory_message, preflight
-from resnet_in1k.train.resume import check_resumable
 from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.utils.device import is_out_of_memory
 from resnet_in1k.utils.distributed import broadcast_buffers, translate_process_errors
@@ -76,7 +76,6 @@ def training_loop(run: Trainer) -> None:
     """Train from the step after the run's state to the last: batch, step, log, save, evaluate, stop if requested."""
     counts, state, log, options = run.counts, run.state, run.log, run.options
     first_step = state.step + 1
-    log.start()
     if evaluation_is_pending(run):
         evaluate(run)
     specs = run.sampler(first_step, counts.total_steps)
@@ -107,14 +106,9 @@ def training_loop(run: Trainer) -> None:
 
 
 def stop_if_requested(run: Trainer, count: int, step: int = 0) -> None:
-    """Save the run if a signal asks it to stop.
+    """Save the run after `step`, the last one done, and raise Preempted on all processes, if one has received a signal.
 
-    Args:
-        count: of steps or batches: the processes exchange their signals at some counts only.
-        step: the last step done.
-
-    Raises:
-        Preempted: on all processes, if one has received a signal.
+    `count`, of steps or batches, is the same on all processes: they exchange their signals at some counts only.
     """
     if stopped_by := run.signals.stop_requested(count):
         if run.state.step != step:

@@ -1,5 +1,6 @@
 """The plan of a run; and a dry run's schedule by epoch, with the time and price that the measured speed predicts."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,6 @@ from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import describe_lr, lr_at
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.scaling import describe_scaling
 from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
 from resnet_in1k.train.preflight import CPU_SMOKE_TEST_IMAGES, take_step
 from resnet_in1k.train.step import adjusted_ema_decay
@@ -20,7 +20,6 @@ from resnet_in1k.utils.format import count, dollars, duration
 from resnet_in1k.utils.timing import synchronize
 
 MAX_ROWS = 16
-BAR_WIDTH = 32
 CPU_STEPS, DEVICE_STEPS = 2, 20
 """Measured steps, after half as many for warm-up."""
 LOADED_IMAGES_PER_WORKER = 256
@@ -40,7 +39,6 @@ def describe_plan(run: Trainer) -> str:
         ("batch", _batch(run.counts)),
         ("steps", _steps(run.counts)),
         ("learning rate", describe_lr(recipe)),
-        *(("scaled", text) for text in (describe_scaling(named.recipe, recipe) if named else [])),
         *([("average", _average(run.counts))] if recipe.ema_decay else []),
         ("precision", f"{precision}, channels_last; evaluation in float32"),
         ("device", hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")),
@@ -55,15 +53,9 @@ def describe_plan(run: Trainer) -> str:
 
 
 def _sizes(recipe: Recipe) -> str:
-    train = f"{recipe.image_size} px"
-    if recipe.initial_image_size and recipe.image_size_ramp_start >= recipe.epochs:
-        train = f"{recipe.initial_image_size} px in all epochs"  # the run ends before the size grows
-    elif recipe.initial_image_size:
-        train = (
-            f"{recipe.initial_image_size} px, growing to {train} from epoch {recipe.image_size_ramp_start} to "
-            f"{recipe.image_size_ramp_end}"
-        )
-    return train + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size != recipe.image_size else "")
+    first, last = (train_image_size(recipe, epoch) for epoch in (1, recipe.epochs))
+    train = f"{first} px" + (f", growing to {last} px" if last != first else "")
+    return train + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size != last else "")
 
 
 def _average(counts: StepCounts) -> str:
@@ -90,31 +82,21 @@ def _steps(counts: StepCounts) -> str:
 
 
 def describe_schedule(counts: StepCounts) -> str:
-    """Return a table of epochs: learning rate at the first and the last step, with a bar, and the training image
-    size."""
-    rates = {
-        epoch: [lr_at((epoch - 1) * counts.steps_per_epoch + 1, counts), lr_at(epoch * counts.steps_per_epoch, counts)]
-        for epoch in _epochs_to_show(counts.recipe)
-    }
-    highest = max(max(both) for both in rates.values())
+    """Return a table of epochs: learning rate at the first and the last step, and the training image size."""
     lines = ["schedule      epoch  learning rate, from its first step to its last"]
-    for epoch, (first, last) in rates.items():
-        bar = "█" * max(1, round(BAR_WIDTH * last / highest))
+    for epoch in _epochs_to_show(counts.recipe):
+        last_step = epoch * counts.steps_per_epoch
+        first, last = lr_at(last_step - counts.steps_per_epoch + 1, counts), lr_at(last_step, counts)
         size = train_image_size(counts.recipe, epoch)
-        lines.append(f"              {epoch:5d}  {first:9.3g} → {last:<9.3g}  {size} px  {bar}")
+        lines.append(f"              {epoch:5d}  {first:9.3g} → {last:<9.3g}  {size} px")
     return "\n".join(lines)
 
 
 def _epochs_to_show(recipe: Recipe) -> list[int]:
-    """Epochs at which something changes, the first and the last, and others in between up to MAX_ROWS."""
-    shown = {1, recipe.epochs, round(recipe.warmup_epochs), *(round(epoch) + 1 for epoch in recipe.lr_milestones)}
-    for epoch in range(2, recipe.epochs + 1):
-        if train_image_size(recipe, epoch) != train_image_size(recipe, epoch - 1):
-            shown.add(epoch)
-    for place in range(MAX_ROWS):
-        if len(shown) >= MAX_ROWS:
-            break
-        shown.add(1 + round(place * (recipe.epochs - 1) / (MAX_ROWS - 1)))
+    """Return about MAX_ROWS epochs, evenly spaced, and those around a change of the learning rate or image size."""
+    evenly = range(1, recipe.epochs + 1, math.ceil(recipe.epochs / MAX_ROWS))
+    drops = (int(milestone) + 1 for milestone in recipe.lr_milestones)
+    shown = {*evenly, *drops, round(recipe.warmup_epochs), recipe.image_size_ramp_end, recipe.epochs}
     return sorted(epoch for epoch in shown if 1 <= epoch <= recipe.epochs)
 
 

@@ -154,7 +154,7 @@ def check_disk(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]]) -> str
         UserError: if they do not fit.
     """
     group_bytes = {name: sum(tensor.nbytes for tensor in group.values()) for name, group in tensors.items()}
-    folder, num_checkpoints = run.folder.nearest_existing(), run.options.keep_checkpoints + 2
+    folder, num_checkpoints = files.nearest_existing(run.folder.path), run.options.keep_checkpoints + 2
     existing = sum(file.stat().st_size for file in run.folder.checkpoints.rglob("*") if file.is_file())
     needed = num_checkpoints * sum(group_bytes.values()) + 2 * group_bytes["model"] - existing
     free = shutil.disk_usage(folder).free
@@ -215,7 +215,7 @@ def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]])
     Raises:
         UserError: if the loaded tensors differ from the saved ones.
     """
-    start_seconds, folder = time.monotonic(), run.folder.nearest_existing()
+    start_seconds, folder = time.monotonic(), files.nearest_existing(run.folder.path)
     with tempfile.TemporaryDirectory(dir=folder, prefix=files.TEMPORARY_FOLDER) as temporary:
         state = TrainState(step=1, grad_scaler=run.train_step.scaler_state())
         load_checkpoint(save_checkpoint(Path(temporary), state, tensors), run.groups, recipe_sha256="")

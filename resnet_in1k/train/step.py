@@ -17,7 +17,7 @@ from resnet_in1k.optim.optimizers import build_optimizer, set_lr
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils import imagenet, rng
-from resnet_in1k.utils.device import has_fused_optimizers
+from resnet_in1k.utils.device import capabilities
 from resnet_in1k.utils.rng import Stream
 
 
@@ -55,7 +55,7 @@ class TrainStep:
         if initial is not None:
             self.model.load_state_dict({**self.model.state_dict(), **initial})
         self._max_grad_norm = recipe.max_grad_norm
-        fused = accelerator.scaler is None and has_fused_optimizers(device.type)
+        fused = accelerator.scaler is None and "fused_optimizers" in capabilities(device.type)
         self.optimizer = build_optimizer(self.model, recipe, fused=fused)
         if compile:
             self.model.compile()  # in place: no wrapper, no prefix of the keys

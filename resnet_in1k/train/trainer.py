@@ -20,11 +20,10 @@ from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, precision_of, provenance
 from resnet_in1k.train.checkpoint import ModelGroup, OptimizerGroup, TensorGroup, TrainState
 from resnet_in1k.train.init_weights import initial_weights
 from resnet_in1k.train.log import TrainLog
-from resnet_in1k.train.resume import precision_of, run_facts
 from resnet_in1k.train.step import MovingAverage, TrainStep
 from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils import device
@@ -186,16 +185,23 @@ class Trainer:
             dollars_per_hour=options.dollars_per_hour,
         )
         self.state = TrainState(recipe_sha256=recipe.fingerprint(self.initial.facts["sha256"] if self.initial else ""))
-        self.facts = run_facts(
-            counts,
-            command=self.command,
-            mixed_precision=self.accelerator.mixed_precision,
-            hardware=device.hardware_name(self.device),
-            cpu_threads=self.cpu_threads,
-            compress_gradients=options.compress_gradients,
-            dollars_per_hour=options.dollars_per_hour,
-            initial=self.initial.facts if self.initial else None,
-        )
+        self.facts = self._describe_process()
+
+    def _describe_process(self) -> dict[str, Any]:
+        """Return the facts about this process, for recipe.json."""
+        options, initial = self.options, self.initial.facts if self.initial else None
+        return {
+            **({"command": list(self.command)} if self.command else {}),
+            "world_size": self.counts.num_processes,
+            "gradient_accumulation_steps": self.counts.gradient_accumulation_steps,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "compress_gradients": options.compress_gradients,
+            "hardware": device.hardware_name(self.device),
+            "cpu_threads": self.cpu_threads,
+            **({"dollars_per_hour": options.dollars_per_hour} if options.dollars_per_hour else {}),
+            **({"init_from": initial} if initial else {}),
+            **provenance(),
+        }
 
     @property
     def data_facts(self) -> dict[str, Any]:

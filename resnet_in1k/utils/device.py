@@ -62,47 +62,20 @@ def device_type() -> str:
     return accelerator.type if accelerator is not None and accelerator.type in ACCELERATE_DEVICES else "cpu"
 
 
-@dataclass(frozen=True)
-class Capabilities:
-    """Features of a device type for working while the host does something else."""
-
-    streams: bool
-    """Side streams: batches are copied and augmented there during the step before."""
-    timing_events: bool
-    """Events in the device's queue that measure the time between them."""
-    pinned_memory: bool
-    """Host memory from which the device copies while the host continues."""
-
-
 @functools.cache
-def capabilities(device: str) -> Capabilities:
-    """Probe a device type. A CPU has none of these, because it works synchronously.
+def capabilities(device: str) -> frozenset[str]:
+    """Return the names in CAPABILITIES that a device type has; a CPU works synchronously and needs only the last.
 
     This initializes the device: call it after all loader workers have been forked.
     """
-    attempts = {"streams": _try_streams, "timing_events": _try_timing_events, "pinned_memory": _try_pinned_memory}
-    here = torch.device(device)
-    return Capabilities(**{name: device != "cpu" and _works(attempt, here) for name, attempt in attempts.items()})
-
-
-@functools.cache
-def has_fused_optimizers(device: str) -> bool:
-    """True if torch's optimizers have fused kernels there."""
-    return _works(_try_fused_optimizer, torch.device(device))
+    names = CAPABILITIES if device != "cpu" else ("fused_optimizers",)
+    return frozenset(name for name in names if _works(CAPABILITIES[name][0], torch.device(device)))
 
 
 def missing_capabilities(device: str) -> list[str]:
-    """Return one line for each missing feature of a device type, with its effect; none for a CPU."""
-    if device == "cpu":
-        return []
+    """Return the effect of each missing feature of a device type, one line each; none for a CPU."""
     has = capabilities(device)
-    effects = [
-        (has.streams, "no side stream: batches are copied and augmented between steps, not during them"),
-        (has.timing_events, "no timing events: the host waits for the device to time loading and training"),
-        (has.pinned_memory, "no pinned memory: the host waits while a batch is copied to the device"),
-        (has_fused_optimizers(device), "no fused optimizer: one kernel for each operation of the update"),
-    ]
-    return [effect for is_there, effect in effects if not is_there]
+    return [effect for name, (_, effect) in CAPABILITIES.items() if device != "cpu" and name not in has]
 
 
 def _works(attempt: Callable[[torch.device], bool], device: torch.device) -> bool:
@@ -139,6 +112,15 @@ def _try_fused_optimizer(device: torch.device) -> bool:
     weight.grad = torch.ones_like(weight)
     torch.optim.SGD([weight], lr=1.0, fused=True).step()
     return weight.item() == 0
+
+
+CAPABILITIES: dict[str, tuple[Callable[[torch.device], bool], str]] = {
+    "streams": (_try_streams, "no side stream: batches are copied and augmented between steps, not during them"),
+    "timing_events": (_try_timing_events, "no timing events: the host waits for the device to time its work"),
+    "pinned_memory": (_try_pinned_memory, "no pinned memory: the host waits while a batch is copied to the device"),
+    "fused_optimizers": (_try_fused_optimizer, "no fused optimizer: one kernel for each operation of the update"),
+}
+"""Features that let the host work while the device computes: how each is tried, and the effect if it is missing."""
 
 
 def has_fast_bf16(device: str) -> bool:
@@ -254,23 +236,15 @@ def available_memory() -> int:
 
 
 def _left_in_cgroups() -> Iterator[int]:
-    """Yield the bytes left in each group that has a limit, of cgroup version 1 or 2."""
+    """Yield the bytes left in each group of cgroup version 2 that has a limit."""
     try:
-        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+        path = OWN_CGROUP.read_text(encoding="utf-8").rpartition("0::")[2].strip()
     except OSError:  # not Linux
         return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root, names = CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        group = root / path.strip("/")
-        for folder in [each for each in [group, *group.parents] if each.is_relative_to(root)]:
-            with contextlib.suppress(OSError, ValueError):  # ValueError: "max" for no limit
-                limit, usage = (int((folder / name).read_text(encoding="ascii")) for name in names[:2])
-                statistics = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
-                # The page cache counts as used, but is dropped when memory is needed.
-                yield max(0, limit - usage + int(statistics.get(names[2], 0)))
+    group = CGROUPS / path.strip("/")
+    for folder in [each for each in [group, *group.parents] if each.is_relative_to(CGROUPS)]:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max" for no limit
+            limit, usage = (int((folder / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
+            statistics = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
+            # The page cache counts as used, but is dropped when memory is needed.
+            yield max(0, limit - usage + int(statistics.get("inactive_file", 0)))

@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,6 +165,11 @@ def remove_temporaries(folder: Path, below: bool = True) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
+def nearest_existing(folder: Path) -> Path:
+    """Return the folder or, if it is not made yet, the existing one that it will be in."""
+    return next(each for each in [folder, *folder.absolute().parents] if each.is_dir())
+
+
 def is_below(path: Path, folder: Path) -> bool:
     """True if `path` is the folder or below it; neither need exist."""
     return path.resolve().is_relative_to(folder.resolve())
@@ -201,24 +206,15 @@ def cache_file(kind: str, paths: Sequence[Path], suffix: str) -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
     except RuntimeError:  # no home, such as for a container's user without a name: nothing can be written below devnull
         cache = Path(os.devnull, "resnet_in1k")
-    return cache / f"{kind}-{digest_of(str(path.absolute()) for path in paths)}{suffix}"
-
-
-def digest_of(names: Iterable[str]) -> str:
-    """Return 16 hexadecimal digits that depend on the names."""
-    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-class NoLocksError(UserError):
-    """The folder's file system has no locks."""
+    names = "\0".join(str(path.absolute()) for path in paths)
+    return cache / f"{kind}-{hashlib.sha256(os.fsencode(names)).hexdigest()[:16]}{suffix}"
 
 
 class FolderLock:
     """Lock a folder until `close` or until this process ends, however it ends.
 
     Raises:
-        NoLocksError: if the file system has no locks.
-        UserError: if another process holds the lock.
+        UserError: if another process holds the lock, or the file system has no locks.
     """
 
     def __init__(self, folder: Path):
@@ -233,8 +229,8 @@ class FolderLock:
             holder = self._file.read().strip() or "another process"
             self._file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise NoLocksError(
-                    f"{folder} cannot be locked ({error.strerror}); it must be on a file system with locks"
+                raise UserError(
+                    f"{folder} cannot be locked ({error.strerror}); choose a file system with locks"
                 ) from None
             raise UserError(f"{folder} is being written to by {holder}; wait for it or stop it first") from None
         self._file.truncate(0)

@@ -80,14 +80,8 @@ def draw_curves(records: Sequence[dict[str, Any]], title: str, top_k: int = 5) -
     if epochs:
         best = max(epochs, key=lambda record: record["top1_accuracy"])
         label = f"best: {best['top1_accuracy']:.2%} after epoch {best['epoch']}"
-        circle = {
-            "linestyle": "none",
-            "marker": "o",
-            "markersize": 9,
-            "markerfacecolor": "none",
-            "markeredgewidth": 1.5,
-        }
-        lines += accuracy_axis.plot(best["epoch"], best["top1_accuracy"], color=TOP1_COLOR, label=label, **circle)
+        circle = {"fillstyle": "none", "markersize": 9, "color": TOP1_COLOR}
+        lines += accuracy_axis.plot(best["epoch"], best["top1_accuracy"], "o", label=label, **circle)
         loss_axis.set_xlim(0.5, max(numbers) + 0.5)
     loss_axis.set_ylim(bottom=0)
     loss_axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""Worker processes: how they start and end, and a pool of them that reports progress."""
+"""Worker processes: how they start and end, and a pool of them."""
 
 import contextlib
 import gc
@@ -11,23 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 import torch
 
 from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.format import duration
 from resnet_in1k.utils.signals import SIGNALS
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 PARENT_CHECKED_EVERY_SECONDS = 2.0
-JOBS_PER_PROCESS = 4
-"""Jobs submitted ahead: few, so that an error stops the work soon and little waits in memory."""
-PRINTED_EVERY_SECONDS = 10.0
 
 
 def worker_context() -> str | None:
@@ -59,17 +55,6 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def check_workers_can_start() -> None:
-    """Raise UserError if this machine has no semaphores for worker queues."""
-    try:
-        multiprocessing.get_context(worker_context()).Lock()
-    except OSError as error:
-        raise UserError(
-            f"loader workers cannot be started: no semaphore available ({error.strerror}); is there a /dev/shm, and is "
-            "it full (df -h /dev/shm)?"
-        ) from None
-
-
 @contextlib.contextmanager
 def translate_worker_errors() -> Iterator[None]:
     """Raise ProcessError for the death of a loader worker, which torch raises wherever the main process is."""
@@ -92,38 +77,8 @@ def shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.uint8).share_memory_()
 
 
-class Progress:
-    """Print progress, rate and remaining time every ten seconds, and the total at the end."""
-
-    def __init__(
-        self,
-        print_line: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-        only_if_long: bool = False,
-    ):
-        """With `only_if_long` nothing is printed for work of less than ten seconds."""
-        self.print = print_line
-        self._only_if_long = only_if_long
-
-    def start(self, total: int, what: str, unit: str = "images") -> None:
-        self._total, self._done, self._what, self._unit = total, 0, what, unit
-        self._started_at = self._printed_at = time.monotonic()
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if time.monotonic() - self._printed_at >= PRINTED_EVERY_SECONDS:
-            self._printed_at = time.monotonic()
-            rate = self._done / (self._printed_at - self._started_at)
-            left = duration(max(0, self._total - self._done) / rate) if rate else "?"
-            self.print(f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left} left")
-
-    def finish(self) -> None:
-        took = max(time.monotonic() - self._started_at, 1e-6)
-        if self._done and not (self._only_if_long and took < PRINTED_EVERY_SECONDS):
-            self.print(f"{self._what}: {self._done:,} {self._unit} in {duration(took)}, {self._done / took:,.0f}/s")
-
-
 def run_parallel(work: Callable[[T], R], jobs: Sequence[T], num_processes: int) -> Iterator[R]:
-    """Yield the results as they come. With one process or job, everything happens in this process.
+    """Yield the results in the order of the jobs. With one process or job, everything happens in this process.
 
     Args:
         work: pickled once for each process, when it starts.
@@ -136,18 +91,8 @@ def run_parallel(work: Callable[[T], R], jobs: Sequence[T], num_processes: int) 
         return
     context = multiprocessing.get_context(worker_context())
     with ProcessPoolExecutor(num_processes, context, initializer=_init_pool, initargs=(work, os.getpid())) as pool:
-        waiting, left = set[Future[R]](), iter(jobs)
         try:
-            while True:
-                for job in left:
-                    waiting.add(pool.submit(_do, job))
-                    if len(waiting) >= JOBS_PER_PROCESS * num_processes:
-                        break
-                if not waiting:
-                    return
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+            yield from pool.map(_do, jobs)
         except BrokenProcessPool:
             raise UserError(
                 "a process was killed, by a signal or for lack of memory (free -g); run the same command to continue"

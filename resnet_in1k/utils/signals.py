@@ -34,8 +34,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         received, self._wakeup_fd = os.pipe()
         os.set_blocking(self._wakeup_fd, False)
-        watch = _discard if in_notebook() else _exit_at_second_signal
-        threading.Thread(target=watch, args=(received,), daemon=True).start()
+        threading.Thread(target=_exit_at_second_signal, args=(received,), daemon=True).start()
         self._previous_wakeup_fd = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
         self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
@@ -71,11 +70,6 @@ class StopSignals:
         return signal.Signals(number).name if number else ""
 
 
-def _discard(received: int) -> None:
-    with open(received, "rb") as numbers:
-        numbers.read()
-
-
 def _exit_at_second_signal(received: int) -> None:
     """Read the numbers of arriving signals until the writing end of the pipe is closed."""
     first_seconds = None
@@ -85,5 +79,5 @@ def _exit_at_second_signal(received: int) -> None:
                 continue  # such as SIGCHLD
             if first_seconds is None:
                 first_seconds = time.monotonic()
-            elif time.monotonic() - first_seconds > ECHO_SECONDS:
+            elif time.monotonic() - first_seconds > ECHO_SECONDS and not in_notebook():
                 os._exit(128 + number[0])  # safe at any moment, because files are replaced atomically

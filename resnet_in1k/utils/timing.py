@@ -51,7 +51,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
-        if capabilities(self._device.type).timing_events:
+        if "timing_events" in capabilities(self._device.type):
             start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
             start.record()
             yield
