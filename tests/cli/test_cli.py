@@ -62,21 +62,6 @@ def test_help_is_no_error(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "value"),
-    [
-        ([], "a"),
-        (["--recipe", "b"], "b"),
-        (["--x", "1", "--recipe=c"], "c"),
-        (["--recipe"], "a"),
-        (["--recipe", "b", "--recipe", "c"], "c"),  # the last one counts, as for the parser
-    ],
-)
-def test_value_of_one_flag_is_known_before_parsing(monkeypatch, arguments: list, value: str):
-    monkeypatch.setattr("sys.argv", ["script.py", *arguments])
-    assert cli.value_of_flag("--recipe", default="a") == value
-
-
-@pytest.mark.parametrize(
     ("rank", "error", "printed"),
     [
         ("0", UserError("the folder is gone"), "error: the folder is gone\n"),

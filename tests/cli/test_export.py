@@ -60,7 +60,7 @@ def test_an_exported_network_is_evaluated_with_its_own_metadata(
     assert result["weights_sha256"] == sha256_of(network)
     assert "an exported network, computed on the CPU, 6 classes" in capsys.readouterr().out
 
-    with pytest.raises(UserError, match="takes images of 32 px, not of 48; leave out --image-size"):
+    with pytest.raises(UserError, match="takes images of 32 px only; leave out --image-size"):
         evaluate(EvalOptions(**how, image_size=48))
     with pytest.raises(UserError, match=r"is an exported network, for evaluate\.py only"):
         load_model(network)

@@ -11,7 +11,7 @@ from helpers.hub_server import Blob, HubServer, Repo
 from helpers.training import TINY
 
 from resnet_in1k.cli import train
-from resnet_in1k.cli.load_recipe import find_recipe
+from resnet_in1k.cli.train import find_recipe
 from resnet_in1k.evaluate.statistics import Paired
 from resnet_in1k.hub.hub_folder import build_hub_folder
 from resnet_in1k.recipes.published import RECIPES

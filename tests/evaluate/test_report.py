@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 from helpers.loading import PREPROCESSING, packed_source
 from PIL import Image
-from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, Predictions
 from resnet_in1k.evaluate.metrics import top_k_counts
 from resnet_in1k.evaluate.report import (
-    balanced_scores,
     calibration_error,
-    class_scores,
     confused_pairs,
-    confusion_matrix,
     worst_mistakes,
     write_report,
 )
@@ -35,12 +31,6 @@ def predictions() -> Predictions:
     labels = generator.integers(0, 7, 200)
     top_ids[3], confidences[3] = NO_CLASS, 0
     return Predictions(labels, top_ids, confidences)
-
-
-def test_confusion_matrix_is_scikit_learns(predictions: Predictions):
-    readable = predictions.top_ids[:, 0] != NO_CLASS
-    expected = sklearn_confusion(predictions.labels[readable], predictions.top_ids[readable, 0], labels=range(7))
-    assert np.array_equal(confusion_matrix(predictions, 7), expected)
 
 
 def test_confused_pairs_are_the_most_frequent_mistakes():
@@ -127,16 +117,3 @@ def test_a_folder_that_cannot_be_written_to_is_named(three: Source, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--report .*file/report: .* cannot be written: Not a directory"):
         write_report(evaluation_of([[0, 1], [2, 1], [3, 0]], three), three, tmp_path / "file/report")
-
-
-def test_scores_by_class_of_unequal_classes():
-    """Eight of class 0, seven right; two of class 1, one right, one unreadable; none of class 2."""
-    labels = np.array([0] * 8 + [1] * 2)
-    first = np.array([0] * 7 + [2] + [1, NO_CLASS])
-    predictions = Predictions(labels, first[:, None], np.ones(10, dtype=np.float32))
-    precision, recall, f1, num_images = class_scores(predictions, 3)
-    assert num_images.tolist() == [8, 2, 0]
-    assert recall.tolist() == [7 / 8, 1 / 2, 0]
-    assert precision.tolist() == [1, 1, 0]
-    assert f1.tolist() == pytest.approx([14 / 15, 2 / 3, 0])
-    assert balanced_scores((precision, recall, f1, num_images)) == (pytest.approx(11 / 16), pytest.approx(0.8))

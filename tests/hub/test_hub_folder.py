@@ -85,7 +85,6 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
     "more correct than there are": (lambda run: change(run, top5_correct=13), "top5_correct is 13, not "),
     "classes that do not add up": (lambda run: change(run, class_num_images=[2] * 5 + [1]), "num_images is 12, not 11"),
     "another number of classes": (lambda run: change(run, num_classes=7), "num_classes is 7, not 6"),
-    "an unknown interpolation": (lambda run: change(run, interpolation="nearest"), "unknown interpolation 'nearest'"),
     "a part of the images": (
         lambda run: change(
             run, num_images=6, top1_correct=0, top5_correct=0, top1_accuracy=0.0, top5_accuracy=0.0,

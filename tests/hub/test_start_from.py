@@ -9,11 +9,12 @@ import pytest
 import timm
 import torch
 from helpers.hub_server import Blob, HubServer, Repo
-from helpers.training import run, shallow_resnet18
+from helpers.training import run
 from safetensors.torch import load_file, save
+from torchvision.models.resnet import BasicBlock
 
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
-from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.model.resnet import LAYOUTS, ResNet, _keys_of
 from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.errors import UserError
@@ -24,8 +25,12 @@ CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
 @pytest.fixture(autouse=True)
 def small_network() -> Iterator[None]:
-    with shallow_resnet18():
+    """A resnet18 has one block in each stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LAYOUTS, "resnet18", (BasicBlock, (1, 1, 1, 1)))
+        _keys_of.cache_clear()
         yield
+    _keys_of.cache_clear()
 
 
 def publish(hub: HubServer, weights: bytes, config: dict) -> None:

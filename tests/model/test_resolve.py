@@ -71,7 +71,6 @@ def test_precedence_of_the_preprocessing(weights: Path, tiny: Recipe):
     assert (found.recorded_evaluation, found.class_names, found.note) == (recorded, ["ant", "bee"], "")
     assert found.preprocessing() == EvalPreprocessing(64, 73, "bicubic")
     assert found.preprocessing(image_size=32) == EvalPreprocessing(32, 36, "bicubic")
-    assert found.preprocessing(eval_crop_ratio=0.5) == EvalPreprocessing(64, 128, "bicubic")
 
 
 def test_an_evaluation_recorded_before_interpolations_was_bilinear(weights: Path):

@@ -1,12 +1,10 @@
 import io
 import sys
-import threading
 from types import SimpleNamespace
 
 import pytest
 
-from resnet_in1k.utils import console
-from resnet_in1k.utils.console import Console, heartbeat, in_notebook
+from resnet_in1k.utils.console import Console, in_notebook
 
 
 class Terminal(io.StringIO):
@@ -26,23 +24,6 @@ def test_lines_are_flushed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw, 1 << 16), encoding="utf-8"))
     Console(is_main_process=True).print("step 1")
     assert raw.getvalue() == b"step 1\n"
-
-
-def test_heartbeat_is_printed_until_the_work_ends(monkeypatch: pytest.MonkeyPatch):
-    class Told(io.StringIO):
-        def flush(self) -> None:
-            told.set()
-
-    told, stderr, threads = threading.Event(), Told(), threading.active_count()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    with heartbeat("waiting for nothing"):
-        pass
-    assert stderr.getvalue() == ""
-    monkeypatch.setattr(console, "HEARTBEAT_SECONDS", 0.001)
-    with heartbeat("waiting for this"):
-        assert told.wait(timeout=20)
-    assert stderr.getvalue().startswith("waiting for this: 0 s so far\n")
-    assert threading.active_count() == threads
 
 
 def test_bar_is_shown_in_a_terminal_by_the_main_process(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ import pytest
 from helpers.processes import ROOT
 
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import FolderLock, NoLocksError
+from resnet_in1k.utils.files import FolderLock
 
 HOLDER = """
 import sys, time
@@ -47,5 +47,5 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", no_locks)
-    with pytest.raises(NoLocksError, match=r"cannot be locked \(No locks available\); it must be on a file system"):
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\); choose a file system with locks"):
         FolderLock(tmp_path)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from resnet_in1k.utils import timing
-from resnet_in1k.utils.device import Capabilities
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck
 
 
@@ -59,7 +58,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
     """With timing events."""
     device = FakeDevice()
     monkeypatch.setattr(torch, "Event", device.event)
-    monkeypatch.setattr(timing, "capabilities", lambda device_type: Capabilities(True, device_type == "cuda", True))
+    monkeypatch.setattr(timing, "capabilities", lambda kind: {"timing_events"} if kind == "cuda" else set())
     return device
 
 
