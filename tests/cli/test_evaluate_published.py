@@ -1,4 +1,4 @@
-"""Weights that timm and torchvision have saved, from a local Hub: the same counts as by each one's own code."""
+"""Weights that timm has saved, from a local Hub: the same counts as by its own code."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import torchvision
 from helpers.hub_server import Blob, HubServer, Repo
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
-from torchvision.transforms._presets import ImageClassification
 
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.model.resnet import load_model
@@ -59,16 +57,3 @@ def test_timms_repository_as_timm_validates_it(
     top1, top5, loss = counted(model.eval(), transform, image_folder, names)
     assert (evaluation.top1_correct, evaluation.topk_correct) == (top1, top5)
     assert evaluation.loss == pytest.approx(loss, abs=2e-3)  # by a gray level in the resizing
-
-
-def test_torchvisions_file_as_torchvision_evaluates_it(evaluated: RunFolder, image_folder: Path, tmp_path: Path):
-    model = torchvision.models.resnet18(num_classes=6)
-    model.load_state_dict(load_model(evaluated.weights).state_dict())
-    torch.save(model.state_dict(), tmp_path / "resnet18.pth")
-    bicubic = torchvision.transforms.InterpolationMode.BICUBIC
-    transform = ImageClassification(crop_size=64, resize_size=73, interpolation=bicubic)
-    options = {"image_size": 64, "eval_crop_ratio": 64 / 73, "eval_interpolation": "bicubic", "workers": 0}
-    evaluation = evaluate(EvalOptions(ckpt=str(tmp_path / "resnet18.pth"), data=str(image_folder), **options))
-    top1, top5, loss = counted(model.eval(), transform, image_folder, CLASSES)
-    assert (evaluation.top1_correct, evaluation.topk_correct) == (top1, top5)
-    assert evaluation.loss == pytest.approx(loss, abs=2e-3)

@@ -20,13 +20,6 @@ def test_numbers_of_the_tutorial():
     assert (recipe.loss, recipe.optimizer, recipe.warmup_epochs) == ("cross_entropy", "sgd", 0)
 
 
-def test_demo_leaves_digits_readable():
-    """A mirrored digit is another sign, and a gray one has no hue."""
-    recipe = RECIPES["demo"].recipe
-    assert (recipe.hflip_probability, recipe.hue) == (0, 0)
-    assert RECIPES["demo"].default_data == "digits"
-
-
 @pytest.mark.parametrize("named", RECIPES.values(), ids=RECIPES)
 def test_every_recipe_can_be_built_and_says_what_is_published(named: NamedRecipe):
     recipe = named.recipe

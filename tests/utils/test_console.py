@@ -1,10 +1,9 @@
 import io
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from resnet_in1k.utils.console import Console, in_notebook
+from resnet_in1k.utils.console import Console
 
 
 class Terminal(io.StringIO):
@@ -39,15 +38,3 @@ def test_bar_is_shown_in_a_terminal_by_the_main_process(monkeypatch: pytest.Monk
     assert "epoch 1" in text
     assert "4/8" in text
     assert shown(Terminal(), is_main_process=False) == shown(io.StringIO(), is_main_process=True) == ""
-
-
-def test_notebook_is_recognized_by_its_kernel(monkeypatch: pytest.MonkeyPatch):
-    def ipython(shell: object) -> None:
-        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-
-    ipython(SimpleNamespace(kernel=None))
-    assert in_notebook()
-    ipython(SimpleNamespace())  # IPython in a terminal
-    assert not in_notebook()
-    ipython(None)  # imported, but not running
-    assert not in_notebook()

@@ -128,14 +128,6 @@ def test_bf16_is_asked_of_other_devices_in_their_own_way(monkeypatch: pytest.Mon
     assert [devices.has_fast_bf16(device) for device in modules] == [True, False, True, False]
 
 
-def test_hardware_is_named_by_its_own_module(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(get_device_name=lambda d: f"My {d}"))
-    assert devices.hardware_name(torch.device("cuda:1")) == "My cuda:1"
-    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace())
-    assert devices.hardware_name(torch.device("mps")) == "MPS"
-    assert devices.hardware_name(torch.device("cpu")).endswith(f", {devices.usable_cores()} cores")
-
-
 @pytest.mark.parametrize(
     ("physical", "allowed", "quota", "expected"),
     [(8, 16, 1 << 20, 8), (8, 2, 1 << 20, 2), (8, 16, 3, 3), (None, 4, 1 << 20, 4)],

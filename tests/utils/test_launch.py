@@ -22,7 +22,6 @@ def test_process_alone_needs_no_store():
 
 def test_value_of_the_main_process_reaches_all():
     made = []
-
     large = random.Random(0).randbytes(20 << 20)  # as the paths of two million images
 
     def body(launch: Launch) -> list[object]:
@@ -39,16 +38,6 @@ def test_gathered_values_are_in_order_and_do_not_mix():
     assert run_launch(body, body) == [[[("a", 0), ("a", 1)], [("b", 0), ("b", 1)]]] * 2
 
 
-def test_error_of_the_main_process_is_raised_by_all():
-    def body(launch: Launch) -> None:
-        def make() -> None:
-            raise UserError("no such folder")
-
-        launch.broadcast_from_main(make, "lists")
-
-    assert [(type(error), str(error)) for error in run_launch(body, body)] == [(UserError, "no such folder")] * 2
-
-
 def test_failed_write_ends_with_advice(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0)
 
@@ -62,8 +51,6 @@ def test_failed_write_ends_with_advice(monkeypatch: pytest.MonkeyPatch):
     for error in run_launch(body, body):
         with pytest.raises(UserError, match=words):
             raise error
-    with pytest.raises(UserError, match=r"No space left on device, so there$"):
-        Launch().on_main_process(write, "writes", advice=", so there")
 
 
 def test_process_that_fails_alone_is_named_to_those_that_wait(monkeypatch: pytest.MonkeyPatch):
