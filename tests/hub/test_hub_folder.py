@@ -119,9 +119,7 @@ def test_a_problem_is_an_error_in_one_line(run: RunFolder, name: str):
     ("repo_id", "license", "message"),
     [
         ("tiny", "mit", "USER/NAME"),
-        ("me/a/b", "mit", "--repo-id me/a/b: "),
         ("me/--tiny", "mit", "--repo-id me/--tiny: "),
-        ("me/ti ny", "mit", "--repo-id me/ti ny: "),
         ("me/tiny", "MIT License", "--license MIT License: not an identifier"),
         ("me/tiny", "", "--license : not an identifier"),
     ],

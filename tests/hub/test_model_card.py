@@ -50,17 +50,6 @@ def test_the_card_describes_this_run(record: RunRecord, finished: RunFolder, ima
     assert_rendered_cleanly(text)
 
 
-def test_fields_without_effect_are_not_listed(record: RunRecord):
-    changes = {"lr_step_epochs": 7, "lr_floor": 1e-4, "lr_batch_rule": "linear", "ema_every_steps": 3}
-    listed = make_card(replace(record, recipe=replace(record.recipe, **changes)))
-    assert "| `lr_floor` | 0.0001 |" in listed
-    assert not re.search("lr_step_epochs|lr_batch_rule|ema_every_steps", listed)
-    stepped = make_card(replace(record, recipe=replace(record.recipe, **changes, lr_schedule="step", ema_decay=0.9)))
-    assert "| `lr_step_epochs` | 7 |" in stepped
-    assert "| `ema_every_steps` | 3 |" in stepped
-    assert "lr_floor" not in stepped
-
-
 def test_resumes_unreadable_images_and_the_price_are_listed(record: RunRecord):
     plain = make_card(record)
     assert not re.search(r"\| (unreadable images|resumed|cost) \|", plain)

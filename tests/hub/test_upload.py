@@ -290,9 +290,6 @@ by_timm, by_transformers, ours, by_torchvision, exported = names
 
 from resnet_in1k import ResNet
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.data.crop import EvalCrop
-from resnet_in1k.data.decode import decode
-from resnet_in1k.data.sampler import Sample
 trained = ResNet.from_pretrained(run)
 image = Image.open("image.jpg").convert("RGB")
 batch = by_timm["transform"](image)[None]
@@ -320,8 +317,8 @@ assert [entry["label"] for entry in predicted] == [labels[i] for i in best.indic
 assert np.allclose([entry["score"] for entry in predicted], best.values.numpy(), atol=1e-6)
 
 one_level = 1 / 255 / 0.224
-square = EvalCrop(resize_size=36)(decode(np.fromfile("image.jpg", dtype=np.uint8)), Sample(0, 0), 32)
-assert (normalize(square[None]) - batch).abs().max() <= 1.01 * one_level
+square = torch.from_numpy(trained.preprocessing.square(np.fromfile("image.jpg", dtype=np.uint8)))
+assert (normalize(square.permute(2, 0, 1)[None]) - batch).abs().max() <= 1.01 * one_level
 assert torch.allclose(by_torchvision["transform"](image)[None], batch, atol=1e-6)
 print("all equal")
 """

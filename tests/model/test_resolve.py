@@ -52,18 +52,12 @@ def test_a_file_without_metadata_has_the_default_preprocessing(weights: Path):
     assert found.note == ""
 
 
-def test_without_an_evaluation_the_preprocessing_is_the_recipes(weights: Path, tiny: Recipe):
-    write_run(weights, replace(tiny, eval_image_size=48, eval_crop_ratio=0.75, eval_interpolation="bicubic"))
-    for checkpoint in (weights.parent, str(weights)):
-        found = resolve_checkpoint(checkpoint)
-        assert (found.class_names, found.data) == (["a", "b"], "digits")
-        assert found.preprocessing() == EvalPreprocessing(48, 64, "bicubic")
-
-
 def test_precedence_of_the_preprocessing(weights: Path, tiny: Recipe):
     """eval.json of these weights comes first, then config.json, then the recipe."""
     write_run(weights, tiny)
-    assert resolve_checkpoint(weights.parent).preprocessing() == EvalPreprocessing(32, 36, "bilinear")
+    found = resolve_checkpoint(weights.parent)
+    assert (found.class_names, found.data) == (["a", "b"], "digits")
+    assert found.preprocessing() == EvalPreprocessing(32, 36, "bilinear")
     publish_config(weights)
     assert resolve_checkpoint(weights.parent).preprocessing() == EvalPreprocessing(96, 101, "bicubic")
     recorded = record_evaluation(weights)
@@ -78,19 +72,6 @@ def test_an_evaluation_recorded_before_interpolations_was_bilinear(weights: Path
     del recorded["interpolation"]
     (weights.parent / "eval.json").write_text(json.dumps(recorded))
     assert resolve_checkpoint(weights).preprocessing() == EvalPreprocessing(64, 73, "bilinear")
-
-
-def test_an_evaluation_of_other_weights_is_ignored_with_a_warning(weights: Path):
-    record_evaluation(weights, weights_sha256="0" * 64)
-    found = resolve_checkpoint(weights)
-    assert (found.recorded_evaluation, found.preprocessing().image_size) == (None, 224)
-    assert found.note == (f"{weights} is not the file that eval.json was measured on: it was replaced or is damaged")
-
-
-def test_an_evaluation_without_its_preprocessing_is_an_error(weights: Path):
-    (weights.parent / "eval.json").write_text(json.dumps({"weights_sha256": sha256_of(weights)}))
-    with pytest.raises(UserError, match=r"files with .*model.safetensors are incomplete \(KeyError: 'image_size'\)"):
-        resolve_checkpoint(weights)
 
 
 @pytest.mark.parametrize(
