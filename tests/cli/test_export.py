@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -120,11 +119,3 @@ def test_bad_options_are_refused(tmp_path: Path):
         ExportOptions(ckpt="run", format="onnx", output=tmp_path / "model.pb")
     with pytest.raises(UserError, match="--image-size 0: must be at least 1"):
         ExportOptions(ckpt="run", format="onnx", output=tmp_path / "model.onnx", image_size=0)
-
-
-def test_a_missing_package_is_named(finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(export_module, "_write", lambda format, model, images, path, facts: path.touch())
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'resnet-in1k\[export\]'"):
-        export(ExportOptions(ckpt=str(finished.path), format="onnx", output=tmp_path / "model.onnx"))
-    assert not any(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from helpers.two_processes import run_two
+from torch.distributed import DistBackendError, DistNetworkError
 
 from resnet_in1k.utils import distributed
 from resnet_in1k.utils.errors import ProcessError, UserError
@@ -96,16 +97,9 @@ def test_tracker_that_cannot_report_is_refused(name: str, message: str):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (
-            RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"),
-            r"Connection closed by peer \[127\.0\.0\.1\]:4711",
-        ),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:5] Connection closed by peer [::1]:4"), r"Connection .*\]:4"),
         (RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms"), "Timed out .*ms"),
-        (RuntimeError("[/gloo/transport/tcp/pair.cc:2] Read error [::1]:1: Connection reset by peer"), "Read .* peer"),
-        (
-            torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error\nmore"),
-            "NCCL error: remote process exited or there was a network error",
-        ),
+        (DistBackendError("NCCL error: remote process exited or there was a network error\nmore"), "NCCL .* error"),
     ],
 )
 def test_lost_process_is_explained(monkeypatch: pytest.MonkeyPatch, error: RuntimeError, reason: str):
@@ -117,24 +111,16 @@ def test_lost_process_is_explained(monkeypatch: pytest.MonkeyPatch, error: Runti
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (
-            torch.distributed.DistBackendError(
-                "NCCL error in: NCCLUtils.cpp:94, unhandled system error\nLast error:\n"
-                "Error while creating shared memory segment /dev/shm/nccl-1 (size 9637888)"
-            ),
-            r"NCCL error in: .* unhandled system error Last error: Error while creating .* \(size 9637888\)",
-        ),
+        (DistBackendError("unhandled system error\nError while creating /dev/shm/1"), "unhandled .* creating .*"),
         (RuntimeError("[/gloo/transport/tcp/device.cc:84] Unable to find interface for: eth7"), r"\[/gloo.* eth7"),
-        (torch.distributed.DistNetworkError("Connection refused"), "Connection refused"),
+        (DistNetworkError("Connection refused"), "Connection refused"),
     ],
 )
 def test_other_failure_of_communication_keeps_its_reason(monkeypatch, error: RuntimeError, reason: str):
     """In one line, with all that the library says: nobody has ended."""
     monkeypatch.setenv("RANK", "3")
-    with (
-        pytest.raises(ProcessError, match=CANNOT_COMMUNICATE.format(reason)) as raised,
-        distributed.translate_process_errors(),
-    ):
+    words = CANNOT_COMMUNICATE.format(reason)
+    with pytest.raises(ProcessError, match=words) as raised, distributed.translate_process_errors():
         raise error
     assert "\n" not in str(raised.value)
 

@@ -184,3 +184,12 @@ def test_reads_are_retried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     calls += failing_once(Path, "open", OSError(errno.ESTALE, "Stale file handle"), monkeypatch)
     assert files.sha256_of(file) == hashlib.sha256(b"content").hexdigest()
     assert calls == [(file,), (file,)]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\); choose a file system with locks"):
+        files.FolderLock(tmp_path)
