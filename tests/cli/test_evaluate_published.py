@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers.hub_server import Blob, HubServer, Repo
+from helpers.hub_server import HubServer
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
@@ -48,9 +48,7 @@ def test_timms_repository_as_timm_validates_it(
     normalization = {"mean": (0.5, 0.45, 0.4), "std": (0.25, 0.25, 0.3)}
     model.pretrained_cfg.update(preprocessing | normalization | {"test_input_size": None, "test_crop_pct": None})
     save_for_hf(model, tmp_path / "saved", model_config={"label_names": names}, safe_serialization=True)
-    repo = hub.repos.setdefault("timm/resnet18.a1_in6", Repo(private=False))
-    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
-    repo.add("main", "", {name: Blob(data, lfs=not name.endswith("json")) for name, data in files.items()})
+    hub.publish("timm/resnet18.a1_in6", {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()})
 
     evaluation = evaluate(EvalOptions(ckpt="timm/resnet18.a1_in6", data=str(image_folder), workers=0))
     transform = create_transform(**resolve_data_config({}, pretrained_cfg=model.pretrained_cfg, use_test_size=True))

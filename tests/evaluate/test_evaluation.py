@@ -124,23 +124,3 @@ def test_weights_that_have_diverged_are_an_error(val: Source):
     model.fc.bias.data[2] = torch.nan
     with pytest.raises(UserError, match=r"the loss on .*/val is nan: these weights have diverged"):
         evaluate(model, val)
-
-
-def test_a_stop_can_be_asked_for_before_each_batch(model: ResNet, val: Source):
-    """The settings of cuDNN and cuBLAS are restored, and the workers serve the next evaluation."""
-
-    def stop(batches_done: int) -> None:
-        asked.append(batches_done)
-        if batches_done == 1:
-            raise KeyboardInterrupt
-
-    asked: list[int] = []
-    before = settings()
-    with eval_loader(val, PREPROCESSING, 5, 1) as loader:
-        accelerator = Accelerator(cpu=True)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate_model(model, val, loader, accelerator, PREPROCESSING, stop)
-        assert settings() == before
-        again = evaluate_model(model, val, loader, accelerator, PREPROCESSING)
-    assert asked == [0, 1]
-    assert again == evaluate(model, val)

@@ -17,7 +17,6 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import cached_property, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,7 +33,6 @@ LICENSES = ("apache-2.0", "mit")
 WRITE_TOKEN, READ_TOKEN, OTHER_USERS_TOKEN = "hf_write", "hf_read", "hf_other"
 USERS = {WRITE_TOKEN: "me", READ_TOKEN: "me", OTHER_USERS_TOKEN: "alex"}
 
-LFS_PATTERNS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2", "*.png")
 DATE = "2026-01-01T00:00:00.000Z"
 
 
@@ -65,6 +63,10 @@ class Blob:
         entry = {"type": "file", "path": path, "oid": self.git_oid, "size": len(self.data)}
         lfs = {"oid": self.sha256, "sha256": self.sha256, "size": len(self.data), "pointerSize": 130}
         return entry | ({"lfs": lfs} if self.lfs else {})
+
+
+def is_large(path: str) -> bool:
+    return Path(path).suffix in (".safetensors", ".bin", ".onnx", ".pt2", ".png")
 
 
 class Repo:
@@ -168,6 +170,12 @@ class HubServer:
         for name, value in values.items():
             monkeypatch.setattr(constants, name, value)
         close_session()  # the next session reads NO_PROXY
+
+    def publish(self, name: str, files: dict[str, bytes]) -> None:
+        """Add files to a repository, a public one if there is none."""
+        repo = self.repos.setdefault(name, Repo(private=False))
+        added = {path: Blob(data, lfs=is_large(path)) for path, data in files.items()}
+        repo.add("main", "files", repo.blobs("main") | added)
 
     def fail(self, method: str, path: str, how: How, times: int = 1, retry_after: int | None = None) -> None:
         """Let the next such requests fail.
@@ -377,9 +385,9 @@ class Handler(BaseHTTPRequestHandler):
         blobs = self.writable(name).blobs(revision)
         files = []
         for path in (file["path"] for file in self.json["files"]):
-            large = any(fnmatch(path, pattern) for pattern in LFS_PATTERNS)
             existing = {"oid": blobs[path].etag} if path in blobs else {}
-            files.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False} | existing)
+            mode = "lfs" if is_large(path) else "regular"
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | existing)
         return Response({"files": files})
 
     @route("POST", rf"/{REPO}\.git/info/lfs/objects/batch")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.hub_server import Blob, HubServer, Repo
+from helpers.hub_server import HubServer
 from safetensors.torch import load as load_tensors
 
 from resnet_in1k import ResNet
@@ -27,12 +27,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return file.read_bytes()
 
 
-def publish(hub: HubServer, files: dict[str, bytes]) -> None:
-    repo = hub.repos.setdefault(REPO, Repo(private=False))
-    blobs = {name: Blob(data, lfs=name.endswith((".safetensors", ".bin"))) for name, data in files.items()}
-    repo.add("main", "weights", {**repo.blobs("main"), **blobs})
-
-
 def downloaded(hub: HubServer) -> set[str]:
     """The files whose content was asked for."""
     return {path.rpartition("/")[2] for path in hub.requested if "/resolve/" in path}
@@ -40,7 +34,7 @@ def downloaded(hub: HubServer) -> set[str]:
 
 def test_only_the_files_that_are_read_are_downloaded(hub: HubServer, weights: bytes):
     names = ["pytorch_model.bin", "model.safetensors.index.json", "config.json.bak", "old/config.json", "setup.py"]
-    publish(hub, {"model.safetensors": weights, "config.json": b"{}", **dict.fromkeys(names, b"anything")})
+    hub.publish(REPO, {"model.safetensors": weights, "config.json": b"{}", **dict.fromkeys(names, b"anything")})
     assert resolve_checkpoint(REPO).file.read_bytes() == weights
     assert not ResNet.from_pretrained(REPO).training
     assert downloaded(hub) == {"model.safetensors", "config.json"}
@@ -48,9 +42,9 @@ def test_only_the_files_that_are_read_are_downloaded(hub: HubServer, weights: by
 
 def test_a_repository_of_a_pickle_alone_is_read_without_executing_it(hub: HubServer, weights: bytes, tmp_path: Path):
     torch.save(load_tensors(weights), tmp_path / "plain.bin")
-    publish(hub, {"pytorch_model.bin": (tmp_path / "plain.bin").read_bytes(), "config.json": b"{}"})
+    hub.publish(REPO, {"pytorch_model.bin": (tmp_path / "plain.bin").read_bytes(), "config.json": b"{}"})
     assert torch.equal(ResNet.from_pretrained(REPO).fc.bias, load_tensors(weights)["fc.bias"])
-    publish(hub, {"pytorch_model.bin": pickle.dumps(Path.mkdir), "config.json": b"{}"})
+    hub.publish(REPO, {"pytorch_model.bin": pickle.dumps(Path.mkdir), "config.json": b"{}"})
     with pytest.raises(UserError, match=r"holds no plain tensors .*; no code in it was executed"):
         ResNet.from_pretrained(REPO)
 
@@ -60,7 +54,7 @@ def test_a_file_that_is_too_large_stops_before_anything_is_downloaded(hub, weigh
     published = {**dict.fromkeys(resolve.MAX_BYTES, b"{}"), "model.safetensors": weights, name: b" " * 3000}
     if name == "pytorch_model.bin":  # downloaded only without safetensors
         del published["model.safetensors"]
-    publish(hub, published)
+    hub.publish(REPO, published)
     limits = dict.fromkeys(resolve.MAX_BYTES, 10**9)
     monkeypatch.setattr(resolve, "MAX_BYTES", limits | {name: 2000})
     words = rf"^{REPO}: {name} has 3 kB, more than the limit of 2 kB; if you trust it, download it yourself"
@@ -73,7 +67,7 @@ def test_a_file_that_is_too_large_stops_before_anything_is_downloaded(hub, weigh
 def test_a_config_of_any_kind_does_not_reach_the_model(hub: HubServer, weights: bytes):
     """The mixin's own would pass its values to the model, or end in a RecursionError."""
     for config in ('{"num_classes": 1000000000, "architecture": "resnet152"}', "[" * 100_000, '"\x1b[2J"'):
-        publish(hub, {"model.safetensors": weights, "config.json": config.encode()})
+        hub.publish(REPO, {"model.safetensors": weights, "config.json": config.encode()})
         model = ResNet.from_pretrained(REPO)
         assert (model.architecture, model.fc.out_features) == ("resnet18", 2)
 
@@ -84,17 +78,17 @@ def test_a_downloaded_recipe_does_not_say_what_to_evaluate_on(hub, weights: byte
     secret.mkdir()
     run = RunFolder(tmp_path)
     write_recipe(run, "tiny", tiny, {"source": str(secret), "class_names": ["a", "b"]}, {})
-    publish(hub, {"model.safetensors": weights, "recipe.json": run.recipe.read_bytes()})
+    hub.publish(REPO, {"model.safetensors": weights, "recipe.json": run.recipe.read_bytes()})
     with pytest.raises(UserError, match="give --data"):
         evaluate(EvalOptions(ckpt=REPO, workers=0))
     assert resolve_checkpoint(REPO).data is None
     write_recipe(run, "tiny", tiny, {"source": "digits", "class_names": ["a", "b"]}, {})
-    publish(hub, {"recipe.json": run.recipe.read_bytes()})
+    hub.publish(REPO, {"recipe.json": run.recipe.read_bytes()})
     assert resolve_checkpoint(REPO).data == "digits"  # a name, not a path
 
 
 def test_without_the_hub_what_was_downloaded_before_is_used(hub: HubServer, weights: bytes):
-    publish(hub, {"model.safetensors": weights})
+    hub.publish(REPO, {"model.safetensors": weights})
     before = resolve_checkpoint(REPO).file
     hub.fail("GET", "/api/", 503, times=99)
     hub.requested.clear()

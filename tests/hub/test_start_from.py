@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers.hub_server import Blob, HubServer, Repo
+from helpers.hub_server import HubServer
 from helpers.training import run
 from safetensors.torch import load_file, save
 from torchvision.models.resnet import BasicBlock
@@ -34,8 +34,7 @@ def small_network() -> Iterator[None]:
 
 
 def publish(hub: HubServer, weights: bytes, config: dict) -> None:
-    blobs = {"model.safetensors": Blob(weights, lfs=True), "config.json": Blob(json.dumps(config).encode())}
-    hub.repos.setdefault(REPO, Repo(private=False)).add("main", "", blobs)
+    hub.publish(REPO, {"model.safetensors": weights, "config.json": json.dumps(config).encode()})
 
 
 def timms_config(names: list[str] | None, num_classes: int) -> dict:
@@ -114,6 +113,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_that_does_not_fit_is_replaced_in_training_and_refused_in_evaluation(
     hub: HubServer, tiny: Recipe, image_folder: Path, tmp_path: Path, name: str

@@ -1,7 +1,7 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -118,29 +118,5 @@ def test_crop_ratio_makes_the_same_resize_again():
     assert crop_ratio_for(224, 232, preferred=0.875) == pytest.approx(224 / 232)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extended(Recipe):
-    """With two fields of later versions, each with a default that switches it off."""
-
-    new_alpha: float = 0.0
-    blur_sizes: tuple[int, ...] = ()
-
-
-def extended(recipe: Recipe, **new: object) -> Extended:
-    return Extended(**asdict(recipe), **new)
-
-
 def test_fingerprint_covers_the_weights_that_a_run_starts_from():
     assert len({TUTORIAL.fingerprint(), TUTORIAL.fingerprint("aa"), TUTORIAL.fingerprint("bb")}) == 3
-
-
-@pytest.mark.parametrize("new", [{"new_alpha": 0.2}, {"blur_sizes": (3, 5)}])
-def test_new_field_counts_only_where_it_is_on(new: dict):
-    off, on = extended(TUTORIAL), extended(TUTORIAL, **new)
-    assert off.fingerprint() == TUTORIAL.fingerprint() != on.fingerprint()
-    assert off.non_default_fields() == TUTORIAL.non_default_fields()
-    assert on.non_default_fields() == {**off.non_default_fields(), **new}
-    ((name, value),) = new.items()
-    change = [f"{name} {getattr(off, name)} → {value}"]
-    assert TUTORIAL.incompatibilities(off) == []
-    assert off.differences(on) == off.incompatibilities(on) == change
