@@ -16,7 +16,6 @@ from resnet_in1k.utils.errors import BadImageError, Preempted, UserError
 @dataclass
 class Options:
     size: int = 3
-    """How large."""
 
 
 def raising(error: BaseException):
@@ -51,14 +50,6 @@ def test_wrong_argument_is_one_line_and_status_2(monkeypatch, capsys, arguments:
         cli.parse(Options)
     assert exit_.value.code == 2
     assert capsys.readouterr() == ("", "")
-
-
-def test_help_is_no_error(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["script.py", "--help"])
-    with pytest.raises(SystemExit) as exit_:
-        cli.parse(Options)
-    assert exit_.value.code == 0
-    assert "How large." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def test_defaults_follow_the_batch_epochs_and_image_size(monkeypatch):
     what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size=512", "--epochs", "20").what
     assert (what.lr, what.warmup_epochs) == (pytest.approx(4e-3), pytest.approx(1))
     assert parse(monkeypatch, "--recipe", "a3", "--global-batch-size=512", "--lr", "0.1").what.lr == 0.1
+    what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size", "256", "--lr-batch-rule", "linear").what
+    assert (what.lr, what.lr_batch_rule) == (pytest.approx(1e-3), "linear")
     what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--global_batch_size", "512").what
     assert (what.lr, what.lr_milestones) == (pytest.approx(0.2), (15, 30))
     what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--lr-milestones", "40", "--image-size", "112").what
@@ -58,11 +60,6 @@ def test_defaults_follow_the_batch_epochs_and_image_size(monkeypatch):
     for epochs in ("30", "40"):  # a run of the schedule `step` may grow: nothing but the epochs changes
         what = parse(monkeypatch, "--epochs", epochs).what
         assert RECIPES["tutorial"].recipe.incompatibilities(what) == []
-
-
-def test_a_given_rule_is_the_one_that_is_applied(monkeypatch):
-    what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size", "256", "--lr-batch-rule", "linear").what
-    assert (what.lr, what.lr_batch_rule) == (pytest.approx(1e-3), "linear")
 
 
 def test_an_odd_batch_needs_mixing_switched_off(monkeypatch):

@@ -1,4 +1,4 @@
-"""The numbers of a report, by scikit-learn and by hand; its files."""
+"""The numbers of a report, by hand; its files."""
 
 import csv
 import json
@@ -13,24 +13,8 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, Predictions
 from resnet_in1k.evaluate.metrics import top_k_counts
-from resnet_in1k.evaluate.report import (
-    calibration_error,
-    confused_pairs,
-    worst_mistakes,
-    write_report,
-)
+from resnet_in1k.evaluate.report import calibration_error, confused_pairs, worst_mistakes, write_report
 from resnet_in1k.utils.errors import UserError
-
-
-@pytest.fixture
-def predictions() -> Predictions:
-    """200 images of 7 classes, one image unreadable."""
-    generator = np.random.default_rng(0)
-    top_ids = np.stack([generator.permutation(7)[:5] for _ in range(200)])
-    confidences = generator.uniform(0.2, 1, 200).astype(np.float32)
-    labels = generator.integers(0, 7, 200)
-    top_ids[3], confidences[3] = NO_CLASS, 0
-    return Predictions(labels, top_ids, confidences)
 
 
 def test_confused_pairs_are_the_most_frequent_mistakes():
@@ -48,19 +32,14 @@ def test_calibration_error_by_hand():
         confidences=np.array([0.95, 0.95, 0.55, 0.55], dtype=np.float32),
     )
     assert calibration_error(predictions) == pytest.approx(0.45, abs=1e-6)
-    perfect = Predictions(np.array([0, 1]), np.array([[0], [1]]), np.ones(2, dtype=np.float32))
-    assert calibration_error(perfect) == pytest.approx(0, abs=1e-6)
 
 
-def test_worst_mistakes_are_the_most_confident_and_readable(predictions: Predictions):
-    places = worst_mistakes(predictions)
-    assert len(places) == 20
-    wrong = (predictions.top_ids[:, 0] != predictions.labels) & (predictions.top_ids[:, 0] != NO_CLASS)
-    assert wrong[places].all()
-    assert predictions.confidences[places].tolist() == sorted(predictions.confidences[wrong], reverse=True)[:20]
-
-    unreadable = Predictions(np.array([0, 1, 1]), np.array([[NO_CLASS], [1], [0]]), np.array([0.0, 0.9, 0.4]))
-    assert worst_mistakes(unreadable) == [2]
+def test_worst_mistakes_are_the_most_confident_and_readable():
+    """Of class 0: 30 images that are wrong, nine that are right, and one that is unreadable."""
+    first = [1] * 30 + [0] * 9 + [NO_CLASS]
+    confidences = np.random.default_rng(0).uniform(0.2, 1, 40)
+    places = worst_mistakes(Predictions(np.zeros(40, dtype=int), np.array(first)[:, None], confidences))
+    assert places == sorted(range(30), key=lambda place: -confidences[place])[:20]
 
 
 def evaluation_of(top_ids: list[list[int]], source: Source) -> Evaluation:

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from helpers.bomb import Bomb
 
 from resnet_in1k.model.exported import is_exported, load_exported, read_facts
 from resnet_in1k.utils.errors import UserError
@@ -63,16 +64,6 @@ def test_a_damaged_file_is_one_line(exported: dict[str, Path], suffix: str, tmp_
         with pytest.raises(UserError, match="cannot be read as an exported network") as caught:
             load_exported(tmp_path / f"{number}{suffix}")
         assert "\n" not in str(caught.value)
-
-
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.mkdir, (self.path,)
 
 
 def test_pickles_in_an_archive_are_not_executed(exported: dict[str, Path], tmp_path: Path):

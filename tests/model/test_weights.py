@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from helpers.bomb import Bomb
 from safetensors.torch import load_file
 
 from resnet_in1k.model.resnet import ResNet, load_model
@@ -25,6 +25,7 @@ def process_group(tmp_path_factory: pytest.TempPathFactory):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -71,16 +72,6 @@ def test_reads_an_old_pth_with_prefixes(tmp_path: Path, wrapper: str | None):
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "old.pth")
     model = load_model(tmp_path / "old.pth")
     assert torch.equal(model.fc.weight, original.fc.weight)
-
-
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def test_pickle_is_never_executed(tmp_path: Path):

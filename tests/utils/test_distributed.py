@@ -131,55 +131,30 @@ def test_error_of_another_kind_is_not_explained():
 
 
 PROCESS = """
-import collections
 import torch
 from dataclasses import replace
-from torch.profiler import profile
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.train.step import TrainStep
 from resnet_in1k.utils import distributed
-from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.errors import ProcessError
 from resnet_in1k.utils.launch import Launch
 
 launch = Launch.connect()
-accelerator = distributed.make_accelerator(launch, "fp32")
-rank = accelerator.process_index
-
-norm = torch.nn.BatchNorm1d(2)
-norm.running_mean += rank + 1
-distributed.broadcast_buffers(norm, accelerator)
-print(norm.running_mean.tolist())
-
-def write():
-    print("writes")
-    raise OSError(28, "No space left on device", "file")
-
-try:
-    launch.on_main_process(write, "writes")
-except UserError as error:
-    print(str(error).split(";")[0])
+recipe = replace(RECIPES["demo"].recipe, model="resnet18", image_size=32, momentum=0.0, weight_decay=0.0)
+images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(launch.rank))
 
 def trained(compress_gradients):
-    # Two steps more than the first two, in which DistributedDataParallel settles; the gradients have 45 MB.
     accelerator = distributed.make_accelerator(launch, "fp32", compress_gradients=compress_gradients)
-    recipe = replace(RECIPES["demo"].recipe, model="resnet18", image_size=32, momentum=0.0, weight_decay=0.0)
     step = TrainStep(recipe, 10, accelerator)
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
+    before = step.model.fc.weight.detach().clone()
     for _ in range(2):
         step(images, torch.arange(4), 0.01, 1)
-    before = step.model.fc.weight.detach().clone()
-    with profile() as profiler:
-        for _ in range(2):
-            step(images, torch.arange(4), 0.01, 1)
-    names = [event.name for event in profiler.events()]
-    collectives = collections.Counter(name for name in names if name.startswith("gloo:"))
-    print(dict(collectives), names.count("aten::item"))
     return step.model.fc.weight - before
 
 exact, compressed = trained(False), trained(True)
-print("compressed", bool(0 < (exact - compressed).norm() / exact.norm() < 0.02))
+print(exact.norm().item(), bool(0 < (exact - compressed).norm() / exact.norm() < 0.02))
 
-if rank == 0:  # the other process has ended
+if launch.is_main_process:  # the other process has ended
     try:
         with distributed.translate_process_errors():
             for _ in range(2):
@@ -190,12 +165,9 @@ if rank == 0:  # the other process has ended
 
 
 @pytest.mark.slow
-def test_two_processes():
-    """They share buffers and the failure of a write, exchange gradients only, and report that the other has ended."""
+def test_two_processes_send_gradients_and_report_that_one_has_ended():
+    """They take the same steps, nearly the same with compressed gradients, and report that the other has ended."""
     main, other = (printed.splitlines() for printed in run_two("-c", PROCESS))
-    failure = "file cannot be written: No space left on device"
-    # Three buckets of gradients for each of two steps, no other collective, and nothing that the host waits for.
-    steps = ["{'gloo:all_reduce': 6} 0", "{'gloo:all_reduce': 6} 0", "compressed True"]
-    assert main[:6] == ["[1.0, 1.0]", "writes", failure, *steps]
-    assert other == ["[1.0, 1.0]", failure, *steps]
-    assert main[6].startswith("process 0 lost its connection to the other processes (")
+    assert main[0] == other[0]
+    assert main[0].endswith(" True")
+    assert main[1].startswith("process 0 lost its connection to the other processes (")
