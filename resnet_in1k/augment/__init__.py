@@ -1,1 +1,1 @@
-"""Augmentation of complete batches on the device, and the per-image policies that loader workers run."""
+"""Augmentation of batches on the device, and policies of the loader workers. The random crop is in data/crop.py."""

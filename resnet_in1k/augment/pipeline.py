@@ -1,4 +1,7 @@
-"""The operations of a recipe, in order, on one batch: the only code that augments training images."""
+"""Augmentation of a batch on the device: the recipe's operations, in order.
+
+Loader workers crop the images and apply the recipe's policy before: see data/crop.py.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -12,19 +15,18 @@ from resnet_in1k.augment.mixup_cutmix import Mixing
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import rng
-from resnet_in1k.utils.device import capabilities
+from resnet_in1k.utils.device import copy_to_device
 from resnet_in1k.utils.rng import Stream
 
-CHUNK_IMAGES = {"cpu": 4}
-"""Images augmented at a time, by device type. Four images stay in a CPU's cache from one operation to the next, which
-is twice as fast; elsewhere DEFAULT_CHUNK_IMAGES limits the memory of intermediate results."""
-DEFAULT_CHUNK_IMAGES = 256
+CPU_CHUNK_IMAGES, CHUNK_IMAGES = 4, 256
+"""Images augmented at a time. Four images stay in a CPU's cache from one operation to the next, which is twice as fast;
+on other devices the limit is for the memory of intermediate results."""
 
 
 class Operation(Protocol):
     """One augmentation for complete batches, each image with its own parameters.
 
-    Images that are mixed must be the neighbors (2k, 2k + 1) of the batch: any even share of a process has both.
+    Mixing pairs the images 2k and 2k + 1. Each process has an even number of images, so no pair is split.
     """
 
     name: str
@@ -33,14 +35,13 @@ class Operation(Protocol):
     """True if `apply` also takes uint8 images, which need a quarter of the memory traffic."""
 
     def draw(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, Any]:
-        """Draw the parameters of a global batch on the CPU: (B, K) float32, one row an image, and what the images of a
-        batch share, as a Python value that the host can read without waiting for the device."""
-        ...
+        """Draw the parameters of a global batch on the CPU: (B, K) float32, one row per image, and one Python value for
+        the batch, which the host can read without waiting for the device; None if it is not used."""
 
     def apply(self, images: Tensor, targets: Tensor, draws: Tensor, shared: Any) -> tuple[Tensor, Tensor]:
         """Augment B images, possibly in place.
 
-        Nothing here may need a tensor's values on the host (`.item()`, `.nonzero()`, `if tensor`).
+        It must not read a tensor's values on the host (`.item()`, `.nonzero()`, `if tensor`).
 
         Args:
             images: (B, 3, S, S) float32 from 0 to 255, or uint8 if `works_on_uint8`.
@@ -50,7 +51,6 @@ class Operation(Protocol):
         Returns:
             Images, and targets or (B, C) float32 probabilities.
         """
-        ...
 
 
 OPERATIONS: list[Callable[[Recipe, int], Operation | None]] = [
@@ -85,7 +85,8 @@ class Augmentation:
         self._rows = slice(rank * share, (rank + 1) * share)
 
     def draw(self, step: int) -> Draws:
-        """Draw for this process's images on the CPU: a function of (seed, operation's name, step)."""
+        """Draw for the global batch on the CPU, and return this process's rows: a function of (seed, operation's name,
+        step)."""
         drawn = [
             operation.draw(
                 rng.generator(self._seed, Stream.AUGMENT, rng.name_key(operation.name), step), self._global_batch_size
@@ -96,8 +97,12 @@ class Augmentation:
         widths = [each.shape[1] for each, _ in drawn]
         return Draws(torch.cat(columns, dim=1)[self._rows], widths, [shared for _, shared in drawn])
 
+    def apply_to(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Augment a Batch of data/loader.py that is on the device."""
+        return self(batch.images, batch.labels, batch.step)
+
     def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Augment and normalize the images of a step, or its first images.
+        """Augment and normalize the images of a step; the preflight has fewer images than a batch.
 
         Args:
             images: (B, 3, S, S) uint8, channels_last as from the loader.
@@ -106,16 +111,9 @@ class Augmentation:
         Returns:
             (B, 3, S, S) float32, channels_last; and (B,) int64, or (B, C) float32 if an operation mixes images.
         """
-        return self.apply(images, targets, self.draw(step))
-
-    def apply(self, images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Augment and normalize with the given draws; see `__call__`."""
-        per_image = draws.per_image[: len(images)]
-        if images.device.type != "cpu":
-            # One copy brings the draws of all operations; from pinned memory the host does not wait for it.
-            pin = "pinned_memory" in capabilities(images.device.type)
-            per_image = (per_image.pin_memory() if pin else per_image).to(images.device, non_blocking=pin)
-        size = CHUNK_IMAGES.get(images.device.type, DEFAULT_CHUNK_IMAGES)
+        draws = self.draw(step)
+        per_image = copy_to_device(draws.per_image[: len(images)], images.device)  # one copy for all operations
+        size = CPU_CHUNK_IMAGES if images.device.type == "cpu" else CHUNK_IMAGES
         chunks = zip(images.split(size), targets.split(size), per_image.split(size), strict=True)
         parts = [self._apply_operations(*chunk, draws.widths, draws.shared) for chunk in chunks]
         if len(parts) == 1:

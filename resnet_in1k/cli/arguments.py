@@ -94,8 +94,8 @@ def _run(main: Callable[[], Any]) -> None:
         sys.exit(INTERRUPTED)
 
 
-def parse(cls: type[T], default: T | None = None, description: str | None = None) -> T:
-    """Parse the command line into a dataclass; flags, types and help are those of its fields.
+def parse(cls: type[T], default: T | None = None) -> T:
+    """Parse the command line into a dataclass: its docstring is the description, its fields are the flags.
 
     A wrong argument ends the program with status 2 and one line, which names the argument and similar flags.
     """
@@ -103,7 +103,7 @@ def parse(cls: type[T], default: T | None = None, description: str | None = None
     options = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(cls, description=description, config=(tyro.conf.OmitArgPrefixes,), **options)
+            return tyro.cli(cls, config=(tyro.conf.OmitArgPrefixes,), **options)
     except SystemExit as exit_:
         if exit_.code and is_main_process():
             # tyro prints a box: keep its text, without the frame and the hint about --help.

@@ -53,7 +53,7 @@ TUTORIAL = RECIPES["tutorial"].recipe
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """Measurement, data and sizes; any field of the recipe can be changed."""
+    """Measure the speed of this machine. Any field of the recipe can be changed."""
 
     what: tyro.conf.Positional[Literal["input", "step", "train"]]
     """input: encoded files to batches on the device; step: training on one batch, also by several processes; train:
@@ -87,7 +87,7 @@ class BenchmarkOptions:
 
 
 def main() -> None:
-    options = parse(BenchmarkOptions, description="Measure the speed of this machine.")
+    options = parse(BenchmarkOptions)
     result = benchmark(options)
     if is_main_process():
         print(json.dumps(result) if options.json else table(result))
@@ -104,7 +104,7 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         result |= {"recipe_changes": TUTORIAL.differences(options.recipe), "compiled": options.compile}
         result |= {"hardware": devices.hardware_name(bench.device), "cpu_threads": threads}
         result |= {"precision": bench.accelerator.mixed_precision, **provenance()}
-        launch.gather(None, "measuring")  # a launcher ends the other processes when one exits early
+        launch.wait_for_everyone("measuring")  # a launcher ends the other processes when one exits early
         bench.accelerator.end_training()
     return result
 
@@ -133,7 +133,7 @@ class Bench:
         images, labels = self._batch()
         pixels = images.mul(64).add(128).clamp(0, 255).to(torch.uint8)
         rates = self._measure(
-            ours=lambda: (each.tensors() for each in self._prefetched(source)),
+            ours=lambda: (each.take() for each in self._prefetched(source)),
             tutorial=lambda: self._tutorial_batches(source),
             decode_only=lambda: (batch for batch in self._torch_loader(ReferenceDataset(source))),
             augment=lambda: (augmentation(pixels, labels, step) for step in steps),
@@ -165,14 +165,14 @@ class Bench:
 
         def ours() -> Iterator[None]:
             total.add(stopwatch.lap())  # of the repetition before
-            batches = self._prefetched(source, lambda batch: augmentation(batch.images, batch.labels, batch.step))
+            batches = self._prefetched(source, augmentation.apply_to)
             for number in count():
                 if number == self.num_warmup_steps:
                     stopwatch.lap()  # drops the warm-up
                 with stopwatch.section("load"):
                     batch = next(batches)
                 with stopwatch.section("train"):
-                    take_step(*batch.tensors())
+                    take_step(*batch.take())
                 yield
 
         tutorial = self._reference_step(bare=False)
@@ -187,7 +187,7 @@ class Bench:
         """Measure all processes together, the same without communication, and process 0 alone."""
 
         def together() -> Iterator[None]:
-            self.launch.gather(None, "measuring")  # start at the same time
+            self.launch.wait_for_everyone("measuring")  # start at the same time
             yield from (take_step() for _ in count())
 
         def without_communication() -> Iterator[None]:

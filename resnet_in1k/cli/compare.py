@@ -28,7 +28,7 @@ MAX_COMPARED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """Options of scripts/compare.py."""
+    """Compare runs and evaluations."""
 
     items: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, weights with an eval.json in the same folder, or eval.json files."""
@@ -166,4 +166,4 @@ def draw(rows: Sequence[Compared]) -> "Figure":
 
 
 def main() -> None:
-    print(compare(parse(CompareOptions, description="Compare runs and evaluations.")))
+    print(compare(parse(CompareOptions)))

@@ -28,7 +28,7 @@ from resnet_in1k.utils.validation import at_least, at_least_and_below, check_opt
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(PreprocessingOptions):
-    """Weights, data and output of an evaluation."""
+    """Evaluate saved weights; every image counts once."""
 
     ckpt: str
     """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, an exported .onnx or .pt2,
@@ -59,7 +59,7 @@ class EvalOptions(PreprocessingOptions):
 
 
 def main() -> None:
-    evaluate(parse(EvalOptions, description="Evaluate saved weights; every image counts once."))
+    evaluate(parse(EvalOptions))
 
 
 def evaluate(options: EvalOptions) -> Evaluation:
@@ -83,7 +83,7 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         network = load_model(weights.file)
         description, num_outputs = network.architecture, network.fc.out_features
     val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
-    source = launch.broadcast_from_main(lambda: open_source(data, options.split, val_share), "lists the images")
+    source = launch.broadcast_from_main(lambda: open_source(data, options.split, val_share), "listing images")
     columns = match_classes(weights.class_names, num_outputs, source.class_names, source.name, options.ckpt)
     matching = describe_match(columns, num_outputs)
     with eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers)) as loader:

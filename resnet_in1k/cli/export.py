@@ -30,7 +30,7 @@ MAX_DIFFERENCE = {"onnx": 1e-4, "pt2": 0.0, "safetensors": 0.0}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of scripts/export.py."""
+    """Export weights; the file is kept only if its logits agree."""
 
     ckpt: str
     """Weights, as for evaluate.py; also an old .pth, with or without `module.` in its keys."""
@@ -133,6 +133,6 @@ def _relative_difference(model: ResNet, exported: Callable[[Tensor], Tensor], ba
 
 
 def main() -> None:
-    options = parse(ExportOptions, description="Export weights; the file is kept only if its logits agree.")
+    options = parse(ExportOptions)
     difference = export(options)
     print(f"{options.output} written; its logits differ by {difference:.1g} of the largest")

@@ -37,7 +37,7 @@ MAX_IMAGES_IN_FIGURE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(PreprocessingOptions):
-    """Images to classify, and the weights to use."""
+    """Classify images."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, and folders of images at any depth."""
@@ -84,7 +84,7 @@ class Prediction:
 
 
 def main() -> None:
-    predict(parse(PredictOptions, description="Classify images."))
+    predict(parse(PredictOptions))
 
 
 def predict(options: PredictOptions, report: Callable[[str], None] = print) -> list[Prediction]:
@@ -130,7 +130,7 @@ def _probabilities(options: PredictOptions, model: ResNet, preprocessing: EvalPr
         order = EvalSampler(len(source), options.batch_size, preprocessing.image_size)
         for prefetched in prefetch_to_device(loader.batches(order), device, prepare):
             with torch.inference_mode(), reproducible_float32():
-                images, indices = prefetched.tensors()
+                images, indices = prefetched.take()
                 rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)
             yield from map(prefetched.bad_images.get, indices.tolist(), rows)
 

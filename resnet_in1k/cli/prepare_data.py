@@ -34,7 +34,7 @@ Print = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """Input and output of prepare_data.py."""
+    """Prepare images for training, or verify them."""
 
     train_tar: Path | None = None
     """ILSVRC2012_img_train.tar; needs the next two."""
@@ -239,5 +239,5 @@ def _write_report(report: Path | None, problems: list[Problem]) -> None:
 
 
 def main() -> None:
-    if not prepare_data(parse(PrepareOptions, description="Prepare images for training, or verify them.")):
+    if not prepare_data(parse(PrepareOptions)):
         sys.exit(1)

@@ -51,4 +51,4 @@ def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
 
 
 def main() -> None:
-    push(parse(PushOptions, description="Publish a run's best weights, with their metrics as a model card."))
+    push(parse(PushOptions))

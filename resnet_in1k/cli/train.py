@@ -1,4 +1,4 @@
-"""scripts/train.py: from the flags to a recipe, published or that of a run, and to a training run."""
+"""Parse the flags of scripts/train.py, find the recipe that they name, and train."""
 
 import argparse
 import contextlib
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from resnet_in1k.cli import arguments as cli
+from resnet_in1k.cli.arguments import is_main_process, parse
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.evaluate.statistics import describe_distance, distance
 from resnet_in1k.model.resolve import REPOSITORY, download
@@ -28,7 +28,7 @@ from resnet_in1k.utils.validation import lookup
 HUB = "hub:"
 DEFAULT_RECIPE = "tutorial"
 SIZES = ("epochs", "global_batch_size", "image_size")
-"""Fields of Recipe that other fields follow: see recipes/scaling.py."""
+"""Fields of Recipe whose change rescales other fields: see recipes/scaling.py."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class GivenRecipe:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Default values of TrainOptions, from the run as far as they apply to another machine."""
+        """Default values of TrainOptions; from a run, only what applies to another machine."""
         if not self.facts:
             return {"data": self.named.default_data}
         is_local = not self.origin.startswith(HUB)
         data, initial = self.facts["data"], self.facts.get("init_from") or {}
         source, precision = data["source"], PRECISIONS.get(self.facts.get("mixed_precision", ""))
-        name = self.origin.rpartition("/")[2]
+        path = Path(self.origin)
         if is_local:
-            path = Path(self.origin.removesuffix(RECIPE_NAME)).resolve()
-            name = path.stem if path.suffix == ".json" else path.name
+            path = path.resolve().parent if path.name == RECIPE_NAME else path.resolve()
+        name = path.stem if path.suffix == ".json" else path.name
         return {
-            # A path in a downloaded recipe.json could name any folder of this machine.
+            # From the Hub only built-in data: a path in a downloaded recipe.json could name any folder of this machine.
             "data": source if is_local or source in SOURCES else self.named.default_data,
             "val_share": float(data.get("val_share", 0.0)),
             "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
@@ -68,11 +68,14 @@ class GivenRecipe:
         }
 
     def differences(self, recipe: Recipe, facts: dict[str, Any]) -> list[str]:
-        """Differences of another run's recipe and recipe.json from this run's, one text each."""
+        """Return how another run, by its recipe and recipe.json, differs from this one, one text per difference."""
         lines = self.named.recipe.differences(recipe)
         data, others = (each.get("data", {}).get("fingerprint", {}).get("train") for each in (self.facts, facts))
         weights, other_weights = ((each.get("init_from") or {}).get("sha256") for each in (self.facts, facts))
-        lines += ["other training images"] * (data != others) + ["other initial weights"] * (weights != other_weights)
+        if data != others:
+            lines.append("other training images")
+        if weights != other_weights:
+            lines.append("other initial weights")
         for name in ("mixed_precision", "world_size", "gradient_accumulation_steps"):
             if self.facts.get(name) != facts.get(name):
                 lines.append(f"{name} {self.facts.get(name)} → {facts.get(name)}")
@@ -110,7 +113,7 @@ def find_recipe(given: str) -> GivenRecipe:
         named = replace(
             RECIPES.get(name, NamedRecipe(recipe, source=given)),
             recipe=recipe,
-            # Norm statistics are of a forward pass: on fewer processes it must have as many images.
+            # Batch norm depends on the images per forward pass: keep their number on fewer processes.
             images_per_forward_pass=-(-recipe.global_batch_size // parts),
         )
         found = GivenRecipe(name, named, given, facts, files.read_json_object(file.with_name(EVALUATION_NAME)))
@@ -129,13 +132,12 @@ class Arguments:
     values, scaled to the batch and epochs given, are the defaults of the flags below."""
     list_recipes: bool = False
     """Print the named recipes as a table, then exit."""
-    how: TrainOptions
-    what: Recipe
+    options: TrainOptions
+    fields: Recipe
 
 
 def read_deciding_flags() -> dict[str, str]:
-    """Return the flags that decide the defaults of the others, as text: they are read before the full parser is
-    built."""
+    """Return the flags that change the defaults of other flags, as text, before the full parser is built."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("recipe", "lr_batch_rule", *SIZES):
         flags = {f"--{name.replace('_', '-')}", f"--{name}"}  # the full parser takes both spellings
@@ -144,7 +146,7 @@ def read_deciding_flags() -> dict[str, str]:
     return {name: value or "" for name, value in vars(flags).items()}
 
 
-def parse() -> tuple[GivenRecipe, Arguments]:
+def parse_flags() -> tuple[GivenRecipe, Arguments]:
     """Parse the command line; the defaults are those of the recipe that it names, for the sizes given.
 
     Raises:
@@ -153,19 +155,19 @@ def parse() -> tuple[GivenRecipe, Arguments]:
     flags = read_deciding_flags()
     given = find_recipe(flags["recipe"] or DEFAULT_RECIPE)
     name, named = given.origin or given.name, given.named
-    what = named.recipe
+    recipe = named.recipe
     sizes = {size: int(flags[size]) for size in SIZES if flags[size].isdecimal()}
     with contextlib.suppress(UserError):  # for a value out of range, which the full parser below refuses by name
-        what = replace(what, lr_batch_rule=flags["lr_batch_rule"] or what.lr_batch_rule)
-        fields = scaled_fields(what, **sizes)
-        fields.pop("global_batch_size", None)  # an odd batch may be valid only with another flag
-        what = replace(what, **fields)
-    batch = sizes.get("global_batch_size") or what.global_batch_size
+        recipe = replace(recipe, lr_batch_rule=flags["lr_batch_rule"] or recipe.lr_batch_rule)
+        fields = scaled_fields(recipe, **sizes)
+        fields.pop("global_batch_size", None)  # the full parser checks it: another flag may make an odd one valid
+        recipe = replace(recipe, **fields)
+    batch = sizes.get("global_batch_size") or recipe.global_batch_size
     accumulation = accumulation_steps(batch, world_size(), named.images_per_forward_pass)
-    how = TrainOptions(**given.options, gradient_accumulation_steps=accumulation)
-    arguments = cli.parse(Arguments, default=Arguments(recipe=name, how=how, what=what))
+    options = TrainOptions(**given.options, gradient_accumulation_steps=accumulation)
+    arguments = parse(Arguments, default=Arguments(recipe=name, options=options, fields=recipe))
     needs_weights = named.needs_weights or "init_from" in given.facts
-    if needs_weights and arguments.how.init_from is None and not arguments.list_recipes:
+    if needs_weights and arguments.options.init_from is None and not arguments.list_recipes:
         raise UserError(
             f"--recipe {name} starts from trained weights: give --init-from, such as a run folder, USER/NAME on the "
             "Hub or torchvision/resnet50.IMAGENET1K_V2"
@@ -190,7 +192,7 @@ def describe_recipes() -> str:
 
 
 def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
-    """Compare the run with what is published of its recipe; "" if nothing is."""
+    """Return the comparison with the published result of the run's recipe; "" if there is none."""
     result = files.read_json_object(run.evaluation)
     if result is None:
         return ""
@@ -209,11 +211,11 @@ def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
 
 
 def main() -> Path | None:
-    given, arguments = parse()
+    given, arguments = parse_flags()
     if arguments.list_recipes:
         print(describe_recipes())
         return None
-    folder = train(given.name, arguments.what, arguments.how, command=sys.argv)
-    if not arguments.how.dry_run and cli.is_main_process() and (outcome := describe_outcome(given, RunFolder(folder))):
+    folder = train(given.name, arguments.fields, arguments.options, command=sys.argv)
+    if not arguments.options.dry_run and is_main_process() and (outcome := describe_outcome(given, RunFolder(folder))):
         print(outcome)
     return folder

@@ -18,9 +18,9 @@ from resnet_in1k.utils import files
 Split = Literal["train", "val"]
 CACHE_VERSION = 2
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-"""Suffixes of image files. A file with another suffix is an image if its header is one."""
-UNKNOWN_ORIGIN = "Who took the training images, where and of what, is not recorded here: neither is their bias."
-"""The limit that a model card states of a user's own images."""
+"""Suffixes of image files. Other files are recognized by their header."""
+UNKNOWN_ORIGIN = "It is not recorded who took the training images, where, or of what; their bias is unknown."
+"""Limitation that a model card states for a user's own images."""
 
 
 class PackedBytes:
@@ -30,7 +30,7 @@ class PackedBytes:
     count and so copies its page of memory, and host memory grows during the run (pytorch#5902).
     """
 
-    def __init__(self, items: Iterable[bytes]):
+    def __init__(self, items: Iterable[bytes] = ()):
         blob, ends = bytearray(), array("q", [0])
         for item in items:
             blob += item
@@ -51,7 +51,7 @@ class PackedBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One split: encoded images with their labels. A kind of source defines the three methods below.
+    """One split: encoded images with their labels. Subclasses define `read` and `fingerprint`.
 
     Loader workers read it, so it must survive a fork. The main process opens it for others, so it must be picklable.
     """
@@ -69,7 +69,7 @@ class Source:
         return len(self.labels)
 
     def read(self, index: int) -> np.ndarray:
-        """Return the encoded image, (n,) uint8, read-only. Raises OSError if storage fails."""
+        """Return the encoded image, (n,) uint8, which the caller must not change. Raises OSError if storage fails."""
         raise NotImplementedError
 
     def image_name(self, index: int) -> str:
@@ -81,12 +81,16 @@ class Source:
         raise NotImplementedError
 
 
-class Divisible(Protocol):
-    """A source that `--val-share` can divide in two: these methods, and those of Source."""
+class DivisibleSource(Source):
+    """A source that `--val-share` can divide in two."""
 
-    def key(self, index: int) -> bytes: ...  # the image's unique name, the same wherever the source is stored
+    def key(self, index: int) -> bytes:
+        """Return the image's unique name, the same wherever the source is stored."""
+        raise NotImplementedError
 
-    def take(self, indices: np.ndarray, split: Split) -> Source: ...  # a source of these images only
+    def take(self, indices: np.ndarray, split: Split) -> "DivisibleSource":
+        """Return a source of these images only."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,14 @@ class SourceFacts:
     data_flag: str
     """The value of `--data` for somebody who reproduces the run."""
     limits: tuple[str, ...]
-    """Sentences on what the images do not show."""
+    """Limitations of the data, one sentence each."""
 
 
 class SourceType(Protocol):
     """A module or class that opens the sources of one prefix of `--data`; UserError if there is no such data.
 
-    It may have `open_whole(data) -> Divisible` for images without a val split, and `forget(data)` to delete caches.
+    It may have `open_whole(data) -> DivisibleSource`, for images without a val split, and `forget(data)`, which deletes
+    caches.
     """
 
     def open_split(self, data: str, split: Split) -> Source: ...
@@ -134,25 +139,30 @@ class PackedSource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSource(PackedSource):
-    """A source of image files; `items` are their paths, relative to `folder`."""
+class FileSource(DivisibleSource):
+    """A source of image files; `paths` are relative to `folder`."""
 
+    paths: PackedBytes
     folder: Path
 
     def key(self, index: int) -> bytes:
-        return self.items[index]
+        return self.paths[index]
 
     def take(self, indices: np.ndarray, split: Split) -> "FileSource":
-        items = PackedBytes(self.items[index] for index in indices)
-        return replace(self, split=split, labels=self.labels[indices], items=items)
+        paths = PackedBytes(self.paths[index] for index in indices)
+        return replace(self, split=split, labels=self.labels[indices], paths=paths)
 
     def read(self, index: int) -> np.ndarray:
-        # Not np.fromfile, which takes a read error for the end of the file.
-        with open(os.path.join(os.fsencode(self.folder), self.items[index]), "rb", buffering=0) as file:
+        # Not np.fromfile, which takes a read error for the end of the file. A bytearray, because torch warns about
+        # memory that it cannot write to.
+        with open(os.path.join(os.fsencode(self.folder), self.paths[index]), "rb", buffering=0) as file:
             return np.frombuffer(bytearray(file.readall()), dtype=np.uint8)
 
     def image_name(self, index: int) -> str:
-        return str(Path(self.folder, os.fsdecode(self.items[index])))
+        return str(Path(self.folder, os.fsdecode(self.paths[index])))
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.class_names, self.labels, self.paths.blob, self.paths.ends)
 
 
 def spread_over(source: Source, num_images: int) -> list[int]:
@@ -193,7 +203,7 @@ def read_cache(file: Path) -> tuple[dict[str, Any], PackedBytes, dict[str, np.nd
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
             arrays = {name: cached[name] for name in cached.files}
-        facts, items = json.loads(arrays.pop("facts").tobytes()), PackedBytes(())
+        facts, items = json.loads(arrays.pop("facts").tobytes()), PackedBytes()
         items.blob, items.ends = arrays.pop("blob"), arrays.pop("ends")
         if facts["version"] == CACHE_VERSION:
             return facts, items, arrays

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_in1k.data.dataset import Source, SourceFacts, Split, fingerprint_of
+from resnet_in1k.data.dataset import DivisibleSource, SourceFacts, Split, fingerprint_of
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line, shorten
 from resnet_in1k.utils.imagenet import wnids_of
@@ -22,7 +22,7 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSource(Source):
+class TableSource(DivisibleSource):
     """A column of encoded images and one of labels."""
 
     table: Any

@@ -86,7 +86,7 @@ def open_paths(paths: Sequence[str]) -> FileSource:
         split="val",
         class_names=("",),
         labels=np.zeros(len(paths), dtype=np.int64),
-        items=PackedBytes(map(os.fsencode, paths)),
+        paths=PackedBytes(map(os.fsencode, paths)),
         folder=Path(),
     )
 
@@ -124,7 +124,7 @@ def _open(data: str, split: Split, folder: Path) -> FileSource:
         split=split,
         class_names=tuple(listing.class_names),
         labels=np.repeat(np.arange(len(listing.class_names)), listing.counts),
-        items=listing.paths,
+        paths=listing.paths,
         folder=folder,
         note=f"ignored in {folder}, not images by name or content: {shorten(ignored)}" if ignored else "",
     )

@@ -1,14 +1,14 @@
-"""Batches in host memory, decoded ahead by worker processes, and their way to the device.
+"""Load batches in worker processes and copy them to the device.
 
 Workers do only what must happen for each file: decode and crop. Everything that works on a complete batch happens on
-the device, in `augment`. No float tensor crosses a process border.
+the device, in `augment`. Only uint8 pixels pass between processes.
 """
 
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from resnet_in1k.utils.pool import (
 PREFETCH_FACTOR = 4
 """Batches in preparation per worker."""
 GROUP_IMAGES, GROUP_BYTES = 16, 16 << 20
-"""Images, or bytes of pixels, that a worker decodes before it crops them. In turns, decoding and resizing would evict
-each other's code and tables from the CPU's caches, which costs 10 to 20% of the time."""
+"""Images, or bytes of pixels, that a worker decodes before it crops them. Alternating for each image would evict code
+and tables from the CPU's caches, which costs 10 to 20% of the time."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Batch:
     step: int = 0
     """Optimizer step in training, number of the batch in evaluation."""
     bad_images: dict[int, str] = field(default_factory=dict)
-    """Reasons of the decoder for images that could not be read for this batch, by index."""
+    """Decoder errors by position in the source, for images that could not be read for this batch."""
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to the device; the host does not wait if the tensors are pinned."""
@@ -55,13 +55,18 @@ class Batch:
         return Batch(*copies, self.step, self.bad_images)
 
 
-Filled = tuple[int, BatchSpec, np.ndarray, np.ndarray, dict[int, str]]
-"""A slot of shared memory that a worker has filled: its number, the spec, labels and indices of the images, bad
-images."""
+class Filled(NamedTuple):
+    """A slot of shared memory that a worker has filled."""
+
+    slot: int
+    spec: BatchSpec
+    labels: np.ndarray
+    indices: np.ndarray
+    bad_images: dict[int, str]
 
 
 class _BatchSampler:
-    """The specs of the current epoch or evaluation, each with the slot to write it to.
+    """The specs of the current call of `Loader.batches`, each with the slot to write it to.
 
     A DataLoader is bound to one batch sampler for its life and iterates over it again for each call of `batches`. So
     this one sampler is given the new specs before each iteration.
@@ -129,30 +134,30 @@ class Loader:
             self._loader._iterator._shutdown_workers()
 
     def batches(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
-        """Yield the batches of the specs in order. A new call ends the iterator of the call before.
+        """Yield the batches of the specs in order. A new call invalidates the iterator of the call before.
 
         Raises:
             ProcessError: if a worker dies or a file cannot be read.
             BadImageError: if an image cannot be decoded and `if_bad` is "fail".
         """
         self._sampler.specs = specs
-        # Not asked before the workers are forked, because it initializes the device.
+        # Asked only after the workers are forked, because it initializes the device.
         pin = "pinned_memory" in capabilities(device_type())
         with translate_worker_errors():
             for result in self._loader:
-                # An expected error comes as a value: raised in a worker it would carry the worker's traceback.
+                # Workers return expected errors: a raised one would include the worker's traceback.
                 if isinstance(result, ProcessError):
                     raise result
                 yield self._copy(result, pin)
 
     def _copy(self, filled: Filled, pin: bool) -> Batch:
-        slot, spec, labels, indices, bad_images = filled
-        images = torch.empty((len(labels), spec.image_size, spec.image_size, 3), dtype=torch.uint8, pin_memory=pin)
-        # NumPy copies in this thread only; torch would wake its thread pool, whose cores are computing.
-        np.copyto(images.numpy(), _slot_view(self._slots, slot, len(labels), spec.image_size).numpy())
-        small = [torch.from_numpy(array) for array in (labels, indices)]
-        small = [tensor.pin_memory() if pin else tensor for tensor in small]
-        return Batch(images.permute(0, 3, 1, 2), *small, spec.step, bad_images)
+        view = _slot_view(self._slots, filled.slot, len(filled.labels), filled.spec.image_size)
+        images = torch.empty(view.shape, dtype=torch.uint8, pin_memory=pin)
+        np.copyto(images.numpy(), view.numpy())  # by one thread; torch's copy would compete with the computing threads
+        labels, indices = (torch.from_numpy(array) for array in (filled.labels, filled.indices))
+        if pin:
+            labels, indices = labels.pin_memory(), indices.pin_memory()
+        return Batch(images.permute(0, 3, 1, 2), labels, indices, filled.spec.step, filled.bad_images)
 
 
 class SlotWriter(Dataset):
@@ -162,6 +167,7 @@ class SlotWriter(Dataset):
         self._source, self._crop, self._slots, self._if_bad = source, crop, slots, if_bad
 
     def __getitems__(self, job: tuple[int, BatchSpec]) -> Filled | ProcessError:
+        # A DataLoader calls this with what its batch sampler yields: usually indices, here a slot and a spec.
         slot, spec = job
         samples = spec.samples
         images = _slot_view(self._slots, slot, len(samples), spec.image_size).permute(0, 3, 1, 2)
@@ -169,14 +175,14 @@ class SlotWriter(Dataset):
         bad_images: dict[int, str] = {}
         try:
             for group in self._decode(samples, images, indices, bad_images):
-                # A replacement takes the draws of the image it replaces; it may be in this batch itself.
+                # A replacement takes the draws of the image it replaces; it may occur elsewhere in this batch, too.
                 rows = list(group)
                 crops = self._crop(list(group.values()), [samples[row] for row in rows], spec.image_size)
                 for row, square in zip(rows, crops, strict=True):
                     images[row].copy_(square)
         except ProcessError as error:
             return error
-        return slot, spec, self._source.labels[indices], indices, bad_images
+        return Filled(slot, spec, self._source.labels[indices], indices, bad_images)
 
     def _decode(
         self, samples: list[Sample], images: torch.Tensor, indices: np.ndarray, bad_images: dict[int, str]
@@ -206,7 +212,7 @@ def _slot_view(slots: torch.Tensor, slot: int, num_images: int, image_size: int)
 
 
 def _num_slots(num_workers: int) -> int:
-    # One more: the DataLoader asks for another batch before it returns one, whose slot must not be overwritten.
+    # One more, because the DataLoader requests the next batch before it returns the current one.
     return PREFETCH_FACTOR * num_workers + 1
 
 
@@ -223,8 +229,9 @@ class Prefetched:
     """A batch on its way to the device."""
 
     bad_images: dict[int, str]
-    tensors: Callable[[], Tensors]
-    """Hand the prepared tensors to the current stream; to be called before the next batch is asked for."""
+    take: Callable[[], Tensors]
+    """Return the prepared tensors, to be used on the current stream. Call it before the next batch is requested, or
+    that batch would be copied first."""
 
 
 def prefetch_to_device(
@@ -232,9 +239,8 @@ def prefetch_to_device(
 ) -> Iterator[Prefetched]:
     """Copy each batch to the device and prepare it there.
 
-    The time until the next item is time spent waiting for the loader; the time in `tensors` is work of the device. If
-    the device has streams, copy and preparation run on a side stream: the host runs ahead of the device and asks for
-    the next batch while the device still computes the step before.
+    Iterating waits for the loader; `Prefetched.take` does work of the device. If the device has streams, copy and
+    preparation run on a side stream: the host requests the next batch while the device still computes the step before.
     """
     if "streams" not in capabilities(device.type):
         for batch in batches:

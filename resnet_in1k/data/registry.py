@@ -1,4 +1,4 @@
-"""The registry of image sources: `--data` to a module that opens them; and the split of one source in two."""
+"""Open the images that `--data` names; split one source into train and val."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from resnet_in1k.data import builtin, hf_dataset, image_folder, tar_shards
-from resnet_in1k.data.dataset import Divisible, Source, SourceFacts, SourceType, Split
+from resnet_in1k.data.dataset import DivisibleSource, Source, SourceFacts, SourceType, Split
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 
@@ -34,7 +34,7 @@ def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
     return split_by_hash(open_whole(data), split, val_share)
 
 
-def open_whole(data: str) -> Divisible:
+def open_whole(data: str) -> DivisibleSource:
     """Open all images of data without a val split; raises UserError if they have one."""
     source_type = _source_type(data)
     if not hasattr(source_type, "open_whole"):
@@ -42,30 +42,29 @@ def open_whole(data: str) -> Divisible:
     return source_type.open_whole(data)
 
 
-def split_by_hash(source: Divisible, split: Split, val_share: float) -> Source:
-    """Return one split of `source`: val has the images with a hash of their key below `val_share`.
+def split_by_hash(source: DivisibleSource, split: Split, val_share: float) -> Source:
+    """Return one split of `source`: val gets the images whose key has a hash below `val_share`.
 
-    An added image does not move another one, unless a split would have no image of its class.
+    Adding an image leaves the others where they are, unless a class would be missing from a split.
 
     Raises:
         UserError: if a class has one image only.
     """
     hashes = (int.from_bytes(hashlib.sha256(source.key(index)).digest()[:8], "big") for index in range(len(source)))
-    places = np.fromiter(hashes, np.uint64, len(source)) / 2**64  # uniform in 0 … 1
-    is_val = places < val_share
-    by_class = np.argsort(source.labels, kind="stable")
-    ends = np.cumsum(np.bincount(source.labels, minlength=len(source.class_names)))
-    for name, members in zip(source.class_names, np.split(by_class, ends[:-1]), strict=True):
+    fractions = np.fromiter(hashes, np.uint64, len(source)) / 2**64  # uniform in 0 … 1
+    is_val = fractions < val_share
+    by_class = np.split(np.argsort(source.labels, kind="stable"), np.cumsum(np.bincount(source.labels))[:-1])
+    for members in filter(len, by_class):
         if len(members) == 1:
-            image = source.image_name(int(members[0]))
+            name, image = source.class_names[source.labels[members[0]]], source.image_name(int(members[0]))
             raise UserError(
                 f"--val-share {val_share:g}: class {name} has one image, {image}, which cannot be in both splits; "
                 "add images, or remove the class"
             )
-        if len(members) and not is_val[members].any():
-            is_val[members[places[members].argmin()]] = True
-        elif len(members) and is_val[members].all():
-            is_val[members[places[members].argmax()]] = False
+        if not is_val[members].any():
+            is_val[members[fractions[members].argmin()]] = True
+        elif is_val[members].all():
+            is_val[members[fractions[members].argmax()]] = False
     return source.take(np.flatnonzero(is_val if split == "val" else ~is_val), split)
 
 
@@ -96,12 +95,12 @@ def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: 
     if only_a or only_b:
         parts = [f"only in {name}: {shorten(only)}" for name, only in [(a_name, only_a), (b_name, only_b)] if only]
         raise UserError(
-            f"{where}: {a_name} and {b_name} must have the same classes, but {'; '.join(parts)}; "
-            "add or remove those class folders"
+            f"{where}: {a_name} and {b_name} must have the same classes, but {'; '.join(parts)}; add or remove images "
+            "of those classes"
         )
     if list(a) != list(b):
         raise UserError(
-            f"{where}: {a_name} and {b_name} have the same classes in another order; labels would not match"
+            f"{where}: {a_name} and {b_name} have the same classes in another order; write both in the same order"
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
-from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, Source, SourceFacts, Split, fingerprint_of
+from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, DivisibleSource, SourceFacts, Split, fingerprint_of
 from resnet_in1k.data.tar_index import ShardIndex, forget_index, index_shards
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
@@ -40,7 +40,7 @@ have been dropped from memory by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSource(Source):
+class ShardSource(DivisibleSource):
     """Images in tar shards; `labels` are those of the index."""
 
     index: ShardIndex

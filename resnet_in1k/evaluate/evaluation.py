@@ -162,7 +162,7 @@ def evaluate_model(
             if number < num_common_batches:
                 stop_if_requested(number)
             bad_images.update(prefetched.bad_images)
-            outputs.append(predict_batch(model, *prefetched.tensors()))
+            outputs.append(predict_batch(model, *prefetched.take()))
             bar.update()
         # One transfer for all batches: the only point where the host waits for the device.
         arrays = {name: torch.cat([each[name] for each in outputs]).cpu().numpy() for name in (outputs or [{}])[0]}

@@ -21,11 +21,13 @@ from resnet_in1k.utils.format import first_line
 Say = Callable[[str], None]
 MAIN = "main"
 DELETED_IF_ABSENT = ("recipe.json", "curves.png", "model.onnx", "model.pt2", ".eval_results/*")
-"""Files of an earlier publication that are deleted unless this one has them, too."""
+"""Files of an earlier publication that are deleted on the Hub if this one does not have them."""
 MAX_ATTEMPTS = 5
 MAX_WAIT_SECONDS = 300.0  # the Hub counts requests in windows of five minutes
-TRANSIENT_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # 412: another commit came first, usually our own
-TRANSIENT_ERRORS = {"TransportError", "ConnectionError", "TimeoutError"}  # by name: httpx and httpx2 have the first
+# 412: parent_commit is outdated, usually because the first attempt succeeded and its response was lost.
+TRANSIENT_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}
+# By name, because the client's HTTP library differs between its versions.
+TRANSIENT_ERRORS = {"TransportError", "ConnectionError", "TimeoutError"}
 STATUS_MEANINGS = {
     401: "the token is not valid (401); run `hf auth login`",
     403: "the token has no permission for this (403)",
@@ -35,10 +37,11 @@ STATUS_MEANINGS = {
 
 @dataclass
 class Upload:
-    """Upload of one hub folder; `pr` opens a pull request in place of a commit to `revision`."""
+    """Upload of one hub folder; `pr` opens a pull request instead of a commit to `revision`."""
 
     folder: Path
     run_weights: Path
+    """The original weights: their logits are compared with those of the download."""
     repo_id: str
     private: bool
     revision: str
@@ -92,7 +95,7 @@ class Upload:
         return user
 
     def _validate_card(self) -> None:
-        """Ask the Hub, which has the list of licenses, before anything is created."""
+        """Have the Hub validate the card, with its list of licenses, before anything is created."""
         from huggingface_hub import ModelCard
 
         try:
@@ -106,7 +109,7 @@ class Upload:
         api, repo_id = self.api, self.repo_id
         exists = self._retry("look up the repository", api.repo_exists, repo_id)
         if not exists:
-            private = self.private or None
+            private = self.private or None  # None: the organization's default
             self._retry("create the repository", api.create_repo, repo_id, private=private, exist_ok=True)
             self.progress = f"{repo_id} was created, and is still empty"
             self.say(f"created {api.endpoint}/{repo_id}")
@@ -133,7 +136,7 @@ class Upload:
         if not self._differences(self.folder, head):
             self.say(f"nothing to do: commit {head[:12]} has exactly these files")
             return head
-        self.progress = f"it is not known whether all files are in {self.repo_id}"
+        self.progress = f"the upload to {self.repo_id} may be incomplete"
         options = {"repo_id": self.repo_id, "revision": revision, "commit_message": self.title}
         # With parent_commit, a commit whose response was lost cannot be made a second time.
         options |= {"parent_commit": head, "delete_patterns": list(DELETED_IF_ABSENT)}
@@ -142,7 +145,7 @@ class Upload:
         return commit
 
     def _differences(self, folder: Path, revision: str) -> list[str]:
-        """Return the names of our files that differ between a folder and the Hub, and of files to delete there."""
+        """Return the names of our files that differ on the Hub, and of files to delete there."""
         found = self.api.verify_repo_checksums(self.repo_id, revision=revision, local_dir=folder)
         patterns = (*self.files, *DELETED_IF_ABSENT)
         missing = [name for name in found.missing_paths if any(fnmatch(name, pattern) for pattern in patterns)]
@@ -166,7 +169,7 @@ class Upload:
         self.say(f"verified: {len(self.files)} files downloaded, with equal checksums and logits")
 
     def _retry(self, what: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call, again with growing pauses after an error that may be temporary; raises UserError for other errors."""
+        """Call `call`; retry temporary errors with growing pauses, raise UserError for others."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 return call(*args, **options)

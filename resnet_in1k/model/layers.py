@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import rng
-from resnet_in1k.utils.device import capabilities
+from resnet_in1k.utils.device import copy_to_device
 from resnet_in1k.utils.rng import Stream
 
 
@@ -37,8 +37,7 @@ class StochasticDepth:
         generator = rng.generator(self._seed, Stream.STOCHASTIC_DEPTH, step)
         kept = torch.rand(self._global_batch_size, len(self._keep), generator=generator) < self._keep
         factors = (kept / self._keep)[self._rows][:num_images]  # the preflight has fewer images than the share
-        pin = "pinned_memory" in capabilities(self._device.type)
-        return (factors.pin_memory() if pin else factors).to(self._device, non_blocking=pin)
+        return copy_to_device(factors, self._device)
 
     def use(self, factors: Tensor) -> None:
         """Set the factors of the next forward pass, one row an image."""

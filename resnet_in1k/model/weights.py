@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from resnet_in1k.model.foreign import torchvision_key
+from resnet_in1k.run_folder import WEIGHTS_NAME
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line
 
-WEIGHTS_NAME = "model.safetensors"
 PICKLE_NAME = "pytorch_model.bin"
 """Weights in repositories that have no safetensors file."""
 STATE_NAME = "state.json"
@@ -43,7 +43,7 @@ def weights_file(checkpoint: Path) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: its sha256 in {state} cannot be read ({type(error).__name__}: {error})") from None
     if is_damaged:  # a file with a flipped bit is still a valid safetensors file
-        raise UserError(f"{file} is damaged: its sha256 is not the recorded one; take another checkpoint")
+        raise UserError(f"{file} is damaged: its sha256 does not match the recorded one; take another checkpoint")
     return file
 
 

@@ -1,4 +1,7 @@
-"""The learning rate, a pure function of the optimizer step."""
+"""The learning rate, a pure function of the optimizer step.
+
+A new schedule is a function and a line in LR_SCHEDULES; its settings are fields of recipes/recipe.py.
+"""
 
 import math
 from collections.abc import Callable
@@ -12,7 +15,7 @@ LRSchedule = Callable[[Recipe, float, float], float]
 factor on the recipe's lr. Before the first step both numbers are 0."""
 
 
-def step(recipe: Recipe, epochs_done: float, progress: float) -> float:
+def step_decay(recipe: Recipe, epochs_done: float, progress: float) -> float:
     """Drop between epochs."""
     return recipe.lr_step_factor ** (math.floor(epochs_done) // recipe.lr_step_epochs)
 
@@ -42,7 +45,7 @@ def _down_to_floor(recipe: Recipe, height: float) -> float:
 
 
 LR_SCHEDULES: dict[str, LRSchedule] = {
-    "step": step,
+    "step": step_decay,
     "multi_step": multi_step,
     "cosine": cosine,
     "linear": linear,

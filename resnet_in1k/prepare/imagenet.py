@@ -228,7 +228,7 @@ def open_kaggle(folder: Path, refuse: Refuse) -> tuple[FileSource, FileSource]:
         split="val",
         class_names=train.class_names,
         labels=np.array([label for label, _ in rows], dtype=np.int64),
-        items=PackedBytes(os.fsencode(name) for _, name in rows),
+        paths=PackedBytes(os.fsencode(name) for _, name in rows),
         folder=images / "val",
     )
     _check_counts((train, val), refuse)

@@ -43,7 +43,7 @@ def check_same_program(launch: Launch, recipe: Recipe, options: TrainOptions, fo
         },
         f"{folder.recipe}": files.sha256_of(folder.recipe) if folder.recipe.exists() else "no such file",
     }
-    launch.gather(None, "starting")  # so that the clocks are read at the same time
+    launch.wait_for_everyone("starting")  # so that the clocks are read at the same time
     everyone = launch.gather((launch.machine, time.time(), own), "starting")
     main_machine, main_clock, main = everyone[0]
     for rank, (machine, clock, other) in enumerate(everyone):

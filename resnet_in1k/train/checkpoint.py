@@ -1,7 +1,8 @@
-"""Checkpoints: everything that a run needs to be resumed, without pickle, complete or not there at all.
+"""The files of a checkpoint: everything that a run needs to be resumed. train/loop.py decides when one is saved.
 
-`step_00000123/` contains one safetensors file for each group of tensors (model, optimizer, ema) and `state.json`.
-Nothing random has a state and the learning rate is a function of the step, so that is all.
+`step_00000123/` contains one safetensors file for each group of tensors (model, optimizer, ema) and `state.json`. It is
+written atomically and without pickle. There is no state of random generators or of the schedule: draws and the learning
+rate are functions of the step.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from resnet_in1k.utils.errors import UserError
 
 FORMAT_VERSION = 5
 NUMBER = ":number"
-"""Suffix of a tensor's name for a Python number in the optimizer."""
+"""Name suffix for optimizer values that are Python numbers, not tensors."""
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 
 
@@ -54,7 +55,7 @@ class ModelGroup:
 
 
 class OptimizerGroup:
-    """The state of any torch optimizer, by the names of the parameters and the optimizer's own names of its state.
+    """The state of any torch optimizer, by `<parameter name>.<state name>`.
 
     `layer1.0.conv1.weight.momentum_buffer` is the state of one parameter, `param_groups.0.step:number` a number of a
     parameter group: some optimizers count their steps there.
@@ -75,8 +76,8 @@ class OptimizerGroup:
         defaults = self._optimizer.defaults
         for number, group in enumerate(self._optimizer.param_groups):
             for key, value in group.items():
-                # Not what the recipe gives to all groups, and not the learning rate, which is set at each step.
-                is_default = key in defaults and not (type(value) in (int, float) and value != defaults[key])
+                # Skip lr, which is set at each step, and what still equals the optimizer's defaults.
+                is_default = key in defaults and (type(value) not in (int, float) or value == defaults[key])
                 if key != "lr" and not is_default:
                     tensors.update(_as_tensor(f"param_groups.{number}.{key}", value))
         return tensors
@@ -88,20 +89,20 @@ class OptimizerGroup:
                 raise UserError(f"{file} does not fit the model: it has {name}")
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        places = {name: place for place, name in enumerate(self._names)}
+        index_of = {name: index for index, name in enumerate(self._names)}
         state: dict[int, dict[str, Any]] = {}
         groups = self._optimizer.state_dict()["param_groups"]
         for full_name, tensor in tensors.items():
             name, _, key = full_name.removesuffix(NUMBER).rpartition(".")
             value: Any = tensor.item() if full_name.endswith(NUMBER) else tensor
-            if name not in places:
+            if name not in index_of:
                 groups[int(name.rpartition(".")[2])][key] = value
                 continue
-            parameter = self._parameters[places[name]]
+            parameter = self._parameters[index_of[name]]
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 # The memory layout that the optimizer would have given it: channels_last for convolutions.
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            state.setdefault(places[name], {})[key] = value
+            state.setdefault(index_of[name], {})[key] = value
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -115,10 +116,10 @@ def _as_tensor(name: str, value: Any) -> dict[str, Tensor]:
 
 @dataclass
 class TrainState:
-    """The position in a run, and what later steps need of the earlier ones."""
+    """Progress of a run, and everything besides tensors that a resume needs."""
 
     step: int = 0
-    """Optimizer steps done; 0 before the first."""
+    """Step of the newest checkpoint; 0 before the first."""
     epoch_losses: list[float] = field(default_factory=list)
     """Global mean loss of each step of an epoch that has not been evaluated yet."""
     best_step: int = 0
@@ -135,9 +136,13 @@ class TrainState:
     """`Recipe.fingerprint()` of the recipe and the initial weights."""
 
 
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:08d}"
+
+
 def save_checkpoint(checkpoints: Path, state: TrainState, groups: Mapping[str, Mapping[str, Tensor]]) -> Path:
     """Write `checkpoints/step_<state.step>/` and return it; `groups` are contiguous CPU tensors, by group and name."""
-    folder = checkpoints / f"step_{state.step:08d}"
+    folder = checkpoint_folder(checkpoints, state.step)
     with files.new_folder(folder) as temporary:
         sums = {}
         for name, tensors in groups.items():
@@ -149,8 +154,8 @@ def save_checkpoint(checkpoints: Path, state: TrainState, groups: Mapping[str, M
 
 
 def rewrite_state(checkpoints: Path, state: TrainState) -> None:
-    """Replace the state in `checkpoints/step_<state.step>/` after the evaluation; the tensors stay."""
-    folder = checkpoints / f"step_{state.step:08d}"
+    """Rewrite state.json in `checkpoints/step_<state.step>/` after the evaluation; the tensor files are unchanged."""
+    folder = checkpoint_folder(checkpoints, state.step)
     _, sums = _read_state(folder)
     _write_state(folder, state, sums)
 
@@ -162,7 +167,7 @@ def _write_state(folder: Path, state: TrainState, sums: Mapping[str, str]) -> No
 
 
 def state_sha256(values: Mapping[str, Any]) -> str:
-    """Return the sha256 of all values of state.json but this one: with a changed digit it would still be valid JSON."""
+    """Hash state.json without its own hash, which detects changed values that are still valid JSON."""
     sums = {name: value for name, value in values["sha256"].items() if name != STATE_NAME}
     return hashlib.sha256(json.dumps({**values, "sha256": sums}, sort_keys=True).encode()).hexdigest()
 
@@ -189,7 +194,7 @@ def load_newest_checkpoint(
     """Load the newest intact checkpoint and report each that is skipped. None if there are no checkpoints.
 
     Raises:
-        UserError: if there are checkpoints, but none can be loaded: only the user may decide to start again.
+        UserError: if there are checkpoints, but none can be loaded: a restart must be the user's choice.
     """
     folders = [folder for _, folder in reversed(list_checkpoints(checkpoints))]
     for folder in folders:
@@ -202,8 +207,8 @@ def load_newest_checkpoint(
         return state
     if folders:
         raise UserError(
-            f"none of the {len(folders)} checkpoints in {checkpoints} can be used, see above; fix that, or start again "
-            "in another --output-dir"
+            f"none of the {len(folders)} checkpoints in {checkpoints} can be used, see the messages above; repair one, "
+            "or start again in another --output-dir"
         )
     return None
 
@@ -217,7 +222,7 @@ def load_checkpoint(folder: Path, groups: Mapping[str, TensorGroup], recipe_sha2
     """
     state, sums = _read_state(folder)
     if state.recipe_sha256 != recipe_sha256:
-        raise UserError(f"{folder} was trained by another recipe than the one in its run's recipe.json")
+        raise UserError(f"{folder} belongs to a run with another recipe or other initial weights")
     if different := sums.keys() ^ {f"{name}.safetensors" for name in groups}:
         raise UserError(f"{folder}: the run and this checkpoint differ in {', '.join(sorted(different))}")
     loaded = {}
@@ -233,7 +238,7 @@ def load_checkpoint(folder: Path, groups: Mapping[str, TensorGroup], recipe_sha2
 def _read_tensors(file: Path, recorded_sha256: str) -> dict[str, Tensor]:
     try:
         if files.sha256_of(file) != recorded_sha256:
-            raise UserError(f"{file} is damaged: its sha256 is not the recorded one")
+            raise UserError(f"{file} is damaged: its sha256 does not match the recorded one")
         return files.retry_once(lambda: load_file(file))
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
@@ -242,7 +247,7 @@ def _read_tensors(file: Path, recorded_sha256: str) -> dict[str, Tensor]:
 
 
 def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
-    """Read state.json, and the sha256 of the other files."""
+    """Return the state and the recorded sha256 of each tensor file."""
     path = folder / STATE_NAME
     try:
         values = files.read_json(path)
@@ -256,10 +261,9 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
         intact = state_sha256(values) == sums.pop(STATE_NAME)
         state = TrainState(**{key: value for key, value in values.items() if key not in ("format_version", "sha256")})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} cannot be read ({reason})") from None
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
     if not intact:
-        raise UserError(f"{path} is damaged: its sha256 is not the recorded one")
-    if folder.name != f"step_{state.step:08d}":
+        raise UserError(f"{path} is damaged: its sha256 does not match the recorded one")
+    if folder.name != checkpoint_folder(folder.parent, state.step).name:
         raise UserError(f"{path} is the state after step {state.step}, not that of its folder")
     return state, sums

@@ -1,4 +1,4 @@
-"""All wording of a training run's log: records in log.jsonl and for trackers, and lines on the terminal."""
+"""The log of a training run: records in log.jsonl and for trackers, and lines on the terminal."""
 
 import math
 import secrets
@@ -54,8 +54,8 @@ class TrainLog:
         self._uncollected_losses.append(loss)
         self._steps_since_lap += 1
 
-    def collect_losses(self, step: int) -> list[float]:
-        """Return the losses up to `step` since the last call, averaged over all processes. A synchronization."""
+    def collect_losses(self) -> list[float]:
+        """Return the losses since the last call, averaged over all processes. A host-device synchronization."""
         if not self._uncollected_losses:
             return []
         losses = self._accelerator.reduce(torch.stack(self._uncollected_losses), reduction="mean").tolist()
@@ -72,7 +72,7 @@ class TrainLog:
             "in another --output-dir"
         )
 
-    def write_steps(self, step: int, state: TrainState) -> None:
+    def write_steps(self, state: TrainState, step: int) -> None:
         """Write the record of the steps since the last one, after their losses were collected."""
         lap, counts = self._lap(), self._counts
         num_steps = (counts.steps_into_epoch(step) - 1) % self._log_every + 1
@@ -100,9 +100,11 @@ class TrainLog:
         """Write the record of the epoch that ends with the state's step.
 
         Args:
-            evaluations: of all weights; the last are those that the recipe publishes.
+            evaluations: of all weights.
         """
-        *others, evaluation = evaluations
+        publish = self._counts.recipe.publish
+        evaluation = next(each for each in evaluations if each.weights == publish)
+        others = [each for each in evaluations if each is not evaluation]
         self._lap()
         lap, self._epoch_lap = self._epoch_lap, Lap()
         record = {
@@ -161,7 +163,7 @@ class TrainLog:
 
     def stopped_message(self, stopped_by: str, step: int) -> str:
         if step == 0:
-            return f"stopped by {stopped_by} before the first step; start with the same command and --resume"
+            return f"stopped by {stopped_by} before training started; start with the same command and --resume"
         return (
             f"stopped by {stopped_by} after step {step:,} of {self._counts.total_steps:,}, everything is saved in "
             f"{self._folder.path}; resume with the same command and --resume"

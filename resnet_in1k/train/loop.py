@@ -1,12 +1,14 @@
-"""Training a run from its first or its resumed step to its last."""
+"""The training loop: it decides when to log, save, evaluate and stop.
+
+A training image takes this path: data/dataset (bytes); data/decode and data/crop in a worker; data/loader (a batch on
+the device); augment/pipeline with the operations that it lists; train/step; model/resnet; optim/losses.
+"""
 
 import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-
-from accelerate.utils import gather_object
 
 from resnet_in1k.data.decode import max_bad_images, too_many_bad_images
 from resnet_in1k.data.loader import prefetch_to_device
@@ -55,19 +57,19 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
             run.console.print(describe_plan(run))
             check_can_start(run)
             preflight(run)
-            stop_if_requested(run, count=0)
+            stop_if_requested(run, step=0, poll=0)
             if options.dry_run:
                 run.console.print(forecast(run))
             else:
                 start_or_resume(run)
                 training_loop(run)
-        except Preempted:
+        except Preempted:  # all processes raise it together, so they can wait for one another
             run.end()
             raise
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise ProcessError(out_of_memory_message(error, run and run.counts)) from None
+            raise ProcessError(out_of_memory_message(error, run.counts if run else None)) from None
         run.end()
         return run.folder.path
 
@@ -79,55 +81,57 @@ def training_loop(run: Trainer) -> None:
     if evaluation_is_pending(run):
         evaluate(run)
     specs = run.sampler(first_step, counts.total_steps)
-    batches = prefetch_to_device(run.train_loader.batches(specs), run.device, run.prepare)
+    batches = prefetch_to_device(run.train_loader.batches(specs), run.device, run.augmentation.apply_to)
     with run.console.bar(counts.total_steps, "train", done=state.step) as bar:
         for step in range(first_step, counts.total_steps + 1):
             with log.stopwatch.section("load"):
-                batch = next(batches)
+                prefetched = next(batches)
             with log.stopwatch.section("train"):
-                loss = run.train_step(*batch.tensors(), lr_at(step, counts), step)
+                images, targets = prefetched.take()
+                loss = run.train_step(images, targets, lr_at(step, counts), step)
                 if run.average is not None:
                     run.average.update(run.train_step.model, step)
             log.add(loss)
-            run.uncollected_bad_images.update(batch.bad_images)
+            run.uncollected_bad_images.update(prefetched.bad_images)
             bar.update()
 
             is_epoch_end = counts.is_last_in_epoch(step)
             if is_epoch_end or counts.steps_into_epoch(step) % options.log_every == 0:
                 collect(run, step)
-                log.write_steps(step, state)
+                log.write_steps(state, step)
             if is_epoch_end:
-                save(run, step)  # before the evaluation, because the job's time may be over by then
+                save(run, step)  # before the evaluation, because the job may end during it
                 evaluate(run)
             elif options.checkpoint_every and step % options.checkpoint_every == 0:
                 save(run, step)
-            stop_if_requested(run, count=step, step=step)
+            stop_if_requested(run, step, poll=step)
     log.write_end(state)
 
 
-def stop_if_requested(run: Trainer, count: int, step: int = 0) -> None:
-    """Save the run after `step`, the last one done, and raise Preempted on all processes, if one has received a signal.
+def stop_if_requested(run: Trainer, step: int, poll: int) -> None:
+    """If any process has received a signal, save after `step`, the last one done, and raise Preempted on all.
 
-    `count`, of steps or batches, is the same on all processes: they exchange their signals at some counts only.
+    `poll` counts through the same numbers on all processes, which exchange their signals at some of them.
     """
-    if stopped_by := run.signals.stop_requested(count):
-        if run.state.step != step:
+    if stopped_by := run.signals.stop_requested(poll):
+        if run.state.step != step:  # not saved yet: state.step is the step of the newest checkpoint
             save(run, step)
         raise Preempted(run.log.stopped_message(stopped_by, step))
 
 
 def collect(run: Trainer, step: int) -> None:
-    """Bring the losses and bad images up to `step` from all processes to the state.
+    """Gather the losses and bad images of all processes up to `step` into the state.
 
     Raises:
         UserError: if a loss is not finite, or too many images are bad.
     """
-    losses = run.log.collect_losses(step)
+    losses = run.log.collect_losses()
     for number, loss in enumerate(losses, start=step - len(losses) + 1):
         if not math.isfinite(loss):
-            counts = StepCounts(run.recipe, 1, 1, len(run.train_source))  # the batch of all processes
-            (batch,) = TrainSampler(counts, number, number, 0, run.train_source.labels, run.shard_of)
-            names = [run.train_source.image_name(index) for index in batch.indices.tolist()]
+            # The batch of one process without accumulation is the global batch.
+            counts = StepCounts(run.recipe, 1, 1, len(run.train_source))
+            (spec,) = TrainSampler(counts, number, number, 0, run.train_source.labels, run.shard_of)
+            names = [run.train_source.image_name(index) for index in spec.indices.tolist()]
             raise run.log.write_nonfinite_loss(number, loss, names)
     run.state.epoch_losses.extend(losses)
     if run.options.on_bad_image == "skip":
@@ -137,7 +141,8 @@ def collect(run: Trainer, step: int) -> None:
 def collect_bad_images(run: Trainer) -> None:
     """Add the bad images that all processes have replaced to the state and to bad_images.txt."""
     state, source = run.state, run.train_source
-    found = {index: reason for part in gather_object([run.uncollected_bad_images]) for index, reason in part.items()}
+    everyone = run.launch.gather(run.uncollected_bad_images, "collecting unreadable images")
+    found = {index: reason for part in everyone for index, reason in part.items()}
     run.uncollected_bad_images.clear()
     new = sorted(found.keys() - set(state.bad_images))
     if not new:
@@ -152,7 +157,7 @@ def collect_bad_images(run: Trainer) -> None:
 
 def save(run: Trainer, step: int) -> None:
     """Write a checkpoint, then delete those that are no longer needed."""
-    collect(run, step)  # first: after a loss that is not finite nothing is saved
+    collect(run, step)  # first, because it raises for a loss that is not finite, and nothing may be saved after that
     for model in run.models.values():
         broadcast_buffers(model, run.accelerator)
     run.state.step = step
@@ -173,13 +178,13 @@ def evaluate(run: Trainer) -> None:
                 run.eval_loader,
                 run.accelerator,
                 run.preprocessing,
-                # Everything is saved: a run that stops here evaluates first when it is resumed.
-                stop_if_requested=lambda batches_done: stop_if_requested(run, batches_done, state.step),
+                # Everything is saved: a run that stops here repeats this evaluation when it is resumed.
+                stop_if_requested=lambda batches_done: stop_if_requested(run, state.step, poll=batches_done),
             )
             evaluations.append(dataclasses.replace(evaluation, weights=name))
     run.log.write_epoch(state, evaluations)
     state.epoch_losses.clear()
-    published = evaluations[-1]
+    published = next(each for each in evaluations if each.weights == run.recipe.publish)
     is_best = published.top1_accuracy > state.best_top1_accuracy
     if is_best:
         state.best_step, state.best_top1_accuracy = state.step, published.top1_accuracy
@@ -193,10 +198,10 @@ def evaluation_is_pending(run: Trainer) -> bool:
 
 
 def check_can_start(run: Trainer) -> None:
-    """Raise UserError if the folder has a run that was started with other settings."""
+    """Raise UserError if the folder's run was started with other settings; print what a resume will change."""
     if run.folder.recipe.exists() and (note := check_resumable(run.folder, run.recipe, run.data_facts, run.facts)):
         run.console.print(note)
-    run.launch.gather(None, "reading the run folder")  # before the main process writes to it
+    run.launch.wait_for_everyone("reading the run folder")  # before the main process writes to it
 
 
 def start_or_resume(run: Trainer) -> None:

@@ -203,8 +203,8 @@ def take_step(run: Trainer, image_size: int, part_size: int) -> Tensor:
     labels = torch.arange(num_images) % len(run.train_source.class_names)
     first_step = run.counts.frozen_steps + 1  # before it only the last layer would train
     batch = Batch(images, labels, labels, first_step)
-    (prefetched,) = prefetch_to_device([batch], run.device, run.prepare)
-    return run.train_step(*prefetched.tensors(), lr_at(1, run.counts), first_step)
+    (prefetched,) = prefetch_to_device([batch], run.device, run.augmentation.apply_to)
+    return run.train_step(*prefetched.take(), lr_at(1, run.counts), first_step)
 
 
 def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:

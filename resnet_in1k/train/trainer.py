@@ -6,13 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import OnBadImage
-from resnet_in1k.data.loader import Batch, Loader
+from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.data.sampler import TrainSampler
 from resnet_in1k.data.tar_shards import ShardSource
@@ -38,17 +36,18 @@ from resnet_in1k.utils.validation import at_least, at_least_and_below, check_opt
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """How and where to train: options that change the result by rounding at most."""
+    """Data, machine and output of a run: everything outside the recipe."""
 
     data: str = "data/imagenet"
-    """A folder with train/<class>/* and val/<class>/*; hf:NAME[:CONFIG], a dataset of the Hub or a folder of parquet
-    files; shards:DIR, tar files; `digits`; or `synthetic`."""
+    """A folder with train/<class>/* and val/<class>/*; hf:NAME[:CONFIG[:TRAIN,VAL[:LABEL]]], a dataset of the Hub or a
+    folder of parquet files; shards:DIR or shards:PATTERN, tar files; `digits`; or `synthetic`."""
     val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
-    """Hold out this share of the images for validation if there is no validation split; image names decide."""
+    """Hold out this share of the images for validation if there is no validation split. A hash of each image's name
+    decides, so the split is the same everywhere."""
     rescan: bool = False
     """List the images again; by default a cached listing is used while no folder has changed."""
     init_from: str | None = None
-    """Start from these weights, named as for evaluate.py. The last layer is kept if the class names agree."""
+    """Start from these weights: the values of evaluate.py's --ckpt. The last layer is kept if the class names agree."""
     output_dir: Path | None = None
     """Run folder; default runs/<recipe>. A folder that contains a run needs --resume."""
     resume: bool = False
@@ -56,7 +55,7 @@ class TrainOptions:
     workers: int | None = field(default=None, metadata=at_least(0))
     """Loader workers per process; default: from the number of CPU cores."""
     log_every: int = field(default=100, metadata=at_least(1))
-    """Optimizer steps between two lines of the log; the last step of an epoch has a line, too."""
+    """Optimizer steps between two lines of the log. The last step of an epoch is always logged."""
     checkpoint_every: int = field(default=0, metadata=at_least(0))
     """Optimizer steps between two checkpoints, in addition to the end of each epoch; 0 for epochs only."""
     keep_checkpoints: int = field(default=2, metadata=at_least(1))
@@ -68,17 +67,18 @@ class TrainOptions:
     dollars_per_hour: float = field(default=0.0, metadata=at_least(0))
     """Price of all machines of the run; times are then also printed as a price, and recorded."""
     on_bad_image: OnBadImage = "fail"
-    """At a training image that cannot be read: fail, or skip to the next one, for at most 0.1% of the images."""
+    """At a training image that cannot be decoded: fail, or skip to the next image, for at most 0.1% of the images."""
     precision: PrecisionFlag = "auto"
-    """Training precision; auto: the launch configuration's, else bf16 if the device is fast at it."""
+    """Training precision; auto: that of the run that is resumed, else the launch configuration's, else bf16 if the
+    device is fast at it, else fp32."""
     gradient_accumulation_steps: int = field(default=1, metadata=at_least(1))
     """Forward passes per optimizer step and process, to save memory; the global batch stays the same."""
     compress_gradients: bool = False
-    """With several processes, send gradients as bf16: half the bytes, sums of 8 instead of 24 significant bits."""
+    """Send gradients between processes as bf16: half the bytes, and sums of 8 significant bits instead of 24."""
     compile: bool = False
-    """Compile the model by torch.compile: slower to start; not measured on GPUs yet."""
+    """Compile the model by torch.compile; this makes the start slower."""
     cpu_threads: int | None = field(default=None, metadata=at_least(1))
-    """Threads per process for computing on the CPU; default for training there: all physical cores, shared evenly."""
+    """CPU threads per process; default for training on the CPU: all physical cores, divided among the processes."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -88,7 +88,7 @@ class TrainOptions:
 
 
 class Trainer:
-    """Open the data, start the loader workers and the process group, make the model.
+    """All parts of a run: data, loaders, model, optimizer, log and writer. The loop drives them.
 
     Raises:
         UserError: if the run folder, the data, the batch size or the machine is unsuitable.
@@ -106,13 +106,13 @@ class Trainer:
     ):
         """
         Args:
-            stack: ends the loader workers.
+            stack: closing it ends the loader workers; the caller closes it.
             command: script and flags, for recipe.json.
         """
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
         self.launch, self.signals, self.command = launch, signals, command
         self.folder = options.run_folder(recipe_name)
-        self.uncollected_bad_images: dict[int, str] = {}  # of this process, with the decoder's reasons
+        self.uncollected_bad_images: dict[int, str] = {}  # decoder errors of this process by index, not gathered yet
         self._open_data()
         self._start_workers(stack)
         self._make_parts()
@@ -126,9 +126,7 @@ class Trainer:
         self.shard_of = None
         if self.recipe.shuffle_window:
             if not isinstance(self.train_source, ShardSource):
-                raise UserError(
-                    f"--shuffle-window is for --data shards:…; {options.data} has an own file for each image"
-                )
+                raise UserError(f"--shuffle-window needs --data shards:…; {options.data} is not stored in shards")
             self.train_source = replace(self.train_source, in_windows=True)
             self.shard_of = self.train_source.index.shard_of
 
@@ -169,9 +167,15 @@ class Trainer:
             initial=self.initial.tensors if self.initial else None,
             frozen_steps=counts.frozen_steps,
         )
-        # Evaluation uses a plain model, which gets the very weights that are saved, without DDP and mixed precision.
+        # Evaluation uses a plain copy, without DDP and mixed precision, with exactly the saved weights.
         self.eval_model = self.train_step.plain_copy()
         self.average = MovingAverage(self.train_step.plain_copy(), counts) if recipe.ema_decay else None
+        # The weights that are saved and evaluated, and all tensors of a checkpoint by the names of its files.
+        self.models: dict[PublishedWeights, ResNet] = {"model": self.train_step.model}
+        if self.average is not None:
+            self.models["ema"] = self.average.model
+        self.groups: dict[str, TensorGroup] = {name: ModelGroup(model) for name, model in self.models.items()}
+        self.groups["optimizer"] = OptimizerGroup(self.train_step.model, self.train_step.optimizer)
 
         self.writer = RunWriter(self.folder, launch, options.keep_checkpoints)
         self.log = TrainLog(
@@ -185,10 +189,11 @@ class Trainer:
             dollars_per_hour=options.dollars_per_hour,
         )
         self.state = TrainState(recipe_sha256=recipe.fingerprint(self.initial.facts["sha256"] if self.initial else ""))
-        self.facts = self._describe_process()
+        self.facts = self._run_facts()
+        self.data_facts = describe_data(self.train_source, self.val_source, options.val_share)
 
-    def _describe_process(self) -> dict[str, Any]:
-        """Return the facts about this process, for recipe.json."""
+    def _run_facts(self) -> dict[str, Any]:
+        """Return the facts for recipe.json, besides the recipe and the data."""
         options, initial = self.options, self.initial.facts if self.initial else None
         return {
             **({"command": list(self.command)} if self.command else {}),
@@ -203,36 +208,13 @@ class Trainer:
             **provenance(),
         }
 
-    @property
-    def data_facts(self) -> dict[str, Any]:
-        return describe_data(self.train_source, self.val_source, self.options.val_share)
-
-    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Augment a batch on the device: the images and targets of a step."""
-        return self.augmentation(batch.images, batch.labels, batch.step)
-
     def sampler(self, first_step: int, last_step: int) -> TrainSampler:
         """Sampler of this process's batches."""
         labels = self.train_source.labels
         return TrainSampler(self.counts, first_step, last_step, self.launch.rank, labels, self.shard_of)
 
-    @property
-    def groups(self) -> dict[str, TensorGroup]:
-        """Tensors of a checkpoint, by the names of its files."""
-        optimizer = OptimizerGroup(self.train_step.model, self.train_step.optimizer)
-        return {**{name: ModelGroup(model) for name, model in self.models.items()}, "optimizer": optimizer}
-
-    @property
-    def models(self) -> dict[PublishedWeights, ResNet]:
-        """Weights that are saved and evaluated; those that the recipe publishes come last."""
-        models: dict[PublishedWeights, ResNet] = {"model": self.train_step.model}
-        if self.average is not None:
-            models["ema"] = self.average.model
-        models[self.recipe.publish] = models.pop(self.recipe.publish)
-        return models
-
     def end(self) -> None:
-        """Wait for the other processes, because a launcher ends them when one exits early."""
+        """Close the trackers and wait for the other processes: a launcher ends them if one exits early."""
         self.log.trackers.finish()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -245,7 +227,7 @@ def train_loader(source: Source, counts: StepCounts, num_workers: int, on_bad_im
         batch_size=counts.per_process_batch_size,
         largest_image_size=counts.recipe.image_size,
         num_workers=num_workers,
-        if_bad="replace" if on_bad_image == "skip" else "fail",
+        if_bad="replace" if on_bad_image == "skip" else "fail",  # what the flag calls "skip"
     )
 
 

@@ -13,6 +13,7 @@ from resnet_in1k.run_folder import RunFolder, add_resume, write_recipe
 from resnet_in1k.train.checkpoint import (
     TensorGroup,
     TrainState,
+    checkpoint_folder,
     list_checkpoints,
     prune_checkpoints,
     rewrite_state,
@@ -133,7 +134,7 @@ class RunWriter:
             return
         if not _has_sha256(weights, best["weights_sha256"]):
             group = f"{best.get('weights', 'model')}.safetensors"
-            kept = self._folder.checkpoints / f"step_{state.best_step:08d}" / group
+            kept = checkpoint_folder(self._folder.checkpoints, state.best_step) / group
             if not _has_sha256(kept, best["weights_sha256"]):
                 return  # the published weights stay until the repeated epoch publishes them again
             files.write_atomically(weights, lambda path: shutil.copyfile(kept, path))

@@ -25,6 +25,7 @@ PrecisionFlag = Literal["auto", "fp32", "bf16", "fp16"]
 @dataclass(frozen=True)
 class Precision:
     flag: PrecisionFlag
+    """Value of --precision."""
     label: str
     autocast_dtype: torch.dtype | None
     """None for no autocast."""
@@ -52,9 +53,10 @@ def reproducible_float32() -> Iterator[None]:
 
 
 def device_type() -> str:
-    """Return the type of the device that Accelerate will choose: torch's accelerator, or the CPU.
+    """Choose the device type of this launch: torch's accelerator, or the CPU.
 
-    The device is not initialized, so that processes can still be forked.
+    utils/distributed.py passes the choice to Accelerate, which gives each process of a machine a device of its own. The
+    device is not initialized here, so that processes can still be forked.
     """
     if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "y", "t", "on"):
         return "cpu"
@@ -76,6 +78,12 @@ def missing_capabilities(device: str) -> list[str]:
     """Return the effect of each missing feature of a device type, one line each; none for a CPU."""
     has = capabilities(device)
     return [effect for name, (_, effect) in CAPABILITIES.items() if device != "cpu" and name not in has]
+
+
+def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor from the CPU; the host does not wait, if the device copies from pinned memory."""
+    pin = "pinned_memory" in capabilities(device.type)
+    return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
 
 
 def _works(attempt: Callable[[torch.device], bool], device: torch.device) -> bool:

@@ -1,6 +1,6 @@
-"""The processes of one launch: which of them this is, and how they exchange values.
+"""The processes of one launch: rank, size and exchange of values.
 
-They exchange values through a key-value store (torch's TCPStore), before and next to their process group. So they can
+They exchange values through a key-value store (torch's TCPStore), before and alongside their process group. So they can
 agree before loader workers are forked, an exchange needs no network interface of its own as a Gloo group does, and no
 collective's time-out runs while one process takes long. A process that waits prints what it waits for.
 """
@@ -29,19 +29,19 @@ T = TypeVar("T")
 
 SAVED_IS_INTACT = "; what was saved before is intact: fix that and resume with --resume"
 MAX_POLL_SECONDS = 0.25
-"""Longest pause between two looks of a waiting process at the store."""
+"""Longest interval between two polls of the store by a waiting process."""
 FAILURE_POLL_SECONDS = 2.0
-"""Time between two looks for a failure of another process, or of the launcher."""
+"""Interval between two checks for a failure of another process, or of the launcher."""
 REPORT_SECONDS = 60.0
-"""Waiting time that is reported first; then twice that time, and so on."""
+"""First report of a waiting process; the interval then doubles."""
 CONNECT_SECONDS = 1800.0
-"""The machines of one job may start many minutes apart."""
+"""Time-out of connecting: the machines of one job may start many minutes apart."""
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """NCCL's default of 10 minutes would end a run when one worker's network storage hangs for that long."""
 PART_BYTES = 4 << 20
 """The store refuses values of more than 8 MB; the paths of ImageNet's images are 59 MB, 16 MB compressed."""
 LEAVE_SECONDS = 5.0
-"""Time for which process 0, which may serve the store, waits at its end for the others to have read it."""
+"""Process 0 may serve the store: at its end it waits this long for the others to read from it."""
 
 
 def world_size() -> int:
@@ -59,12 +59,13 @@ def local_rank() -> int:
 
 def launcher_has_ended() -> bool:
     """True if the launcher that started this process was killed: it forwards no signals any more."""
-    launched = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & os.environ.keys()  # only launchers set these
+    # `accelerate launch` sets the first variable, torchrun the second.
+    launched = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
     return bool(launched) and os.getppid() != resnet_in1k.PARENT_PROCESS_ID
 
 
 class Launch:
-    """This process among the processes of its launch, which all call each method alike, in the same order.
+    """This process among the processes of its launch. All must make the same calls in the same order.
 
     Use it as a context: a process that fails in the body ends the waiting of the others.
     """
@@ -105,7 +106,7 @@ class Launch:
     def __enter__(self) -> "Launch":
         return self
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+    def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
         if self._group_store is None:
             return
         with contextlib.suppress(DistError):  # the store has ended with its process: nobody is left to inform
@@ -144,7 +145,7 @@ class Launch:
         return value
 
     def on_main_process(self, write: Callable[[], None], doing: str, advice: str = SAVED_IS_INTACT) -> None:
-        """Let the main process write while the others wait. A transient error of the file system is retried once.
+        """Run `write`, work on files, on the main process while the others wait. A transient error is retried once.
 
         Raises:
             UserError: on all processes, with `advice` at its end, if writing fails.
@@ -168,12 +169,16 @@ class Launch:
         self._put(keys[self.rank], value)
         return [self._take(key, f"process {rank} ({doing})") for rank, key in enumerate(keys)]
 
+    def wait_for_everyone(self, doing: str) -> None:
+        """Wait until all processes have made this call."""
+        self.gather(None, doing)
+
     def stop_requested(self, signal_number: int) -> int:
         """Return the number of a signal to stop that any process has received, 0 for none; the same on all processes.
 
-        The main process decides. It writes one key, `stop`, with the number of the poll at which all processes stop,
-        and then the number of its polls. The others read `stop` once the main process has come as far as they have: so
-        a process that is behind still stops at the same poll.
+        The main process decides. At its poll n it writes `stop`, n and the signal, if there is one, and then `polls`,
+        n. Each other process waits until `polls` has reached its own number of polls, then reads `stop`: so all stop at
+        the same poll.
         """
         if self._group_store is None:
             return signal_number
@@ -191,7 +196,7 @@ class Launch:
         def main_has_polled() -> bool:
             return self._store.check(["polls"]) and int(self._store.get("polls")) >= self._num_polls
 
-        self._wait(main_has_polled, "process 0 (training)")
+        self._wait(main_has_polled, "process 0 (exchanging signals)")
         if self._store.check(["stop"]):
             poll, signal_number = map(int, self._store.get("stop").split())
             return signal_number if poll == self._num_polls else 0
@@ -211,7 +216,7 @@ class Launch:
         return pickle.loads(zlib.decompress(b"".join(parts)))
 
     def _wait(self, is_ready: Callable[[], bool], waits_for: str) -> None:
-        # Polling, because a blocking `get` prints a warning of torch's at each time-out and lets no signal through.
+        # Polling, because torch's blocking `get` prints a warning at each time-out and blocks signal handlers.
         start_seconds = failure_seconds = time.monotonic()
         poll_seconds, report_seconds = 0.0005, REPORT_SECONDS
         while not is_ready():
@@ -220,7 +225,7 @@ class Launch:
             now_seconds = time.monotonic()
             if now_seconds - failure_seconds > FAILURE_POLL_SECONDS:
                 failure_seconds = now_seconds
-                # The process that failed may have given its value before; then all processes continue alike.
+                # The process that failed may have given its value before: then continue.
                 if self._store.check(["failed"]) and not is_ready():
                     raise ProcessError(f"stopped because {self._store.get('failed').decode()}")
                 if launcher_has_ended():
@@ -233,7 +238,7 @@ class Launch:
 
 @contextlib.contextmanager
 def _exit_with_launcher() -> Iterator[None]:
-    """End this process if the launcher ends during the body, which may block for minutes without running Python."""
+    """End this process if the launcher ends while the body blocks the main thread in C++ for minutes."""
     done = threading.Event()
 
     def watch() -> None:
@@ -264,13 +269,14 @@ def _connect_store() -> Store:
         try:
             timeout = timedelta(seconds=REPORT_SECONDS)
             store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timeout)
-            # After an elastic restart, possibly with fewer processes, the keys of the attempt before must not be found.
+            # An elastic restart, possibly with fewer processes, must not find the keys of the attempt before it.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             return PrefixStore(f"attempt {attempt} of {world_size()}", store)
         except (DistError, ValueError) as error:
             if rank() == 0 or time.monotonic() > deadline or isinstance(error, ValueError):
+                problem = "open the store" if serves else "reach process 0"
                 raise UserError(
-                    f"{this} cannot reach process 0 at {host}:{port} ({first_line(error)}); check the address, the "
-                    "port and the firewall"
+                    f"{this} cannot {problem} at {host}:{port} ({first_line(error)}); check the address, the port, "
+                    "which another program may use, and the firewall"
                 ) from None
             print(f"{this}: waiting for process 0 at {host}:{port}", file=sys.stderr)

@@ -68,7 +68,7 @@ LABELS = torch.arange(RECIPE.global_batch_size)
 
 def batches(numbers: range) -> Iterator[Batch]:
     """Batches like the loader's: in pinned memory, if the device has it."""
-    pin = capabilities(device_type()).pinned_memory
+    pin = "pinned_memory" in capabilities(device_type())
     for number in numbers:
         tensors = (images(number), LABELS, LABELS)
         yield Batch(*(each.pin_memory() if pin else each for each in tensors), number)
