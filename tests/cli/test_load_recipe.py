@@ -61,7 +61,7 @@ INITIAL = {"checkpoint": "somewhere/base", "origin": "", "sha256": "00", "archit
 
 def parsed(monkeypatch: pytest.MonkeyPatch, recipe: object) -> train.Arguments:
     monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--recipe", str(recipe)])
-    return train.parse()[1]
+    return train.parse_flags()[1]
 
 
 def test_of_another_run_on_this_machine_all_is_taken_over(original: RunFolder, facts: dict, monkeypatch):
@@ -71,17 +71,17 @@ def test_of_another_run_on_this_machine_all_is_taken_over(original: RunFolder, f
     original.recipe.write_text(json.dumps(facts))
     for path in (original.path, original.recipe):
         arguments = parsed(monkeypatch, path)
-        assert arguments.what == TINY
-        how = arguments.how
-        assert (how.data, how.val_share, how.precision) == (facts["data"]["source"], 0.25, "bf16")
-        assert how.gradient_accumulation_steps == 4
-        assert how.output_dir == Path("runs/first-reproduced")
+        assert arguments.fields == TINY
+        options = arguments.options
+        assert (options.data, options.val_share, options.precision) == (facts["data"]["source"], 0.25, "bf16")
+        assert options.gradient_accumulation_steps == 4
+        assert options.output_dir == Path("runs/first-reproduced")
 
 
 @pytest.mark.parametrize("origin", ["timm/resnet18.a1_in1k", ""])
 def test_the_initial_weights_are_those_of_the_run(original: RunFolder, facts: dict, monkeypatch, origin: str):
     original.recipe.write_text(json.dumps(facts | {"init_from": INITIAL | {"origin": origin}}))
-    assert parsed(monkeypatch, original.path).how.init_from == (origin or "somewhere/base")
+    assert parsed(monkeypatch, original.path).options.init_from == (origin or "somewhere/base")
 
 
 def test_initial_weights_that_are_not_published_must_be_given(hub, original: RunFolder, facts: dict, monkeypatch):

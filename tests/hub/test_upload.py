@@ -190,7 +190,7 @@ def test_a_lasting_failure_is_reported_with_the_progress_and_a_second_run_comple
     hub.fail("POST", "/commit/", 503, times=5)
     error = publish_failing(run)
     assert error.startswith("could not upload: ")
-    assert error.endswith(f"; it is not known whether all files are in {REPO}; run the same command to complete it")
+    assert error.endswith(f"; the upload to {REPO} may be incomplete; run the same command to complete it")
     assert waits == [1, 2, 4, 8]
     assert hub.repos[REPO].files("main").keys() == CREATED_BY_THE_HUB
     publish(run)
@@ -223,9 +223,7 @@ def test_an_interrupt_reports_the_progress(hub: HubServer, run: RunFolder, monke
     upload = Upload(run.path / "hub", run.weights, REPO, private=False, revision="main", pr=False, say=lines.append)
     with pytest.raises(KeyboardInterrupt):
         upload.run()
-    assert lines[-1] == (
-        f"interrupted: it is not known whether all files are in {REPO}; run the same command to complete it"
-    )
+    assert lines[-1] == f"interrupted: the upload to {REPO} may be incomplete; run the same command to complete it"
 
 
 @pytest.mark.parametrize(
