@@ -26,12 +26,6 @@ def test_mcnemar_by_hand():
     assert not_significant.endswith("the difference is not statistically significant (p = 1)")
 
 
-def test_equal_predictions():
-    found = paired(result([1, 0]), result([1, 0]))
-    assert found.p_value == 1
-    assert found.describe("a", "b") == "a and b: both are right on the same images"
-
-
 def test_different_images_are_not_compared():
     """The hash of the content counts where both record one."""
     assert paired(result([1, 0]), result([1, 0], images="cd")) is None

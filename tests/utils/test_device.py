@@ -88,13 +88,6 @@ def test_a_cpu_has_fused_optimizers_only_and_misses_nothing():
     assert devices.missing_capabilities("cpu") == []
 
 
-def test_what_a_device_lacks_is_said_in_words(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(devices, "capabilities", lambda device: {"timing_events", "fused_optimizers"})
-    first, second = devices.missing_capabilities("mps")
-    assert first.startswith("no side stream: ")
-    assert second.startswith("no pinned memory: ")
-
-
 @pytest.mark.parametrize(
     ("instructions", "expected"),
     [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx512_f": True}, False)],
