@@ -1,7 +1,5 @@
 """What the tests of augmentation share."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -13,12 +11,3 @@ def images(photographs: list[np.ndarray]) -> torch.Tensor:
     pixels = torch.stack([torch.from_numpy(photograph) for photograph in photographs]).permute(0, 3, 1, 2)
     tiles = pixels[:, :, :384, :512].unfold(2, 64, 64).unfold(3, 64, 64)  # (2, 3, 6, 8, 64, 64)
     return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 64, 64).contiguous()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another on busy cores take longer than these small tensors do."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)

@@ -9,8 +9,9 @@ import torch
 from helpers.loading import eval_batches, packed_source, train_batches, with_bad_images
 
 from resnet_in1k.data.crop import TrainCrop
-from resnet_in1k.data.dataset import FileSource, PackedBytes, PackedSource, Source
+from resnet_in1k.data.dataset import PackedSource, Source
 from resnet_in1k.data.decode import decode, max_bad_images
+from resnet_in1k.data.image_folder import open_paths
 from resnet_in1k.data.sampler import Sample, epoch_order
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import files
@@ -37,9 +38,8 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Reci
     assert all(torch.equal(batch.labels, batch.indices) for batch in batches)
     assert set().union(*(batch.bad_images for batch in batches)) == bad
 
-    row = wanted.index(2999)
-    crop = TrainCrop.from_recipe(tiny)
-    assert torch.equal(batches[row // 100].images[row % 100], crop(decode(dirty.read(0)), Sample(1, 2999), 8))
+    row, expected = wanted.index(2999), TrainCrop.from_recipe(tiny)(decode(dirty.read(0)), Sample(1, 2999), 8)
+    assert torch.equal(batches[row // 100].images[row % 100], expected)
 
 
 def test_more_bad_images_in_a_row_than_may_be_replaced_stop_the_run(source: Source, tiny: Recipe):
@@ -65,31 +65,16 @@ def test_in_evaluation_a_bad_image_is_blank_and_reported(source: Source, num_wor
     assert "truncated" in batches[7].bad_images[22].lower()
 
 
-@pytest.fixture
-def gone(tmp_path: Path) -> FileSource:
-    """One file that is not there."""
-    return FileSource(
-        name="gone",
-        split="val",
-        class_names=("a",),
-        labels=np.zeros(1, dtype=np.int64),
-        items=PackedBytes([b"a/b.jpg"]),
-        folder=tmp_path,
-    )
-
-
-def test_a_missing_file_stops_evaluation_and_not_prediction(gone: FileSource):
-    with pytest.raises(ProcessError, match=r"a/b.jpg cannot be read from its disk: No such file"):
-        eval_batches(gone)
+def test_a_missing_file_is_blank_in_prediction_and_stops_all_else(tiny: Recipe, tmp_path: Path):
+    """It is not replaced in training: it may be there again in the next epoch, whose images would then not be those
+    of an uninterrupted run."""
+    gone, recipe = open_paths([str(tmp_path / "gone.jpg")]), replace(tiny, global_batch_size=1)
+    for load in (lambda: eval_batches(gone), lambda: train_batches(gone, recipe, 1, if_bad="replace")):
+        with pytest.raises(ProcessError, match=r"gone\.jpg cannot be read from its disk: No such file"):
+            load()
     (batch,) = eval_batches(gone, if_bad="blank_on_any_error")
     assert batch.bad_images == {0: "No such file or directory"}
     assert not batch.images.any()
-
-
-def test_a_missing_file_is_not_replaced_in_training(gone: FileSource, tiny: Recipe):
-    """It may be there again in the next epoch, whose images would then not be those of an uninterrupted run."""
-    with pytest.raises(ProcessError, match=r"a/b.jpg cannot be read from its disk: No such file"):
-        train_batches(gone, replace(tiny, global_batch_size=1), 1, if_bad="replace")
 
 
 def test_a_read_that_fails_once_is_repeated(source: Source, monkeypatch: pytest.MonkeyPatch):

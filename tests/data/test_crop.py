@@ -1,18 +1,15 @@
 """Crops, against torchvision's older transforms on Pillow images."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms as v1
 import torchvision.transforms.v2 as v2
-from helpers.images import assert_close_levels, encoded
+import torchvision.transforms.v2.functional as F
 from PIL import Image
 
 from resnet_in1k.data.crop import EvalCrop, EvalPreprocessing, TrainCrop
 from resnet_in1k.data.sampler import Sample
-from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.rng import Stream, key
 
 
@@ -20,49 +17,21 @@ def as_tensor(photograph: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(photograph)).permute(2, 0, 1)
 
 
-@pytest.mark.parametrize("image_size", [64, 224])
-def test_train_crop_is_torchvisions_on_pillow_images(photographs: list[np.ndarray], image_size: int):
-    """They draw the same crop from the same generator."""
-    crop = TrainCrop(scale_min=0.08, seed=5)
-    for index, photograph in enumerate(photographs):
-        ours = crop(as_tensor(photograph), Sample(3, index), image_size)
-        torch.manual_seed(key(5, Stream.CROP, 3, index))
-        theirs = v1.RandomResizedCrop(image_size)(Image.fromarray(photograph))
-        assert ours.shape == (3, image_size, image_size)
-        assert_close_levels(ours, theirs, at_most=1)
-
-
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("image_size", [32, 224, 500])
-def test_train_crop_has_the_bits_of_torchvisions_on_tensors(
-    photographs: list[np.ndarray], image_size: int, interpolation: str
-):
-    """However the image lies in memory."""
+def test_train_crop_has_the_bits_of_torchvisions(photographs: list[np.ndarray], image_size: int, interpolation: str):
+    """However the image lies in memory. They draw the same crop from the same generator, for any size."""
     crop = TrainCrop(scale_min=0.08, seed=5, interpolation=interpolation)
     theirs = v2.RandomResizedCrop(image_size, interpolation=v2.InterpolationMode(interpolation), antialias=True)
     for index, photograph in enumerate(photographs):
-        for image in (as_tensor(photograph), as_tensor(photograph).contiguous()):
-            ours = crop(image, Sample(3, index), image_size)
-            torch.manual_seed(key(5, Stream.CROP, 3, index))
+        image = as_tensor(photograph)
+        for layout, sample, place in (
+            (image, Sample(3, index), (3, index)),
+            (image.contiguous(), Sample(3, index, copy=1), (3, index, 1)),
+        ):
+            ours = crop(layout, sample, image_size)
+            torch.manual_seed(key(5, Stream.CROP, *place))
             assert torch.equal(ours, theirs(image))
-
-
-def test_train_crop_depends_on_seed_epoch_and_index_alone(photographs: list[np.ndarray]):
-    image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
-    first = crop(image, Sample(1, 7), 32)
-    torch.rand(100)
-    assert torch.equal(crop(image, Sample(1, 7), 32), first)
-    assert not torch.equal(crop(image, Sample(2, 7), 32), first)
-    assert not torch.equal(crop(image, Sample(1, 8), 32), first)
-    assert not torch.equal(TrainCrop(scale_min=0.08, seed=2)(image, Sample(1, 7), 32), first)
-
-
-def test_train_crop_covers_the_same_part_at_any_image_size(photographs: list[np.ndarray]):
-    """A recipe whose image size grows shows at 64 px what it would have shown at 128 px."""
-    image, crop = as_tensor(photographs[0]), TrainCrop(scale_min=0.08, seed=1)
-    small, large = (crop(image, Sample(1, 7), size).float() for size in (64, 128))
-    halved = torch.nn.functional.avg_pool2d(large[None], 2)[0]
-    assert (halved - small).abs().mean() < 2
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -76,20 +45,8 @@ def test_eval_crop_is_torchvisions_on_pillow_images(
     ours = EvalPreprocessing(image_size, resize_size, interpolation).crop
     for photograph in (photographs[0], photographs[1].transpose(1, 0, 2), photographs[0][:50, :40]):
         expected = theirs(Image.fromarray(np.ascontiguousarray(photograph)))
-        assert_close_levels(ours(as_tensor(photograph), Sample(0, 0), image_size), expected, at_most=1)
-
-
-def test_eval_preprocessing_of_a_recipe_takes_its_fields_of_evaluation(tiny: Recipe):
-    assert EvalPreprocessing.from_recipe(tiny) == EvalPreprocessing(32, 36, "bilinear")
-    changed = replace(tiny, eval_image_size=96, eval_crop_ratio=0.95, eval_interpolation="bicubic")
-    assert EvalPreprocessing.from_recipe(changed) == EvalPreprocessing(96, 101, "bicubic")
-
-
-def test_square_of_an_encoded_image_is_what_the_network_sees(photographs: list[np.ndarray]):
-    preprocessing = EvalPreprocessing(64, 73, "bicubic")
-    square = preprocessing.square(encoded(Image.fromarray(photographs[0]), format="PNG"))
-    expected = preprocessing.crop(as_tensor(photographs[0]), Sample(0, 0), 64)
-    assert np.array_equal(square, expected.permute(1, 2, 0).numpy())
+        difference = ours(as_tensor(photograph), Sample(0, 0), image_size).int() - F.pil_to_tensor(expected).int()
+        assert difference.abs().max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 700), (1, 1_000_000)])
@@ -105,20 +62,17 @@ def test_a_pixel_and_a_line_can_be_cropped(shape: tuple[int, int]):
     assert abs(evaluation.float().mean().item() - center) <= 2
 
 
-def test_train_interpolation(photographs: list[np.ndarray]):
-    """`random` is either, as drawn for the sample; the box is the same."""
-    image = as_tensor(photographs[0])
-    crops = {name: TrainCrop(scale_min=0.08, seed=5, interpolation=name) for name in ("bilinear", "bicubic", "random")}
-    chosen = []
+def test_random_interpolation_is_either_as_drawn_for_the_sample(photographs: list[np.ndarray]):
+    image, num_bicubic = as_tensor(photographs[0]), 0
     for index in range(40):
-        sample = Sample(1, index)
-        bilinear, bicubic, either = (crops[name](image, sample, 64) for name in ("bilinear", "bicubic", "random"))
-        torch.manual_seed(key(5, Stream.CROP, 1, index))
-        theirs = v1.RandomResizedCrop(64, interpolation=v1.InterpolationMode.BICUBIC)(Image.fromarray(photographs[0]))
-        assert_close_levels(bicubic, theirs, at_most=1)
-        assert torch.equal(either, bilinear) or torch.equal(either, bicubic)
-        chosen.append(torch.equal(either, bicubic))
-    assert 10 < sum(chosen) < 30
+        bilinear, bicubic, either = (
+            TrainCrop(scale_min=0.08, seed=5, interpolation=name)(image, Sample(1, index), 64)
+            for name in ("bilinear", "bicubic", "random")
+        )
+        is_bicubic = torch.equal(either, bicubic)
+        assert is_bicubic or torch.equal(either, bilinear)
+        num_bicubic += is_bicubic
+    assert 10 < num_bicubic < 30
 
 
 def test_alternating_flip_mirrors_each_image_in_every_other_epoch(photographs: list[np.ndarray]):
@@ -129,8 +83,8 @@ def test_alternating_flip_mirrors_each_image_in_every_other_epoch(photographs: l
         mirrored = []
         for epoch in (1, 2, 3, 4):
             ours, before = (crop(image, Sample(epoch, index), 32) for crop in (alternating, plain))
-            assert torch.equal(ours, before) != torch.equal(ours, before.flip(-1))
             mirrored.append(torch.equal(ours, before.flip(-1)))
+            assert mirrored[-1] or torch.equal(ours, before)
         assert mirrored in ([True, False, True, False], [False, True, False, True])
         in_first_epoch += mirrored[0]
     assert 18 < in_first_epoch < 42, "a fair bit decides"

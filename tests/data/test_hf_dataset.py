@@ -1,7 +1,7 @@
 """Tables by `datasets`, from local files and from a (local) Hub by the real client: columns, splits, access."""
 
 import pickle
-import socket
+import shutil
 from pathlib import Path
 
 import datasets
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.hub_server import READ_TOKEN, Blob, HubServer, Repo
 from helpers.images import encoded
+from helpers.loading import eval_batches
 from helpers.sources import as_parquet
 from huggingface_hub import constants
 from PIL import Image
@@ -60,31 +61,31 @@ def test_imagenets_classes_are_named_as_its_folders(tmp_path: Path):
     """The dataset on the Hub names them by synonyms."""
     known = names_by_wnid()
     feature = datasets.ClassLabel(names=[f"{name}, {number}" for number, name in enumerate(known.values())])
-    picture = encoded(Image.new("RGB", (9, 9)), format="PNG").tobytes()
-    columns = {"image": [{"bytes": picture, "path": None}], "label": [7]}
-    features = datasets.Features({"image": datasets.Image(), "label": feature})
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "train.parquet"))
-    assert open_source(f"hf:{tmp_path}", "train").class_names == tuple(known)
+    data = write_table(tmp_path, kind=(feature, [7, 8, 9]))
+    assert open_source(data, "train").class_names == tuple(known)
 
 
-def test_a_column_of_labels_can_be_named(tmp_path: Path):
-    """One of two ClassLabel columns, as CIFAR-100 has; or numbers or names, with the classes of all splits."""
-    second = (datasets.ClassLabel(names=["x", "y", "z"]), [2, 0, 2])
-    data = write_table(tmp_path / "two", second=second)
+def test_one_of_two_columns_of_labels_can_be_named(tmp_path: Path):
+    """As CIFAR-100 has them."""
+    data = write_table(tmp_path, second=(datasets.ClassLabel(names=["x", "y", "z"]), [2, 0, 2]))
     source = open_source(f"{data}:::second", "train")
     assert (source.class_names, source.labels.tolist()) == (("x", "y", "z"), [2, 0, 2])
-    for name, kind, of_train, of_test, class_names in (
-        ("names", "string", ["dog", "cat", "dog"], ["ox", "dog", "cat"], ("cat", "dog", "ox")),
-        ("numbers", "int64", [10, 9, 10], [11, 10, 9], ("9", "10", "11")),
-    ):
-        write_table(tmp_path / name, "train", other=(datasets.Value(kind), of_train))
-        write_table(tmp_path / name, "test", other=(datasets.Value(kind), of_test))
-        train, val = open_train_and_val(f"hf:{tmp_path / name}:::other")
-        assert train.class_names == val.class_names == class_names
-        assert (train.labels.tolist(), val.labels.tolist()) == ([1, 0, 1], [2, 1, 0])
     for column in ("picture", "nothing"):
         expected = f"{column} is not a column of labels; the columns: picture (Image), kind (ClassLabel)"
         assert expected in refused(f"{data}:::{column}")
+
+
+def test_a_column_of_names_or_numbers_can_be_named(tmp_path: Path):
+    """The classes are those of all splits."""
+    for kind, of_train, of_test, class_names in (
+        ("string", ["dog", "cat", "dog"], ["ox", "dog", "cat"], ("cat", "dog", "ox")),
+        ("int64", [10, 9, 10], [11, 10, 9], ("9", "10", "11")),
+    ):
+        write_table(tmp_path / kind, "train", other=(datasets.Value(kind), of_train))
+        data = write_table(tmp_path / kind, "test", other=(datasets.Value(kind), of_test))
+        train, val = open_train_and_val(f"{data}:::other")
+        assert train.class_names == val.class_names == class_names
+        assert (train.labels.tolist(), val.labels.tolist()) == ([1, 0, 1], [2, 1, 0])
 
 
 def test_what_cannot_be_used_is_one_line(tmp_path: Path):
@@ -99,29 +100,26 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path):
     ):
         assert message in refused(data)
     data = write_table(tmp_path / "d")
-    expected = (
-        f"no split named validation or val or valid or test, but train; give --data {data}::TRAIN,VAL or --val-share"
-    )
+    expected = f"no split named validation or val or valid or test, but train; give --data {data}::TRAIN,VAL or --val"
     assert expected in refused(data, "val")
 
 
 def test_an_image_without_bytes_is_named(tmp_path: Path):
-    table = {"picture": [None], "kind": [0]}
-    features = datasets.Features({"picture": datasets.Image(decode=False), "kind": datasets.ClassLabel(names=CLASSES)})
-    datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "train.parquet"))
-    source = open_source(f"hf:{tmp_path}", "train")
+    source = open_source(write_table(tmp_path, picture=(datasets.Image(decode=False), [None] * 3)), "train")
     with pytest.raises(ProcessError, match=r"train\[0\] has no bytes in the table"):
         read_image(source, 0, "fail", {})
 
 
-def test_a_folder_of_images_by_datasets_own_reader(image_folder: Path):
-    """Its table has paths instead of bytes, and sorts images differently."""
-    source, folder = (open_source(data, "val") for data in (f"hf:{image_folder}", str(image_folder)))
-    classes = [
-        {each.read(index).tobytes(): each.class_names[each.labels[index]] for index in range(len(each))}
-        for each in (source, folder)
-    ]
-    assert classes[0] == classes[1]
+def test_a_folder_of_images_by_datasets_own_reader(image_folder: Path, tmp_path: Path):
+    """Its table has paths instead of bytes; a file that was removed since is named."""
+    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    class_folders = sorted((folder / "val").iterdir())
+    source = open_source(f"hf:{folder}", "val")
+    for index, label in enumerate(source.labels):
+        assert source.read(index).tobytes() in [path.read_bytes() for path in class_folders[label].iterdir()]
+    (folder / "val/fox/1.jpg").unlink()
+    with pytest.raises(ProcessError, match=r"val/fox/1\.jpg.* cannot be read from its disk: "):
+        eval_batches(source)
 
 
 def test_a_table_stays_in_its_file(image_folder: Path, tmp_path: Path):
@@ -136,11 +134,11 @@ NAME = "someone/animals"
 @pytest.fixture
 def animals(image_folder: Path, tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Repo:
     """The images of the folder as a public dataset; the client has no token."""
-    as_parquet(image_folder, tmp_path / "tables")
-    repo = hub.repos[NAME] = Repo(private=False)
     tables = tmp_path / "tables"
-    files = {path.relative_to(tables).as_posix(): path.read_bytes() for path in tables.rglob("*.parquet")}
-    repo.add("main", "images", {name: Blob(data, lfs=True) for name, data in files.items()})
+    as_parquet(image_folder, tables)
+    files = {str(path.relative_to(tables)): Blob(path.read_bytes(), lfs=True) for path in tables.rglob("*.parquet")}
+    repo = hub.repos[NAME] = Repo(private=False)
+    repo.add("main", "images", files)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN")
@@ -150,15 +148,12 @@ def animals(image_folder: Path, tmp_path: Path, hub: HubServer, monkeypatch: pyt
 def test_a_dataset_of_the_hub_has_the_images_of_its_folder_also_offline(
     animals: Repo, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    expected, nowhere = open_train_and_val(str(image_folder)), "http://127.0.0.1:9"  # a port on which nothing listens
     for _ in range(2):
-        for source, folder in zip(open_train_and_val(f"hf:{NAME}"), open_train_and_val(str(image_folder)), strict=True):
-            assert source.class_names == folder.class_names
+        for source, folder in zip(open_train_and_val(f"hf:{NAME}"), expected, strict=True):
             assert np.array_equal(source.labels, folder.labels)
             for index in range(len(folder)):
                 assert source.read(index).tobytes() == folder.read(index).tobytes()
-        with socket.socket() as free:  # nothing listens there from now on
-            free.bind(("127.0.0.1", 0))
-            nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", nowhere)
         monkeypatch.setattr(constants, "ENDPOINT", nowhere)
         url = nowhere + "/{repo_id}/resolve/{revision}/{filename}"
@@ -170,9 +165,8 @@ def test_a_dataset_of_the_hub_has_the_images_of_its_folder_also_offline(
 
 def test_a_gated_dataset_needs_its_terms_accepted(animals: Repo, monkeypatch: pytest.MonkeyPatch):
     animals.gated = True
-    advice = f"accept its terms at https://huggingface.co/datasets/{NAME}, then `hf auth login`"
-    assert refused(f"hf:{NAME}").endswith(advice)
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    advice = f"accept its terms at https://huggingface.co/datasets/{NAME}, then `hf auth login`"
     assert refused(f"hf:{NAME}").endswith(advice)
     animals.accepted_by.add("me")
     assert len(open_source(f"hf:{NAME}", "train")) == 37

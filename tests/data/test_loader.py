@@ -1,31 +1,24 @@
-"""Batches: the same with any number of workers, from one start of the workers for several orders."""
+"""Batches, the same with any number of workers, and their way to the device."""
 
 import multiprocessing
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.loading import (
-    eval_batches,
-    eval_loader,
-    eval_order,
-    packed_source,
-    train_batches,
-    train_loader,
-    train_sampler,
-)
+from helpers.fake_device import META, fake_streams
+from helpers.loading import packed_source, train_batches, train_loader, train_sampler
 
-from resnet_in1k.data import loader
+from resnet_in1k.data import loader as module
 from resnet_in1k.data.crop import TrainCrop
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.loader import Batch, Loader
+from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.utils.device import Capabilities
 from resnet_in1k.utils.errors import ProcessError
 
 
@@ -52,55 +45,24 @@ def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: S
             assert torch.equal(image, crop(decode(source.read(sample.index)), sample, 32))
 
 
-@pytest.mark.parametrize(
-    ("name", "limit", "sizes"), [("GROUP_IMAGES", 3, [3, 3, 2]), ("GROUP_BYTES", 1, [1] * 8), ("GROUP_IMAGES", 8, [8])]
-)
-def test_a_few_images_are_decoded_before_they_are_cropped(
-    source: Source, tiny: Recipe, monkeypatch: pytest.MonkeyPatch, name: str, limit: int, sizes: list[int]
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(
+    source: Source, tiny: Recipe, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ):
-    """So many, or of so many bytes: large photographs would fill the memory. The batches are the same."""
-    expected, counted = train_batches(source, tiny, 1), []
-    many = TrainCrop.many
+    """Over several rounds of the slots that workers write to; all batches are kept. However slow the copy out of a
+    slot: the worker is idle then, and has been given the next batch."""
+    expected, copy = train_batches(source, tiny, 40), np.copyto
 
-    def counting(crop: TrainCrop, images: list[torch.Tensor], *others: Any) -> Iterator[torch.Tensor]:
-        counted.append(len(images))
-        return many(crop, images, *others)
+    def copy_late(*arguments: Any) -> None:
+        time.sleep(0.01)
+        copy(*arguments)
 
-    monkeypatch.setattr(TrainCrop, "many", counting)
-    monkeypatch.setattr(loader, name, limit)
-    assert_same_batches(train_batches(source, tiny, 1), expected)
-    assert counted == sizes
-
-
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_batches_do_not_depend_on_the_number_of_workers(source: Source, tiny: Recipe, num_workers: int):
-    """Over several rounds of the slots that workers write to, with all batches kept."""
-    assert_same_batches(train_batches(source, tiny, 40, num_workers=num_workers), train_batches(source, tiny, 40))
-
-
-def test_a_slot_is_not_written_again_before_its_batch_is_copied(
-    source: Source, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
-):
-    """However slow the copy: the worker is idle then, and has been given the next batch."""
-    copied = Loader._copy
-
-    def copied_late(*arguments: Any) -> Batch:
-        time.sleep(0.02)
-        return copied(*arguments)
-
-    expected = train_batches(source, tiny, 12)
-    monkeypatch.setattr(Loader, "_copy", copied_late)
-    assert_same_batches(train_batches(source, tiny, 12, num_workers=1), expected)
-
-
-def test_two_processes_load_the_halves_of_one_processes_batches(source: Source, tiny: Recipe):
-    halves = [train_batches(source, tiny, 4, rank=rank, num_processes=2) for rank in range(2)]
-    for whole, first, second in zip(train_batches(source, tiny, 4), *halves, strict=True):
-        assert torch.equal(whole.images, torch.cat([first.images, second.images]))
+    monkeypatch.setattr(np, "copyto", copy_late)
+    assert_same_batches(train_batches(source, tiny, 40, num_workers=num_workers), expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("num_taken", [0, 1, 7, 20])
+@pytest.mark.parametrize("num_taken", [0, 7, 20])
 def test_a_second_order_is_right_however_far_the_first_was_taken(
     source: Source, tiny: Recipe, num_workers: int, num_taken: int
 ):
@@ -116,46 +78,71 @@ def test_a_second_order_is_right_however_far_the_first_was_taken(
     assert [batch.step for batch in taken] == list(range(1, num_taken + 1))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_image_size_may_change_from_batch_to_batch(source: Source, tiny: Recipe, num_workers: int):
+def test_the_image_size_may_change_from_batch_to_batch(source: Source, tiny: Recipe):
     """In the same slots, sized for the largest: smaller after larger, and larger after smaller."""
-    growing = replace(
-        tiny, image_size=96, initial_image_size=32, image_size_ramp_start=1, image_size_ramp_end=3, epochs=3
-    )
-    num_steps = 4  # an epoch
-    with train_loader(source, growing, num_workers=num_workers) as loader:
-        order = list(train_sampler(source, growing, 3 * num_steps))
-        batches = list(loader.batches([*order, *order[::-1]]))
-    for size, epoch in ((32, 1), (64, 2), (96, 3)):
-        steps = slice((epoch - 1) * num_steps, epoch * num_steps)
-        fixed = train_batches(
-            source, replace(tiny, image_size=size), epoch * num_steps, first_step=(epoch - 1) * num_steps + 1
-        )
-        assert_same_batches(batches[: 3 * num_steps][steps], fixed)
-        assert_same_batches(batches[: 3 * num_steps - 1 : -1][steps], fixed)
+    small, large = replace(tiny, image_size=32), replace(tiny, image_size=96)
+    with train_loader(source, large, num_workers=2) as loader:
+        order = zip(train_sampler(source, small, 16), train_sampler(source, large, 16), strict=True)
+        batches = list(loader.batches(chain(*order)))
+    assert_same_batches(batches[::2], train_batches(source, small, 16))
+    assert_same_batches(batches[1::2], train_batches(source, large, 16))
 
 
 @pytest.mark.parametrize("ends", ["at its end", "half way", "by an error", "before its start"])
-def test_no_worker_is_left_after_the_with(source: Source, ends: str):
+def test_no_worker_is_left_after_the_with(source: Source, tiny: Recipe, ends: str):
     before = multiprocessing.active_children()
-    with_error = packed_source([source.read(0).tobytes(), b"no image"])
-    with eval_loader(with_error if ends == "by an error" else source, num_workers=2, if_bad="fail") as loader:
+    if ends == "by an error":
+        source = packed_source([*[source.read(0).tobytes()] * 7, b"no image"])
+    with train_loader(source, tiny, num_workers=2) as loader:
         workers = [process for process in multiprocessing.active_children() if process not in before]
         assert len(workers) == 2
-        batches = loader.batches(eval_order(source))
+        batches = loader.batches(train_sampler(source, tiny, 4))
         if ends == "at its end":
-            assert len(list(batches)) == 10
+            assert len(list(batches)) == 4
         elif ends == "half way":
             next(batches)
         elif ends == "by an error":
             with pytest.raises(ProcessError, match="cannot be read as an image"):
-                list(loader.batches(eval_order(with_error)))
+                next(batches)
     assert not any(process.is_alive() for process in workers)
     assert multiprocessing.active_children() == before
 
 
-def test_evaluations_last_batch_may_be_smaller(source: Source):
-    batches = eval_batches(source, batch_size=10, num_workers=1)
-    assert [len(batch.images) for batch in batches] == [10, 10, 10, 7]
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(37))
-    assert [batch.step for batch in batches] == [0, 1, 2, 3]
+def test_batches_are_prepared_in_order_when_their_tensors_are_asked_for(source: Source, tiny: Recipe):
+    """So that on a CPU the time of preparing them is not counted as waiting for the loader."""
+    prepared = []
+
+    def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+        prepared.append(batch.step)
+        return batch.images.float() + 1, batch.labels
+
+    batches = train_batches(source, tiny, 3)
+    for batch, prefetched in zip(batches, prefetch_to_device(batches, torch.device("cpu"), prepare), strict=True):
+        assert prepared == list(range(1, batch.step))
+        assert prefetched.bad_images is batch.bad_images
+        images, labels = prefetched.tensors()
+        assert torch.equal(images, batch.images.float() + 1)
+        assert torch.equal(labels, batch.labels)
+
+
+def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(monkeypatch: pytest.MonkeyPatch):
+    """The second one while the device works on the first step, for which the host does not wait."""
+    log = fake_streams(monkeypatch)
+    monkeypatch.setattr(module, "capabilities", lambda device: Capabilities(True, True, True))
+    monkeypatch.setattr(module, "_side_stream", torch.Stream)  # in place of one that is kept
+
+    def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
+        assert batch.images.device == META
+        log.append(f"prepare {batch.step}")
+        return batch.images.float(), batch.labels
+
+    labels = torch.zeros(2, dtype=torch.int64)
+    batches = [Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), labels, labels, step) for step in (1, 2)]
+    for number, prefetched in enumerate(prefetch_to_device(batches, META, prepare), start=1):
+        prefetched.tensors()
+        log.append(f"step {number}")
+    expected = []
+    for number in (1, 2):
+        expected += ["on side", f"prepare {number}", "off side", "compute waits for side"]
+        expected += ["(2, 3, 4, 4) used on compute", "(2,) used on compute", f"step {number}"]
+    assert log == expected

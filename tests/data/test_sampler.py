@@ -8,14 +8,7 @@ import pytest
 import torch
 from torch.utils.data import WeightedRandomSampler
 
-from resnet_in1k.data.sampler import (
-    EvalSampler,
-    TrainSampler,
-    balanced_order,
-    epoch_order,
-    repeat_index,
-    windowed_order,
-)
+from resnet_in1k.data.sampler import EvalSampler, Sample, TrainSampler, balanced_order, epoch_order, windowed_order
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils import rng
@@ -27,21 +20,24 @@ def order_of_50(recipe: Recipe, first_step: int = 1, rank: int = 0, num_processe
     return TrainSampler(StepCounts(recipe, num_processes, 1, 50), first_step, 8, rank)
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def global_batches(recipe: Recipe, num_processes: int) -> list[list[Sample]]:
+    ranks = [order_of_50(recipe, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
+    return [list(chain(*(batch.samples for batch in parts))) for parts in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
 def test_global_batches_do_not_depend_on_the_number_of_processes(tiny: Recipe, num_processes: int):
-    ranks = [order_of_50(tiny, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
-    together = [list(chain(*(batch.samples for batch in parts))) for parts in zip(*ranks, strict=True)]
-    assert together == [batch.samples for batch in order_of_50(tiny)]
-    assert [len(samples) for samples in together] == [12] * 8
+    assert global_batches(tiny, num_processes) == global_batches(tiny, 1)
 
 
 def test_an_epoch_has_each_image_at_most_once_and_the_next_epoch_another_order(tiny: Recipe):
-    steps = list(order_of_50(tiny))
+    steps = global_batches(tiny, 1)
+    assert [len(samples) for samples in steps] == [12] * 8
     for epoch, batches in ((1, steps[:4]), (2, steps[4:])):
-        samples = list(chain(*(batch.samples for batch in batches)))
+        samples = list(chain(*batches))
         assert {sample.epoch for sample in samples} == {epoch}
         assert len({sample.index for sample in samples}) == 48
-    assert [sample.index for sample in steps[0].samples] != [sample.index for sample in steps[4].samples]
+    assert [sample.index for sample in steps[0]] != [sample.index for sample in steps[4]]
 
 
 @pytest.mark.parametrize("first_step", [3, 5, 8])
@@ -51,18 +47,9 @@ def test_the_order_can_start_at_any_step(tiny: Recipe, first_step: int):
     assert [batch.step for batch in order_of_50(tiny, first_step)] == list(range(first_step, 9))
 
 
-def test_batches_carry_the_image_size_of_their_epoch(tiny: Recipe):
-    recipe = replace(
-        tiny, image_size=96, initial_image_size=32, image_size_ramp_start=1, image_size_ramp_end=3, epochs=3
-    )
-    order = TrainSampler(StepCounts(recipe, 1, 1, 16), 1, 6)
-    assert [batch.image_size for batch in order] == [32, 32, 64, 64, 96, 96]
-
-
 def test_epoch_order_is_a_permutation_of_its_own():
     order = epoch_order(1000, seed=0, epoch=1)
     assert sorted(order.tolist()) == list(range(1000))
-    assert not torch.equal(order, epoch_order(1000, seed=0, epoch=2))
     assert not torch.equal(order, epoch_order(1000, seed=1, epoch=1))
     # The first images of ImageNet's first epoch: were these to change, no run could be resumed or reproduced.
     assert epoch_order(1_281_167, seed=0, epoch=1)[:4].tolist() == [850991, 147023, 218125, 826740]
@@ -84,15 +71,12 @@ def test_evaluation_has_each_image_once_on_any_number_of_processes(
 @pytest.mark.parametrize("repeats", [2, 3, 4, 5])
 def test_repeated_augmentation_keeps_the_epochs_length(tiny: Recipe, repeats: int, num_processes: int):
     """As torchvision's RASampler: consecutive copies, so that a batch of 12 has 12 / repeats different images."""
-    recipe = replace(tiny, global_batch_size=12, repeated_augmentation=repeats)
-    orders = [TrainSampler(StepCounts(recipe, num_processes, 1, 50), 1, 8, rank) for rank in range(num_processes)]
-    batches = [list(chain(*(batch.samples for batch in parts))) for parts in zip(*orders, strict=True)]
+    repeated = replace(tiny, repeated_augmentation=repeats)
+    batches = global_batches(repeated, num_processes)
     assert [len(samples) for samples in batches] == [12] * 8
-    order = epoch_order(50, recipe.seed, 1).tolist()
-    seen = [sample for samples in batches[:4] for sample in samples]
-    expected = [(1, index, copy) for index in order for copy in range(repeats)][:48]
-    assert sorted(seen) == sorted(expected)
-    assert len(set(seen)) == 48
+    seen = list(chain(*batches[:4]))
+    order = epoch_order(50, tiny.seed, 1).tolist()
+    assert sorted(seen) == sorted([(1, index, copy) for index in order for copy in range(repeats)][:48])
     for samples in batches:
         pairs = zip(samples[::2], samples[1::2], strict=True)
         assert all(one.index != other.index for one, other in pairs), "neighbors, which may be mixed, differ"
@@ -112,17 +96,17 @@ def test_balanced_sampling_draws_as_torchs_weighted_sampler():
 
 def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
     """So that its crops differ; on two processes the same as on one."""
-    assert repeat_index(torch.tensor([4, 2, 4, 4, 2, 0])).tolist() == [0, 0, 1, 2, 1, 0]
-    labels = np.array([0] * 46 + [1] * 4)
-    recipe = replace(tiny, sampling="balanced", epochs=1)
-    samples = []
-    for num in (1, 2):
-        ranks = [TrainSampler(StepCounts(recipe, num, 1, 50), 1, 6, rank, labels) for rank in range(num)]
-        steps = zip(*ranks, strict=True)
-        samples.append([sample for batches in steps for batch in batches for sample in batch.samples])
-    assert samples[0] == samples[1]
-    assert len(set(samples[0])) == len(samples[0]) == 48
-    assert len({sample.index for sample in samples[0]}) < 40
+    labels, recipe = np.array([0] * 46 + [1] * 4), replace(tiny, sampling="balanced", epochs=1)
+    one, first, second = (
+        list(TrainSampler(StepCounts(recipe, num_processes, 1, 50), 1, 6, rank, labels))
+        for rank, num_processes in ((0, 1), (0, 2), (1, 2))
+    )
+    samples = list(chain(*(batch.samples for batch in one)))
+    assert samples == list(chain(*(a.samples + b.samples for a, b in zip(first, second, strict=True))))
+    assert len(set(samples)) == len(samples) == 48
+    copies = {index: [sample.copy for sample in samples if sample.index == index] for _, index, _ in samples}
+    assert all(found == list(range(len(found))) for found in copies.values())
+    assert len(copies) < 40
 
 
 def test_a_window_of_shards_is_shuffled_at_a_time():
@@ -132,8 +116,8 @@ def test_a_window_of_shards_is_shuffled_at_a_time():
     for epoch in (1, 2, 3, 4):
         order = windowed_order(shard_of, 2, seed=0, epoch=epoch)
         assert sorted(order.tolist()) == list(range(21))
-        assert torch.equal(order, windowed_order(shard_of, 2, seed=0, epoch=epoch))
         shards = shard_of[order.numpy()].tolist()
+        assert np.count_nonzero(np.diff(shards)) > 4, "the images of a window are shuffled together"
         windows = []
         while shards:
             window = list(dict.fromkeys(shards))[:2]  # the first two that come
@@ -144,12 +128,3 @@ def test_a_window_of_shards_is_shuffled_at_a_time():
         assert [len(window) for window in windows] == [2, 2, 1]
         seen.add(tuple(order.tolist()))
     assert len(seen) == 4
-
-
-def test_a_window_of_all_shards_leaves_images_anywhere():
-    """The mean place of each shard's images is then near the middle."""
-    shard_of = np.repeat(np.arange(4), 1000)
-    places = np.empty(4000)
-    places[windowed_order(shard_of, 4, seed=1, epoch=1).numpy()] = np.arange(4000)
-    for shard in range(4):
-        assert abs(places[shard_of == shard].mean() - 2000) < 4 * 4000 / np.sqrt(12 * 1000)

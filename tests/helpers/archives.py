@@ -1,5 +1,6 @@
 """Small archives with the nesting of ImageNet's three."""
 
+import gzip
 import io
 import tarfile
 from collections.abc import Iterable
@@ -30,6 +31,13 @@ def tar_of(entries: Iterable[tuple[str, bytes]]) -> bytes:
     return file.getvalue()
 
 
+def tar_of_samples(samples: Iterable[tuple[str, bytes, int]]) -> bytes:
+    """Return a shard with these keys, images and labels."""
+    return tar_of(
+        each for key, image, label in samples for each in ((f"{key}.jpg", image), (f"{key}.cls", b"%d" % label))
+    )
+
+
 def meta_mat() -> bytes:
     """Return the devkit's meta.mat with the classes, and a synset above the classes."""
     fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
@@ -40,12 +48,13 @@ def meta_mat() -> bytes:
     return file.getvalue()
 
 
-def write_devkit(path: Path, truth: Iterable[int], **more: bytes) -> Path:
-    entries = {"meta.mat": meta_mat(), "ILSVRC2012_validation_ground_truth.txt": "\n".join(map(str, truth)).encode()}
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in {**entries, **more}.items():
-            add(archive, f"ILSVRC2012_devkit_t12/data/{name}", data)
-    return path
+def devkit_of(truth: Iterable[int]) -> bytes:
+    """Return the devkit's archive with these class numbers of the validation images."""
+    entries = [
+        ("meta.mat", meta_mat()),
+        ("ILSVRC2012_validation_ground_truth.txt", "\n".join(map(str, truth)).encode()),
+    ]
+    return gzip.compress(tar_of((f"ILSVRC2012_devkit_t12/data/{name}", data) for name, data in entries))
 
 
 def write_archives(folder: Path, images: list[bytes], repeats: int = 1) -> tuple[Archives, dict[str, bytes]]:
@@ -67,5 +76,5 @@ def write_archives(folder: Path, images: list[bytes], repeats: int = 1) -> tuple
     for (name, data), label in zip(val, truth, strict=True):
         expected[f"val/{WNIDS[label - 1]}/{name}"] = data
     (folder / "val.tar").write_bytes(tar_of(val[::-1]))
-    write_devkit(folder / "devkit.tar.gz", truth)
+    (folder / "devkit.tar.gz").write_bytes(devkit_of(truth))
     return Archives(folder / "train.tar", folder / "val.tar", folder / "devkit.tar.gz"), expected

@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 
@@ -40,9 +39,3 @@ def encoded(image: Image.Image, **how: object) -> np.ndarray:
     file = io.BytesIO()
     image.save(file, **how)
     return np.frombuffer(bytearray(file.getvalue()), dtype=np.uint8)
-
-
-def assert_close_levels(ours: torch.Tensor, theirs: Image.Image, at_most: int) -> None:
-    """That (3, H, W) uint8 and a Pillow image differ by at most so many gray levels at any pixel."""
-    difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs, dtype=int))
-    assert difference.max() <= at_most

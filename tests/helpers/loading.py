@@ -41,35 +41,20 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
     )
 
 
-def train_sampler(
-    source: Source, recipe: Recipe, last_step: int, *, first_step: int = 1, rank: int = 0, num_processes: int = 1
-) -> TrainSampler:
-    return TrainSampler(StepCounts(recipe, num_processes, 1, len(source)), first_step, last_step, rank)
+def train_sampler(source: Source, recipe: Recipe, last_step: int, first_step: int = 1) -> TrainSampler:
+    return TrainSampler(StepCounts(recipe, 1, 1, len(source)), first_step, last_step)
 
 
 def train_batches(
-    source: Source, recipe: Recipe, last_step: int, *, num_workers: int = 0, if_bad: IfBad = "fail", **of_order: int
+    source: Source, recipe: Recipe, last_step: int, *, first_step: int = 1, num_workers: int = 0, if_bad: IfBad = "fail"
 ) -> list[Batch]:
     with train_loader(source, recipe, num_workers=num_workers, if_bad=if_bad) as loader:
-        return list(loader.batches(train_sampler(source, recipe, last_step, **of_order)))
-
-
-def eval_loader(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> Loader:
-    """With PREPROCESSING."""
-    return Loader(
-        source,
-        PREPROCESSING.crop,
-        batch_size=batch_size,
-        largest_image_size=PREPROCESSING.image_size,
-        num_workers=num_workers,
-        if_bad=if_bad,
-    )
-
-
-def eval_order(source: Source, batch_size: int = 4) -> EvalSampler:
-    return EvalSampler(len(source), batch_size, PREPROCESSING.image_size)
+        return list(loader.batches(train_sampler(source, recipe, last_step, first_step)))
 
 
 def eval_batches(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> list[Batch]:
-    with eval_loader(source, batch_size=batch_size, num_workers=num_workers, if_bad=if_bad) as loader:
-        return list(loader.batches(eval_order(source, batch_size)))
+    """With PREPROCESSING."""
+    size = PREPROCESSING.image_size
+    how = {"batch_size": batch_size, "largest_image_size": size, "num_workers": num_workers, "if_bad": if_bad}
+    with Loader(source, PREPROCESSING.crop, **how) as loader:
+        return list(loader.batches(EvalSampler(len(source), batch_size, size)))

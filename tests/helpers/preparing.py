@@ -23,3 +23,8 @@ def prepare(how: PrepareOptions) -> list[str]:
     printed: list[str] = []
     assert prepare_data(how, printed.append)
     return printed
+
+
+def prepare_from(data: object, output: Path, **changes: object) -> list[str]:
+    """From images as --data reads them."""
+    return prepare(PrepareOptions(data=str(data), output=output, processes=1, **changes))

@@ -18,9 +18,10 @@ def as_shards(folder: Path, target: Path, shard_bytes: int = 20_000) -> str:
 
 
 def as_parquet(folder: Path, target: Path) -> str:
-    """Write by `datasets` itself, two files for the training split; return the value of `--data`."""
+    """Write by `datasets` itself, two files for each split; return the value of `--data`."""
     import datasets
 
+    (target / "data").mkdir(parents=True)
     for split, name in (("train", "train"), ("val", "validation")):
         source: Source = open_source(str(folder), split)
         features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(source.class_names))}
@@ -30,9 +31,7 @@ def as_parquet(folder: Path, target: Path) -> str:
         ]
         columns = {"image": images, "label": source.labels.tolist()}
         table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-        (target / "data").mkdir(parents=True, exist_ok=True)
-        num_files = 2 if split == "train" else 1
-        for number in range(num_files):
-            part = table.shard(num_files, number, contiguous=True)
-            part.to_parquet(str(target / f"data/{name}-{number:05d}-of-{num_files:05d}.parquet"))
+        for number in range(2):
+            part = table.shard(2, number, contiguous=True)
+            part.to_parquet(str(target / f"data/{name}-{number:05d}-of-00002.parquet"))
     return f"hf:{target}"

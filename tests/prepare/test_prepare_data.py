@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.archives import WNIDS, tar_of
-from helpers.preparing import contents, options, prepare
+from helpers.archives import tar_of_samples
+from helpers.preparing import contents, options, prepare, prepare_from
 from PIL import Image
 
 from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.registry import open_source, open_train_and_val
+from resnet_in1k.data.registry import open_source
 from resnet_in1k.utils.errors import UserError
 
 
@@ -23,10 +23,7 @@ def test_resized_copies_are_close_to_pillows(images: list[bytes], archives, tmp_
     """Shorter side 100 px; smaller images, and validation images unless asked for, stay byte for byte."""
     files, expected = archives
     printed = prepare(options(files, tmp_path / "out", resize=100, resize_val=resize_val))
-    assert " instead of " in printed[-3]
-    assert printed[-2].startswith(
-        "both splits: shorter side 100 px" if resize_val else "training images: shorter side 100"
-    )
+    assert printed[-2].startswith(f"{'both splits' if resize_val else 'training images'}: shorter side 100 px, JPEG")
     written = contents(tmp_path / "out")
     assert written.keys() == expected.keys()
     for name, data in expected.items():
@@ -47,81 +44,51 @@ def test_a_rotated_photograph_is_resized_upright(photographs: list[np.ndarray], 
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.fromarray(photographs[0][:100, :200]).save(tmp_path / "in" / split / "ant/a.jpg", exif=exif)
-    prepare(PrepareOptions(data=str(tmp_path / "in"), output=tmp_path / "out", resize=50, processes=1))
+    prepare_from(tmp_path / "in", tmp_path / "out", resize=50)
     copy = Image.open(tmp_path / "out/train/ant/a.jpg")
     assert copy.size == (50, 100)
     assert not copy.getexif()
 
 
-def test_straight_to_shards(archives, tmp_path: Path):
-    files, expected = archives
-    printed = prepare(options(files, tmp_path / "out", shards=1))
-    assert f"--data shards:{tmp_path / 'out'}" in printed[-1]
-    train, val = open_train_and_val(f"shards:{tmp_path / 'out'}")
-    assert train.class_names == val.class_names == tuple(sorted(WNIDS))
-    for source in (train, val):
-        found = {(source.class_names[source.labels[i]], source.read(i).tobytes()) for i in range(len(source))}
-        assert found == {(name.split("/")[1], data) for name, data in expected.items() if name.startswith(source.split)}
-
-
-def test_a_folder_of_classes_is_divided_without_copies(image_folder: Path, tmp_path: Path):
-    folder = shutil.copytree(image_folder / "train", tmp_path / "mine")
-    prepare(PrepareOptions(data=str(folder), val_share=0.2, output=tmp_path / "out", processes=1))
+def test_a_folder_of_classes_is_divided_without_copies_and_keeps_its_names(
+    image_folder: Path, photographs: list[np.ndarray], tmp_path: Path
+):
+    """Names may have colons, and folders may be named like their class."""
+    folder = Path(shutil.copytree(image_folder / "train", tmp_path / "mine"))
+    for number, name in enumerate(("ant/a:0.jpg", "ant/ant/0.jpg", "ant/ant/ant/b:0.jpg")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photographs[number % 2]).save(folder / name, quality=50 + number)
+    prepare_from(folder, tmp_path / "out", val_share=0.2)
     written = {path.split("/", 1)[1]: data for path, data in contents(tmp_path / "out").items()}
     assert written == {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.jpg")}
-    file = next((tmp_path / "out/train/ant").iterdir())
-    assert file.stat().st_nlink == 2
-    (folder / "ant/new.jpg").write_bytes((folder / "ant/0.jpg").read_bytes())
-    with pytest.raises(UserError, match="is of other images or of another size; choose another folder, or remove it"):
-        prepare(PrepareOptions(data=str(folder), val_share=0.2, output=tmp_path / "out", processes=1))
+    assert next((tmp_path / "out/train/bee").iterdir()).stat().st_nlink == 2
 
 
-def test_images_keep_their_names_below_their_classes(image_folder: Path, photographs: list[np.ndarray], tmp_path: Path):
-    """Names may have colons, and folders may be named like their class."""
-    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
-    names = ["ant/0.jpg", "ant/a:0.jpg", "ant/ant/0.jpg", "ant/ant/ant/b:0.jpg"]
-    for number, name in enumerate(names):
-        (folder / "train" / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(photographs[number % 2]).save(folder / "train" / name, quality=50 + number)
-    prepare(PrepareOptions(data=str(folder), output=tmp_path / "out", processes=1))
-    written = contents(tmp_path / "out")
-    assert {f"train/{name}" for name in names} < written.keys()
-    assert written == contents(folder)
-
-
-def test_images_of_shards_keep_their_keys_where_they_name_the_class(image_folder: Path, tmp_path: Path):
+def test_images_of_shards_keep_their_keys_where_they_name_the_class(tmp_path: Path):
     """A suffix is added; a path never leads out of the class's folder."""
+    keys = ("ant/one", "bee/two", "three", "ant/../../../outside")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/classes.json").write_text('["ant", "bee"]')
-    image = (image_folder / "val/ant/0.jpg").read_bytes()
     for split in ("train", "val"):
-        keys = ["ant/one", "bee/two", "three", "ant/../../../outside"]
-        entries = [
-            (f"{key}.{kind}", data) for key in keys for kind, data in (("jpg", image), ("cls", b"%d" % ("bee" in key)))
-        ]
-        (tmp_path / f"shards/{split}.tar").write_bytes(tar_of(entries))
-    prepare(PrepareOptions(data=f"shards:{tmp_path / 'shards'}", output=tmp_path / "a/b/c/out", processes=1))
-    files = {"ant/00000000.jpg", "ant/one.jpg", "bee/two.jpg", "ant/00000003.jpg"}
-    assert contents(tmp_path / "a/b/c/out").keys() == {
-        f"{split}/{name}" for split in ("train", "val") for name in files
-    }
-    assert len(list((tmp_path / "a").rglob("*.jpg"))) == 8
+        samples = [(key, b"\xff\xd8\xff image", int("bee" in key)) for key in keys]
+        (tmp_path / f"shards/{split}.tar").write_bytes(tar_of_samples(samples))
+    prepare_from(f"shards:{tmp_path / 'shards'}", tmp_path / "a/b/c/out")
+    names = ("ant/00000000.jpg", "ant/one.jpg", "bee/two.jpg", "ant/00000003.jpg")
+    written = {path.relative_to(tmp_path / "a/b/c/out").as_posix() for path in (tmp_path / "a").rglob("*.jpg")}
+    assert written == {f"{split}/{name}" for split in ("train", "val") for name in names}
 
 
-def test_a_class_of_one_split_only_is_refused_for_folders_alone(image_folder: Path, tmp_path: Path):
+def test_a_class_of_one_split_only_is_refused_for_folders_alone(tmp_path: Path):
     """Shards can have classes without images."""
-    data = tmp_path / "data"
-    prepare(PrepareOptions(data=str(image_folder), output=data, shards=1, processes=1))
-    (data / "classes.json").write_text('["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]')
-    for split, label in (("train", b"6"), ("val", b"3")):
-        image = (image_folder / "val/ant/0.jpg").read_bytes()
-        (data / split / "more.tar").write_bytes(tar_of([("zz.jpg", image), ("zz.cls", label)]))
-    with pytest.raises(UserError, match=r"images in one split only of gnu; .* or write --shards"):
-        prepare(PrepareOptions(data=f"shards:{data}", output=tmp_path / "folder", processes=1))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/classes.json").write_text('["ant", "bee"]')
+    for split, label in (("train", 1), ("val", 0)):
+        (tmp_path / f"data/{split}.tar").write_bytes(tar_of_samples([("a", b"image", 0), ("b", b"image", label)]))
+    with pytest.raises(UserError, match=r"images in one split only of bee; .* or write --shards"):
+        prepare_from(f"shards:{tmp_path / 'data'}", tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
-    prepare(PrepareOptions(data=f"shards:{data}", output=tmp_path / "again", shards=1, processes=1))
-    train, val = open_train_and_val(f"shards:{tmp_path / 'again'}")
-    assert train.class_names == val.class_names == ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
+    prepare_from(f"shards:{tmp_path / 'data'}", tmp_path / "again", shards=1)
+    assert open_source(f"shards:{tmp_path / 'again'}", "val").class_names == ("ant", "bee")
 
 
 @pytest.mark.parametrize("how", [{"resize": 64}, {"resize": 64, "shards": 1}])
@@ -131,14 +98,10 @@ def test_a_broken_image_is_copied_and_named(
     """Stopping would cost the hours before; training decides what to do with it."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     (folder / "train/dog/1.jpg").write_bytes(b"\xff\xd8\xff broken")
-    printed = prepare(PrepareOptions(data=str(folder), output=tmp_path / "out", processes=1, **how))
-    assert "train/dog/1.jpg cannot be decoded (" in (stderr := capsys.readouterr().err)
-    assert ", and is copied unchanged" in stderr
+    printed = prepare_from(folder, tmp_path / "out", **how)
+    assert "train/dog/1.jpg cannot be decoded (" in capsys.readouterr().err
     written = f"shards:{tmp_path / 'out'}" if "shards" in how else str(tmp_path / "out")
-    expected = (
-        f"1 image could not be decoded; list them:  python scripts/prepare_data.py --verify {written}\ntraining stops"
-    )
-    assert printed[0].startswith(expected)
+    assert f"1 image could not be decoded; list them:  python scripts/prepare_data.py --verify {written}" in printed[0]
     source = open_source(written, "train")
     assert b"\xff\xd8\xff broken" in [source.read(index).tobytes() for index in range(len(source))]
 
@@ -148,21 +111,20 @@ def test_the_output_is_not_among_the_input(image_folder: Path, tmp_path: Path):
     (tmp_path / "link").symlink_to(classes)
     for output in (classes, classes / "out", tmp_path / "link/ant/out"):
         with pytest.raises(UserError, match=r"--output .* is among the images of .*classes; choose a folder outside"):
-            prepare(PrepareOptions(data=str(classes), val_share=0.2, output=output, processes=1))
+            prepare_from(classes, output, val_share=0.2)
     assert not (classes / "out").exists()
-    prepare(PrepareOptions(data=str(classes), val_share=0.2, output=tmp_path / "out", processes=1))
 
 
 def test_ignored_files_hard_links_and_changed_class_numbers_are_printed(image_folder: Path, tmp_path: Path):
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     (folder / "train/ant/photo.heic").write_bytes(b"not known")
-    printed = prepare(PrepareOptions(data=str(folder), output=tmp_path / "linked out", processes=1))
+    printed = prepare_from(folder, tmp_path / "linked out")
     assert "not images by name or content: ant/photo.heic" in printed[0]
     assert printed[2] == "the train and val images are hard links: editing one in place edits the original, too"
     assert printed[3].endswith(f"--data '{tmp_path / 'linked out'}' --dry-run")
-    prepare(PrepareOptions(data=str(folder), output=tmp_path / "shards", shards=1, processes=1))
+    prepare_from(folder, tmp_path / "shards", shards=1)
     (tmp_path / "shards/classes.json").write_text('["f", "e", "d", "c", "b", "a"]')
-    printed = prepare(PrepareOptions(data=f"shards:{tmp_path / 'shards'}", output=tmp_path / "anew", processes=1))
+    printed = prepare_from(f"shards:{tmp_path / 'shards'}", tmp_path / "anew")
     assert printed[0].startswith("class numbers change: a folder numbers its classes in the order of their names")
 
 
@@ -172,46 +134,34 @@ def test_space_is_checked_before_anything_is_written(
     """Links need none."""
     usage = SimpleNamespace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    sizes = [path.stat().st_size for path in image_folder.rglob("*.jpg")]
-    assert sum(sizes) > usage.free
     for how in ({"shards": 1}, {"resize": 300}):
         with pytest.raises(UserError, match=r"has 50 kB free, but .* are needed"):
-            prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1, **how))
-        assert not (tmp_path / "out").exists()
+            prepare_from(image_folder, tmp_path / "out", **how)
     usage.free = 10**12
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=10_000, f_favail=36))
     with pytest.raises(UserError, match=r"has room for 36 more files \(df -i\), but 37 are needed; try --shards"):
-        prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1, resize=300))
+        prepare_from(image_folder, tmp_path / "out", resize=300)
     assert not (tmp_path / "out").exists()
-    prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1))
-    assert (tmp_path / "out/train/ant/0.jpg").samefile(image_folder / "train/ant/0.jpg")
+    prepare_from(image_folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("how", [{}, {"resize": 64}, {"shards": 1}])
-def test_over_a_finished_folder_it_does_nothing(image_folder: Path, tmp_path: Path, how: dict[str, int]):
-    """If it has all images of the same input."""
-    data = Path(shutil.copytree(image_folder, tmp_path / "images"))
-    options_of_run = PrepareOptions(data=str(data), output=tmp_path / "out", processes=1, **how)
-    prepare(options_of_run)
+def test_over_a_finished_folder_it_writes_only_what_is_missing(image_folder: Path, tmp_path: Path, how: dict[str, int]):
+    prepare_from(image_folder, tmp_path / "out", **how)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert prepare(options_of_run) == [f"nothing to do: {tmp_path / 'out'} has 37 + 12 images of this input"]
+    printed = prepare_from(image_folder, tmp_path / "out", **how)
+    assert printed == [f"nothing to do: {tmp_path / 'out'} has 37 + 12 images of this input"]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == times
     gone = next((tmp_path / "out/val").glob("*.tar" if how.get("shards") else "cat"))
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    prepare(options_of_run)
+    prepare_from(image_folder, tmp_path / "out", **how)
     assert gone.exists()
-    replaced = next((data / "train").rglob("*.jpg"))
-    replaced.unlink()
-    shutil.copy(data / "val/fox/0.jpg", replaced)
-    with pytest.raises(UserError, match="other images"):
-        prepare(options_of_run)
 
 
 def test_contradicting_options_are_refused(tmp_path: Path):
     for given, message in (
         ({"train_tar": tmp_path / "a"}, "--train-tar, --val-tar and --devkit-tar belong together"),
         ({}, "give either the three archives, or --kaggle, or --data, or --verify"),
-        ({"data": "x", "verify": "y"}, "give either the three archives"),
         ({"data": "x"}, "--output: the folder to write is not given"),
         ({"data": "x", "output": tmp_path, "report": tmp_path / "r.csv"}, "--report needs --verify"),
         ({"data": "x", "output": tmp_path, "resize": 5}, "--resize 5: must be at least 32"),
@@ -219,7 +169,6 @@ def test_contradicting_options_are_refused(tmp_path: Path):
         ({"verify": "x", "resize": 64}, "--verify writes nothing: omit --output, --resize and --shards"),
         ({"kaggle": tmp_path, "output": tmp_path, "val_share": 0.1}, "--val-share needs --data or --verify"),
         ({"data": "x", "output": tmp_path, "allow_partial": True}, "--allow-partial needs the archives or --kaggle"),
-        ({"data": "x", "output": Path("digits")}, "--output digits: --data would not take this for a folder"),
         ({"data": "x", "output": Path("hf:mine")}, "--output hf:mine: --data would not take this for a folder"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,89 +1,82 @@
 """What --verify finds."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
 import pytest
-from helpers.preparing import options, prepare
+from helpers.preparing import options, prepare, prepare_from
 
 from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
 from resnet_in1k.utils.errors import UserError
 
 
+def verified(data: object, **changes: object) -> str:
+    """Return the printed lines."""
+    printed: list[str] = []
+    is_fine = prepare_data(PrepareOptions(verify=str(data), **{"processes": 1, **changes}), printed.append)
+    assert is_fine == printed[-1].endswith("no problems")
+    return "\n".join(printed)
+
+
 def test_what_is_broken_duplicated_misfiled_or_empty_is_listed(archives, images: list[bytes], tmp_path: Path):
     files, _ = archives
     prepare(options(files, tmp_path / "out"))
-    printed: list[str] = []
-    report = tmp_path / "report.csv"
-    how = PrepareOptions(verify=str(tmp_path / "out"), report=report, processes=2)
-    assert prepare_data(how, printed.append)
-    assert printed[-1].endswith("18 images, no problems")
-    assert report.read_text() == "image,kind,detail\n"
-
-    train = tmp_path / "out/train"
-    broken, empty = train / "n01000000/n01000000_0.JPEG", train / "n02000000/n02000000_1.JPEG"
-    broken.write_bytes(images[0][:200])
-    empty.write_bytes(b"")
-    misfiled = shutil.move(train / "n03000000/n03000000_2.JPEG", train / "n02000000")
-    twin = tmp_path / "out/val/n03000000/again.JPEG"
+    assert verified(tmp_path / "out").endswith("18 images, no problems")
+    train, twin = tmp_path / "out/train", tmp_path / "out/val/n03000000/again.JPEG"
+    (train / "n01000000/n01000000_0.JPEG").write_bytes(images[0][:200])
+    (train / "n02000000/n02000000_1.JPEG").write_bytes(b"")
+    shutil.move(train / "n03000000/n03000000_2.JPEG", train / "n02000000")
     shutil.copy(train / "n03000000/n03000000_3.JPEG", twin)
-    printed.clear()
-    assert not prepare_data(how, printed.append)
-    found = {(Path(row["image"]).name, row["kind"]) for row in csv.DictReader(report.open())}
+    printed = verified(tmp_path / "out", report=tmp_path / "report.csv", processes=2)
+    assert printed.endswith("19 images, 4 problems")
+    found = {(Path(row["image"]).name, row["kind"]) for row in csv.DictReader((tmp_path / "report.csv").open())}
     assert found == {
-        (broken.name, "broken"),
-        (empty.name, "empty"),
-        (Path(misfiled).name, "misfiled"),
-        (twin.name, "duplicate"),
+        ("n01000000_0.JPEG", "broken"),
+        ("n02000000_1.JPEG", "empty"),
+        ("n03000000_2.JPEG", "misfiled"),
+        ("again.JPEG", "duplicate"),
     }
-    assert printed[-1].endswith("19 images, 4 problems")
-
-
-def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
-    prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", shards=1, processes=1))
-    assert prepare_data(PrepareOptions(verify=f"shards:{tmp_path / 'out'}", processes=1), lambda line: None)
-    with pytest.raises(UserError, match="no such folder"):
-        prepare_data(PrepareOptions(verify=str(tmp_path / "nowhere"), processes=1))
 
 
 def test_images_without_a_val_split_are_verified_all(image_folder: Path, tmp_path: Path):
     """In a folder of classes, or with --val-share; otherwise the val split may be missing."""
-    printed: list[str] = []
-    assert prepare_data(PrepareOptions(verify=str(image_folder / "train"), processes=1), printed.append)
-    assert printed[-1] == f"{image_folder / 'train'}: 37 images, no problems"
-    shutil.copytree(image_folder / "train", tmp_path / "half/train")
-    assert not prepare_data(PrepareOptions(verify=str(tmp_path / "half"), processes=1), printed.append)
-    assert "half val (" in " ".join(printed)
-    assert "val: no such folder" in " ".join(printed)
-    assert prepare_data(PrepareOptions(verify=str(tmp_path / "half"), val_share=0.2, processes=1), printed.append)
-    assert printed[-1] == f"{tmp_path / 'half'}: 37 images, no problems"
+    assert verified(image_folder / "train") == f"{image_folder / 'train'}: 37 images, no problems"
+    half = tmp_path / "half"
+    shutil.copytree(image_folder / "train", half / "train")
+    assert re.search(r"half val \(.*val: no such folder", verified(half))
+    assert verified(half, val_share=0.2) == f"{half}: 37 images, no problems"
+
+
+def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
+    prepare_from(image_folder, tmp_path / "out", shards=1)
+    assert verified(f"shards:{tmp_path / 'out'}").endswith("49 images, no problems")
+    with pytest.raises(UserError, match="no such folder"):
+        verified(tmp_path / "nowhere")
 
 
 def test_a_report_that_cannot_be_written_ends_it_at_once(image_folder: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    printed: list[str] = []
     report = image_folder / "train/ant/a.csv"
     with pytest.raises(UserError, match=r"--report: .*ant/a\.csv would be among the images; choose another place"):
-        prepare_data(PrepareOptions(verify=str(image_folder), report=report), printed.append)
+        verified(image_folder, report=report)
     assert not report.exists()
     with pytest.raises(UserError, match=r"--report: .*file/report\.csv"):
-        prepare_data(PrepareOptions(verify=str(image_folder), report=tmp_path / "file/report.csv"), printed.append)
-    assert printed == []
+        verified(image_folder, report=tmp_path / "file/report.csv")
 
 
 def test_splits_that_training_would_refuse_are_listed(image_folder: Path, tmp_path: Path):
     """The images of the other split are verified all the same."""
-    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
-    how = PrepareOptions(verify=str(folder), report=tmp_path / "report.csv", processes=1)
+    folder, report = Path(shutil.copytree(image_folder, tmp_path / "images")), tmp_path / "report.csv"
     shutil.rmtree(folder / "val/cat")
-    assert not prepare_data(how, lambda line: None)
-    (row,) = csv.DictReader(how.report.open())
+    verified(folder, report=report)
+    (row,) = csv.DictReader(report.open())
     assert row["kind"] == "classes"
     assert "only in train: cat" in row["detail"]
     (folder / "val/cat").mkdir()
     (folder / "train/ant/0.jpg").write_bytes(b"")
-    assert not prepare_data(how, lambda line: None)
-    rows = list(csv.DictReader(how.report.open()))
+    verified(folder, report=report)
+    rows = list(csv.DictReader(report.open()))
     assert [row["kind"] for row in rows] == ["not verified", "empty"]
     assert "cat: no images in this class" in rows[0]["detail"]

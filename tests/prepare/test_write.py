@@ -1,8 +1,6 @@
 """Folders and shards written from any source: complete or absent, continued, never two images in one file."""
 
 import errno
-import json
-import multiprocessing
 import os
 import shutil
 import tarfile
@@ -10,17 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.preparing import contents, prepare
-from helpers.sources import SILENT, as_shards
+from helpers.preparing import contents, prepare_from
+from helpers.sources import SILENT
 
-from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.data.dataset import FileSource, PackedBytes
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare import write
 from resnet_in1k.prepare.write import key_of, write_folder, write_shards
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import FolderLock
-from resnet_in1k.utils.pool import Progress
 
 
 @pytest.fixture
@@ -66,56 +61,24 @@ def test_a_complete_class_is_not_written_again(source: FileSource, tmp_path: Pat
 
 
 def test_classes_get_their_names_after_a_sync(source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    happened: list[str] = []
-    real = os.rename
+    """One sync for all of 30 seconds."""
+    happened, rename = list[str](), os.rename
     monkeypatch.setattr(os, "sync", lambda: happened.append("sync"))
-    monkeypatch.setattr(os, "rename", lambda a, b: (happened.append(b.name), real(a, b)))
-    write_folder(source, tmp_path / "slowly", 1, SILENT)
-    assert happened == ["sync", *source.class_names]  # one sync for all in 30 seconds
-    happened.clear()
-    monkeypatch.setattr(write, "SYNC_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(os, "rename", lambda old, new: (happened.append(new.name), rename(old, new)))
     write_folder(source, tmp_path / "train", 1, SILENT)
-    assert happened == [each for name in source.class_names for each in ("sync", name)]
+    assert happened == ["sync", *source.class_names]
 
 
-def test_a_large_class_is_divided_among_the_processes(
+def test_files_are_copied_where_they_cannot_be_linked(
     source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Most people's folders have few classes."""
-    both_work, met = multiprocessing.get_context("fork").Barrier(2, timeout=60), list[int]()
-
-    def resize(image: bytes, shorter_side: int) -> bytes:
-        if not met:  # once in each process
-            met.append(both_work.wait())
-        return b"%d " % os.getpid() + image
-
-    monkeypatch.setattr(write, "resize", resize)
-    monkeypatch.setattr(write, "IMAGES_PER_JOB", 2)
-    monkeypatch.setattr("resnet_in1k.utils.pool.PRINTED_EVERY_SECONDS", 0.0)
-    lines: list[str] = []
-    one_class = source.take(range(7), "train")
-    write_folder(one_class, tmp_path / "train", 2, Progress(lines.append), resize_to=32)
-    printed = [int(line.split(" of 7 images")[0].split()[-1]) for line in lines if " of 7 images" in line]
-    assert len(printed) == 4
-    assert printed[-1] == 7
-    written = [image.split(b" ", 1) for image in images_in(tmp_path / "train")]
-    assert [image for _, image in written] == originals(one_class)
-    assert len({process for process, _ in written}) == 2
-
-
-@pytest.mark.parametrize("has_links", [True, False])
-def test_files_are_linked_or_copied(
-    source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
 ):
     def no_link(original: Path, target: Path) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    if not has_links:
-        monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(os, "link", no_link)
     source = replace(source, class_names=("a class without images", *source.class_names), labels=source.labels + 1)
     write_folder(source, tmp_path / "train", 1, SILENT)
     assert images_in(tmp_path / "train") == originals(source)
-    assert (tmp_path / "train/ant/0.jpg").samefile(source.image_name(0)) == has_links
 
 
 def test_two_images_are_never_one_file(source: FileSource, tmp_path: Path):
@@ -124,10 +87,7 @@ def test_two_images_are_never_one_file(source: FileSource, tmp_path: Path):
     items = PackedBytes(path if index != 9 else b"copies/" + paths[8] for index, path in enumerate(paths))
     for changes, message in (
         ({"items": items}, r"2 images would be bee/1\.jpg; --shards can have all"),
-        (
-            {"class_names": ("ant", "ant", *source.class_names[2:])},
-            "two classes are named 'ant'",
-        ),
+        ({"class_names": ("ant", "ant", *source.class_names[2:])}, "two classes are named 'ant'"),
         ({"class_names": ("..", *source.class_names[1:])}, r"class '\.\.' cannot be a folder's name; write --shards"),
     ):
         with pytest.raises(UserError, match=message):
@@ -135,70 +95,39 @@ def test_two_images_are_never_one_file(source: FileSource, tmp_path: Path):
         assert not (tmp_path / "train").exists()
 
 
-def hold(folder: Path, connection) -> None:
-    folder.mkdir()
-    lock = FolderLock(folder)
-    connection.send("locked")
-    connection.recv()
-    lock.close()
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refused)
 
 
-def test_a_second_run_on_the_same_folder_is_refused(image_folder: Path, tmp_path: Path):
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "out", theirs))
-    process.start()
-    assert ours.recv() == "locked"
-    how = PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1)
-    with pytest.raises(UserError, match=rf"is being written to by process {process.pid} on .*; wait for it"):
-        prepare(how)
+def test_a_second_run_on_the_same_folder_is_refused(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refuse_locks(monkeypatch, errno.EAGAIN)
+    with pytest.raises(UserError, match="out is being written to by another process; wait for it or stop it"):
+        prepare_from(image_folder, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
-    ours.send("go")
-    process.join()
-    prepare(how)
-    assert len(contents(tmp_path / "out")) == 49
 
 
 def test_without_locks_it_continues_with_a_warning(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.lockf", no_locks)
-    printed = prepare(PrepareOptions(data=str(image_folder), output=tmp_path / "out", processes=1))
-    assert "out cannot be locked (Function not implemented)" in printed[0]
+    refuse_locks(monkeypatch, errno.ENOSYS)
+    assert "out cannot be locked (Function not implemented)" in prepare_from(image_folder, tmp_path / "out")[0]
     assert len(contents(tmp_path / "out")) == 49
-
-
-def tars_in(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.tar")}
-
-
-def test_each_image_is_in_one_shard_with_its_label(image_folder: Path, source: FileSource, tmp_path: Path):
-    as_shards(image_folder, tmp_path)
-    assert json.loads((tmp_path / "classes.json").read_text()) == list(source.class_names)
-    shards = sorted((tmp_path / "train").glob("shard-*.tar"))
-    assert len(shards) > 2
-    found = {}
-    for shard in shards:
-        with tarfile.open(shard) as archive:
-            entries = {member.name: archive.extractfile(member).read() for member in archive}
-        for name, data in entries.items():
-            if name.endswith(".jpg"):
-                found[data] = int(entries[name.removesuffix(".jpg") + ".cls"])
-                assert source.class_names[found[data]] in name
-    assert found == {source.read(index).tobytes(): source.labels[index] for index in range(len(source))}
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(source: FileSource, tmp_path: Path):
     """By one process, by two, and after a shard was lost; an incomplete one has another name."""
-    for name, processes in (("one", 1), ("two", 2)):
-        write_shards(source, tmp_path / name / "train", 20_000, processes, SILENT)
-    complete = tars_in(tmp_path / "one")
-    assert tars_in(tmp_path / "two") == complete
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "one/train").glob("*.tar")}
-    (tmp_path / "one/train/shard-000001.tar").unlink()
-    (tmp_path / "one/train/.shard-000001.tar.1.tmp").write_bytes(b"half")
-    write_shards(source, tmp_path / "one/train", 20_000, 1, SILENT)
-    assert tars_in(tmp_path / "one") == complete
+    one, two = tmp_path / "one/train", tmp_path / "two/train"
+    write_shards(source, one, 20_000, 1, SILENT)
+    write_shards(source, two, 20_000, 2, SILENT)
+    complete = {path.name: path.read_bytes() for path in one.glob("*.tar")}
+    times = {path: path.stat().st_mtime_ns for path in two.glob("*.tar")}
+    (two / "shard-000001.tar").unlink()
+    (two / ".shard-000001.tar.1.tmp").write_bytes(b"half")
+    write_shards(source, two, 20_000, 1, SILENT)
+    assert {path.name: path.read_bytes() for path in two.glob("*.tar")} == complete
     for path, time in times.items():
         assert (path.stat().st_mtime_ns == time) == (path.name != "shard-000001.tar")
 
@@ -212,7 +141,6 @@ def test_other_images_or_sizes_are_not_mixed(image_folder: Path, source: FileSou
     write_shards(source, tmp_path / "shards/train", 20_000, 1, SILENT)
     write_folder(source, tmp_path / "folder", 1, SILENT)
     for action in (
-        lambda: write_shards(open_source(str(image_folder), "val"), tmp_path / "shards/train", 20_000, 1, SILENT),
         lambda: write_shards(source, tmp_path / "shards/train", 40_000, 1, SILENT),
         lambda: write_shards(changed, tmp_path / "shards/train", 20_000, 1, SILENT),
         lambda: write_folder(changed, tmp_path / "folder", 1, SILENT),
@@ -223,19 +151,17 @@ def test_other_images_or_sizes_are_not_mixed(image_folder: Path, source: FileSou
 
 
 def test_files_of_others_are_left_alone(source: FileSource, tmp_path: Path):
-    for name in ("shard-000000.tar", "precious.txt"):
-        (tmp_path / "mine").mkdir(exist_ok=True)
-        (tmp_path / "mine" / name).write_bytes(b"mine")
-        for action in (
-            lambda: write_shards(source, tmp_path / "mine", 20_000, 1, SILENT),
-            lambda: write_folder(source, tmp_path / "mine", 1, SILENT),
-        ):
-            with pytest.raises(UserError, match="is not empty, and was not written by this command; choose another"):
-                action()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/shard-000000.tar").write_bytes(b"mine")
+    for action in (
+        lambda: write_shards(source, tmp_path / "mine", 20_000, 1, SILENT),
+        lambda: write_folder(source, tmp_path / "mine", 1, SILENT),
+    ):
+        with pytest.raises(UserError, match="is not empty, and was not written by this command; choose another"):
+            action()
     (tmp_path / "classes.json").write_text('["mine"]')
     with pytest.raises(UserError, match=r"classes\.json is of other images; choose another folder, or remove it"):
         write_shards(source, tmp_path / "new", 20_000, 1, SILENT)
-    assert (tmp_path / "classes.json").read_text() == '["mine"]'
 
 
 def test_long_names_of_any_letters_fit_into_a_tar_file():
