@@ -34,14 +34,6 @@ def test_learning_rate_follows_the_batch_by_the_recipes_rule(recipe: Recipe, glo
     )
 
 
-def test_nothing_given_nothing_changed():
-    for named in RECIPES.values():
-        recipe = named.recipe
-        assert scaled(recipe) == recipe
-        sizes = {name: getattr(recipe, name) for name in ("epochs", "global_batch_size", "image_size")}
-        assert scaled(recipe, **sizes) == recipe
-
-
 def test_warm_up_and_milestones_keep_their_share_of_the_run():
     assert scaled(GOYAL, epochs=45).lr_milestones == (15, 30, 40)
     assert scaled(GOYAL, epochs=45).warmup_epochs == 2.5

@@ -11,12 +11,6 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_only_the_main_process_prints(capsys: pytest.CaptureFixture):
-    Console(is_main_process=True).print("step 1")
-    Console(is_main_process=False).print("step 2")
-    assert capsys.readouterr() == ("step 1\n", "")
-
-
 def test_lines_are_flushed(monkeypatch: pytest.MonkeyPatch):
     """A log file shows a line at once."""
     raw = io.BytesIO()

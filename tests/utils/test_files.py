@@ -127,18 +127,6 @@ def test_temporaries_of_killed_writers_are_removed(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoints", "notes.tmp", "step_1"]
 
 
-def test_deleted_folder_is_gone_even_if_its_content_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What a network file system keeps while another process has it open is left to `remove_temporaries`."""
-    (tmp_path / "step").mkdir()
-    (tmp_path / "step" / "file").write_text("open elsewhere")
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", lambda path, ignore_errors=False: None)
-        files.delete_folder(tmp_path / "step")
-    assert not (tmp_path / "step").exists()
-    files.remove_temporaries(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log = tmp_path / "log.jsonl"
     files.append_line(log, "one")

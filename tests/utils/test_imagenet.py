@@ -14,9 +14,3 @@ def test_wordnet_ids_in_the_order_of_their_labels():
         "n15075141": "toilet tissue",
     }
     assert {wnid: names[wnid] for wnid in known} == known
-
-
-def test_human_names_replace_wordnet_ids_only():
-    assert imagenet.human_names(["n03445777", "n01440764", "n00000000"]) == ["golf ball", "tench", "n00000000"]
-    assert imagenet.human_names(["ant", "bee"]) == ["ant", "bee"]
-    assert imagenet.human_names([]) == []

@@ -12,14 +12,6 @@ from resnet_in1k.utils.errors import ProcessError, UserError
 from resnet_in1k.utils.launch import Launch
 
 
-def test_process_alone_needs_no_store():
-    with Launch.connect() as alone:
-        assert (alone.rank, alone.world_size, alone.is_main_process) == (0, 1, True)
-        assert alone.broadcast_from_main(lambda: 3, "counts") == 3
-        assert alone.gather("a", "spells") == ["a"]
-        assert [alone.stop_requested(number) for number in (0, 15)] == [0, 15]
-
-
 def test_value_of_the_main_process_reaches_all():
     made = []
     large = random.Random(0).randbytes(20 << 20)  # as the paths of two million images

@@ -24,19 +24,3 @@ def test_range_in_words_and_at_its_ends(metadata, words: str, inside: list[float
         assert list(out_of_range(Options(value))) == []
     for value in [*outside, float("nan"), float("inf")]:
         assert [(name, text) for name, text, _ in out_of_range(Options(value))] == [("value", words)]
-
-
-@dataclass
-class Options:
-    num_things: int | None = field(default=None, metadata=at_least(1))
-    sizes: tuple[int, ...] = field(default=(1, 2), metadata=between(1, 9))
-    anything: str = ""
-
-
-def test_none_is_in_range_and_each_item_of_a_tuple_is_checked():
-    assert list(out_of_range(Options())) == []
-    assert list(out_of_range(Options(num_things=0, sizes=(3, 10, 0)))) == [
-        ("num_things", "at least 1", 0),
-        ("sizes", "between 1 and 9", 10),
-        ("sizes", "between 1 and 9", 0),
-    ]
