@@ -86,12 +86,6 @@ def test_classes_without_names_are_numbered(evaluated: RunFolder, image_folder: 
     assert {name for _, name, _ in found.classes} < {f"class {number}" for number in range(6)}
 
 
-def test_as_a_table():
-    prediction = Prediction("a.jpg", (("n01440764", "tench", 0.9912), ("n01443537", "goldfish", 0.0088)))
-    assert prediction.to_table() == "a.jpg\n   99.12%  tench\n    0.88%  goldfish"
-    assert Prediction("b.jpg", error="truncated").to_table() == "b.jpg\n  cannot be read: truncated"
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resnet_in1k.optim.lr import describe_lr, lr_at
+from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
@@ -47,11 +47,6 @@ def test_cosine_after_warmup_is_torchs():
     theirs = torch_rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=num_steps), num_steps, 0.4)
     assert [lr_at(step, schedule) for step in range(warmup + 1, 43)] == pytest.approx(theirs)
     assert [lr_at(step, schedule) for step in range(1, warmup + 1)] == pytest.approx([0.04 * n for n in range(1, 11)])
-
-
-def test_schedule_in_words():
-    assert describe_lr(TUTORIAL) == "0.1, then step × 0.2 every 5 epochs"
-    assert describe_lr(RECIPES["a3"].recipe) == "0.008 (warm-up until epoch 5), then cosine"
 
 
 @pytest.mark.parametrize(

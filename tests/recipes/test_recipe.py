@@ -39,11 +39,6 @@ def test_fields_that_contradict_one_another_are_refused(changes: dict, message: 
         Recipe(**{**PLAIN, **changes})
 
 
-def test_fields_at_the_limit_of_one_another_are_accepted():
-    replace(DEMO, epochs=2, warmup_epochs=2)
-    Recipe(**PLAIN, initial_image_size=64, image_size_ramp_start=1, image_size_ramp_end=2)
-
-
 def test_whole_numbers_and_floats_are_the_same_recipe():
     """As from code and from flags, which know of a float that it is one."""
     whole = replace(DEMO, warmup_epochs=1, rotation_degrees=10)
