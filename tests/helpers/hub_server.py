@@ -29,10 +29,8 @@ import yaml
 LICENSES = ("apache-2.0", "mit")
 """The real hub knows more."""
 
-
 WRITE_TOKEN, READ_TOKEN, OTHER_USERS_TOKEN = "hf_write", "hf_read", "hf_other"
 USERS = {WRITE_TOKEN: "me", READ_TOKEN: "me", OTHER_USERS_TOKEN: "alex"}
-
 DATE = "2026-01-01T00:00:00.000Z"
 
 
