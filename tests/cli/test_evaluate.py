@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.images import write_image_folder
 from PIL import Image
 
 from resnet_in1k.augment.normalize import normalize
@@ -57,20 +56,15 @@ def test_a_recorded_evaluation_is_reproduced_and_reported(evaluated: RunFolder, 
     assert mistakes == 12 - evaluation.top1_correct
 
 
-def test_other_counts_than_recorded_are_named(run: RunFolder, capsys):
+def test_a_result_that_differs_from_the_recorded_one_says_why(run: RunFolder, capsys):
+    evaluation = evaluate(EvalOptions(ckpt=str(run.path), image_size=48, workers=0))
+    assert evaluation.preprocessing == EvalPreprocessing(48, 54)
+    conditions = "image_size 32 there, 48 here; resize_size 36 there, 54 here"
+    assert f"not comparable to the recorded eval.json: {conditions}" in capsys.readouterr().out
     recorded = json.loads(run.evaluation.read_text())
     run.evaluation.write_text(json.dumps(recorded | {"top1_correct": recorded["top1_correct"] + 1}))
     evaluate(EvalOptions(ckpt=str(run.path), workers=0))
     assert f"not reproduced: top1_correct {recorded['top1_correct'] + 1} there, " in capsys.readouterr().out
-
-
-def test_other_conditions_than_recorded_are_named(evaluated: RunFolder, capsys):
-    evaluation = evaluate(EvalOptions(ckpt=str(evaluated.path), image_size=48, workers=0))
-    assert evaluation.preprocessing == EvalPreprocessing(48, 54)
-    assert (
-        "not comparable to the recorded eval.json: image_size 32 there, 48 here; resize_size 36 there, 54 here"
-        in capsys.readouterr().out
-    )
 
 
 def test_other_weights_than_those_recorded_are_noticed(run: RunFolder, capsys):
@@ -83,9 +77,7 @@ def test_other_weights_than_those_recorded_are_noticed(run: RunFolder, capsys):
     assert "reproduced" not in out
 
 
-def test_unreadable_images_are_counted_as_wrong_and_listed(
-    evaluated: RunFolder, image_folder: Path, tmp_path: Path, capsys
-):
+def test_unreadable_images_are_counted_as_wrong_and_listed(evaluated: RunFolder, image_folder: Path, tmp_path, capsys):
     data = Path(shutil.copytree(image_folder, tmp_path / "dirty"))
     bad = [data / "val" / name / "0.jpg" for name in ("ant", "fox")]
     for path in bad:
@@ -95,16 +87,13 @@ def test_unreadable_images_are_counted_as_wrong_and_listed(
     out = capsys.readouterr().out
     assert "12 images, 2 unreadable, counted as wrong" in out
     assert f"counted as wrong: {bad[0]} (" in out
-    assert (
-        "not comparable to the recorded eval.json: num_bad_images 0 there, 2 here; data images with the same names"
-        in out
-    )
+    assert "not comparable to the recorded eval.json: num_bad_images 0 there, 2 here; data" in out
 
 
-def test_copies_of_the_recorded_images_are_not_taken_for_them(
+def test_resized_copies_are_not_taken_for_the_recorded_images(
     evaluated: RunFolder, image_folder: Path, tmp_path: Path, capsys
 ):
-    """They have the same names; the same images in another folder are the same."""
+    """They have the same names. The same images in another folder are the same."""
     data = Path(shutil.copytree(image_folder, tmp_path / "copies"))
     evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=0))
     assert "reproduced: the recorded eval.json has the same counts" in capsys.readouterr().out
@@ -112,16 +101,8 @@ def test_copies_of_the_recorded_images_are_not_taken_for_them(
         with Image.open(path) as picture:
             picture.reduce(2).save(path)
     evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=0))
-    assert (
-        "not comparable to the recorded eval.json: data images with the same names and different content, such as "
-        "resized copies, there, copies here\n"
-    ) in capsys.readouterr().out
-
-
-def test_the_classes_of_the_run_must_be_those_of_the_data(evaluated: RunFolder, photographs, tmp_path: Path):
-    data = write_image_folder(tmp_path, photographs, dict.fromkeys(("ant", "bee", "cat", "dog", "eel", "yak"), 1))
-    with pytest.raises(UserError, match=r"only in the run: fox; only in .*: yak; "):
-        evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), workers=0))
+    out = capsys.readouterr().out
+    assert "not comparable to the recorded eval.json: data images with the same names and different content" in out
 
 
 @pytest.mark.parametrize(

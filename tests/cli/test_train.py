@@ -4,26 +4,30 @@ import pytest
 
 from resnet_in1k.cli import train
 from resnet_in1k.recipes.published import RECIPES
-from resnet_in1k.recipes.scaling import describe_scaling
+from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.errors import UserError
 
 
 def parse(monkeypatch, *arguments: str) -> train.Arguments:
     monkeypatch.setattr(sys, "argv", ["scripts/train.py", *arguments])
-    return train.parse()[1]
+    return train.parse_flags()[1]
+
+
+def parsed_recipe(monkeypatch, *arguments: str) -> Recipe:
+    return parse(monkeypatch, *arguments).fields
 
 
 def test_defaults_are_those_of_the_named_recipe(monkeypatch):
     for name, named in RECIPES.items():
         given = ["--init-from", "runs/base"] if named.needs_weights else []
         arguments = parse(monkeypatch, "--recipe", name, *given)
-        assert (arguments.recipe, arguments.what, arguments.how.data) == (name, named.recipe, named.default_data)
+        assert (arguments.recipe, arguments.fields, arguments.options.data) == (name, named.recipe, named.default_data)
     assert parse(monkeypatch).recipe == "tutorial"
 
 
 def test_fields_of_recipe_and_options_are_flags(monkeypatch):
     arguments = parse(monkeypatch, "--recipe=demo", "--lr", "0.5", "--no-zero-init-residual", "--workers", "0")
-    assert (arguments.what.lr, arguments.what.zero_init_residual, arguments.how.workers) == (0.5, False, 0)
+    assert (arguments.fields.lr, arguments.fields.zero_init_residual, arguments.options.workers) == (0.5, False, 0)
 
 
 def test_values_out_of_range_are_refused_all_at_once(monkeypatch):
@@ -47,35 +51,27 @@ def test_unknown_recipe_is_refused(monkeypatch):
 
 
 def test_defaults_follow_the_batch_epochs_and_image_size(monkeypatch):
-    """By the recipe's rule and in proportion, by hand: a3's rule is the root, and it warms up for 5 of 100 epochs; the
-    batch of one-gpu-24gb passes through the model in 8 parts."""
-    what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size=512", "--epochs", "20").what
-    assert (what.lr, what.warmup_epochs) == (pytest.approx(4e-3), pytest.approx(1))
-    assert parse(monkeypatch, "--recipe", "a3", "--global-batch-size=512", "--lr", "0.1").what.lr == 0.1
-    what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--global_batch_size", "512").what
-    assert (what.lr, what.lr_milestones) == (pytest.approx(0.2), (15, 30))
-    what = parse(monkeypatch, "--recipe", "tv1", "--epochs", "45", "--lr-milestones", "40", "--image-size", "112").what
-    assert (what.lr, what.lr_milestones, what.image_size) == (0.1, (40,), 112)
+    """By the recipe's rule and in proportion, by hand: a3's rule is the root, and it warms up for 5 of 100 epochs."""
+    of_512 = ["--recipe", "a3", "--global-batch-size=512"]
+    recipe = parsed_recipe(monkeypatch, *of_512, "--epochs", "20")
+    assert (recipe.lr, recipe.warmup_epochs) == (pytest.approx(4e-3), pytest.approx(1))
+    assert parsed_recipe(monkeypatch, *of_512, "--lr", "0.1").lr == 0.1
+    assert parsed_recipe(monkeypatch, *of_512, "--lr-batch-rule", "linear").lr == pytest.approx(2e-3)
+
+    of_45_epochs = ["--recipe", "tv1", "--epochs", "45"]
+    recipe = parsed_recipe(monkeypatch, *of_45_epochs, "--global_batch_size", "512")
+    assert (recipe.lr, recipe.lr_milestones) == (pytest.approx(0.2), (15, 30))
+    recipe = parsed_recipe(monkeypatch, *of_45_epochs, "--lr-milestones", "40", "--image-size", "112")
+    assert (recipe.lr, recipe.lr_milestones, recipe.image_size) == (0.1, (40,), 112)
     for epochs in ("30", "40"):  # a run of the schedule `step` may grow: nothing but the epochs changes
-        what = parse(monkeypatch, "--epochs", epochs).what
-        assert RECIPES["tutorial"].recipe.incompatibilities(what) == []
-
-
-def test_a_given_rule_is_the_one_that_is_applied(monkeypatch):
-    for rule, lr in (("none", 8e-3), ("linear", 1e-3), ("sqrt", 8e-3 / 8**0.5)):
-        what = parse(monkeypatch, "--recipe", "a3", "--global-batch-size", "256", "--lr-batch-rule", rule).what
-        assert (what.lr, what.lr_batch_rule) == (pytest.approx(lr), rule)
-        (line,) = describe_scaling(RECIPES["a3"].recipe, what)
-        assert rule in line or (rule == "none" and "lr stays 0.008" in line)
+        assert RECIPES["tutorial"].recipe.incompatibilities(parsed_recipe(monkeypatch, "--epochs", epochs)) == []
 
 
 def test_an_odd_batch_needs_mixing_switched_off(monkeypatch):
-    off = ["--mixup-alpha", "0", "--cutmix-alpha", "0"]
-    what = parse(monkeypatch, "--recipe", "tv2", "--global-batch-size", "33", "--epochs", "60", *off).what
-    assert (what.lr, what.warmup_epochs) == (pytest.approx(0.5 * 33 / 1024), 0.5)
-    assert describe_scaling(RECIPES["tv2"].recipe, what)[0].startswith("batch 1024 → 33: lr 0.5 → ")
+    odd = ["--recipe", "tv2", "--global-batch-size", "33"]
     with pytest.raises(UserError, match=r"global_batch_size \(33\) must be even, because neighbors are mixed"):
-        parse(monkeypatch, "--recipe", "tv2", "--global-batch-size", "33")
+        parse(monkeypatch, *odd)
+    assert parse(monkeypatch, *odd, "--mixup-alpha", "0", "--cutmix-alpha", "0").fields.global_batch_size == 33
 
 
 @pytest.mark.parametrize(
@@ -85,10 +81,10 @@ def test_an_odd_batch_needs_mixing_switched_off(monkeypatch):
 def test_accumulation_follows_the_images_of_a_forward_pass(monkeypatch, batch: str, processes: str, steps: int):
     """one-gpu-24gb: at most 256 at once."""
     monkeypatch.setenv("WORLD_SIZE", processes)
-    how = parse(monkeypatch, "--recipe", "one-gpu-24gb", "--global-batch-size", batch).how
-    assert how.gradient_accumulation_steps == steps
+    options = parse(monkeypatch, "--recipe", "one-gpu-24gb", "--global-batch-size", batch).options
+    assert options.gradient_accumulation_steps == steps
     given = parse(monkeypatch, "--recipe", "one-gpu-24gb", "--gradient-accumulation-steps", "2")
-    assert given.how.gradient_accumulation_steps == 2
+    assert given.options.gradient_accumulation_steps == 2
 
 
 def test_recipes_are_listed_with_what_is_published_of_them(monkeypatch, capsys):

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from safetensors.torch import load_file, save_file
 
-from resnet_in1k import ResNet
 from resnet_in1k.hub.hub_folder import build_hub_folder, make_config, read_run
-from resnet_in1k.recipes.recipe import crop_ratio_for
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import sha256_of
@@ -43,12 +40,6 @@ def rewrite_weights(run: RunFolder, edit: Callable[[dict], dict]) -> None:
     change(run, weights_sha256=sha256_of(run.weights))
 
 
-def change_recipe(run: RunFolder, remove: str) -> None:
-    facts = json.loads(run.recipe.read_text())
-    del facts[remove]
-    run.recipe.write_text(json.dumps(facts))
-
-
 def test_contents_of_the_hub_folder(run: RunFolder, image_folder: Path):
     folder = build_hub_folder(run, "me/tiny")
     assert folder == run.path / "hub"
@@ -63,14 +54,6 @@ def test_contents_of_the_hub_folder(run: RunFolder, image_folder: Path):
 
     build_hub_folder(run, "me/tiny")  # again: the same bytes
     assert contents == {name: (folder / name).read_bytes() for name in contents}
-
-
-def test_the_hub_folder_loads_here_and_in_torchvision(run: RunFolder):
-    folder = build_hub_folder(run, "me/tiny")
-    torchvision.models.resnet18(num_classes=6).load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    images = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        assert torch.equal(ResNet.from_pretrained(folder)(images), ResNet.from_pretrained(run.path)(images))
 
 
 def test_config_has_the_interpolation_of_the_evaluation(run: RunFolder):
@@ -96,7 +79,6 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
     "more correct than there are": (lambda run: change(run, top5_correct=13), "top5_correct is 13, not "),
     "classes that do not add up": (lambda run: change(run, class_num_images=[2] * 5 + [1]), "num_images is 12, not 11"),
     "another number of classes": (lambda run: change(run, num_classes=7), "num_classes is 7, not 6"),
-    "an unknown interpolation": (lambda run: change(run, interpolation="nearest"), "unknown interpolation 'nearest'"),
     "a part of the images": (
         lambda run: change(
             run, num_images=6, top1_correct=0, top5_correct=0, top1_accuracy=0.0, top5_accuracy=0.0,
@@ -113,11 +95,10 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
         "fc.bias is not finite",
     ),
     "truncated weights": (lambda run: run.weights.write_bytes(b"\0" * 99), "not a complete safetensors file"),
-    "a key missing": (
-        lambda run: rewrite_weights(run, lambda w: {key: value for key, value in w.items() if key != "fc.bias"}),
-        "is not a torchvision ResNet",
+    "a recipe.json without versions": (
+        lambda run: run.recipe.write_text(run.recipe.read_text().replace('"versions"', '"version"')),
+        "records in .* are incomplete",
     ),
-    "a recipe.json without versions": (lambda run: change_recipe(run, "versions"), "records in .* are incomplete"),
 }  # fmt: skip
 
 
@@ -135,9 +116,7 @@ def test_a_problem_is_an_error_in_one_line(run: RunFolder, name: str):
     ("repo_id", "license", "message"),
     [
         ("tiny", "mit", "USER/NAME"),
-        ("me/a/b", "mit", "--repo-id me/a/b: "),
         ("me/--tiny", "mit", "--repo-id me/--tiny: "),
-        ("me/ti ny", "mit", "--repo-id me/ti ny: "),
         ("me/tiny", "MIT License", "--license MIT License: not an identifier"),
         ("me/tiny", "", "--license : not an identifier"),
     ],
@@ -145,9 +124,3 @@ def test_a_problem_is_an_error_in_one_line(run: RunFolder, name: str):
 def test_names_of_the_wrong_form_are_refused(finished: RunFolder, repo_id: str, license: str, message: str):
     with pytest.raises(UserError, match=message):
         build_hub_folder(finished, repo_id, license)
-
-
-@pytest.mark.parametrize("sizes", [(224, 256), (160, 232), (192, 225), (64, 93), (32, 32), (224, 232)])
-def test_the_published_crop_ratio_gives_the_same_resize_size(sizes: tuple[int, int]):
-    """By timm's own rule, floor(size / crop_pct)."""
-    assert math.floor(sizes[0] / crop_ratio_for(*sizes, preferred=0.875)) == sizes[1]

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from helpers.bomb import Bomb
 
 from resnet_in1k.model.exported import is_exported, load_exported, read_facts
 from resnet_in1k.utils.errors import UserError
@@ -53,9 +54,6 @@ def test_any_number_of_images_by_a_network_for_two_at_a_time(exported: dict[str,
         for number in (1, 2, 5):
             np.testing.assert_allclose(network(IMAGES[:number]), expected[:number], atol=1e-6)
     assert read_facts(exported[suffix]) == {}
-    network.check_image_size(8, exported[suffix])
-    with pytest.raises(UserError, match="takes images of 8 px, not of 16; leave out --image-size"):
-        network.check_image_size(16, exported[suffix])
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -66,16 +64,6 @@ def test_a_damaged_file_is_one_line(exported: dict[str, Path], suffix: str, tmp_
         with pytest.raises(UserError, match="cannot be read as an exported network") as caught:
             load_exported(tmp_path / f"{number}{suffix}")
         assert "\n" not in str(caught.value)
-
-
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.mkdir, (self.path,)
 
 
 def test_pickles_in_an_archive_are_not_executed(exported: dict[str, Path], tmp_path: Path):

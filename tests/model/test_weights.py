@@ -2,27 +2,18 @@
 
 import hashlib
 import json
-import os
 import pickle
-import stat
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from helpers.bomb import Bomb
 from safetensors.torch import load_file
 
 from resnet_in1k.model.resnet import ResNet, load_model
-from resnet_in1k.model.weights import (
-    clean_keys,
-    load_strictly,
-    read_weights,
-    save_weights,
-    weights_file,
-    weights_to_save,
-)
-from resnet_in1k.utils import files
+from resnet_in1k.model.weights import clean_keys, load_strictly, save_weights, weights_file, weights_to_save
 from resnet_in1k.utils.errors import UserError
 
 
@@ -34,15 +25,14 @@ def process_group(tmp_path_factory: pytest.TempPathFactory):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda m: torch.nn.parallel.DistributedDataParallel(m),
-        pytest.param(lambda m: torch.compile(m), marks=pytest.mark.slow),
-        pytest.param(lambda m: torch.compile(torch.nn.parallel.DistributedDataParallel(m)), marks=pytest.mark.slow),
-        pytest.param(lambda m: torch.nn.parallel.DistributedDataParallel(torch.compile(m)), marks=pytest.mark.slow),
+        lambda m: torch.compile(torch.nn.parallel.DistributedDataParallel(m)),
+        lambda m: torch.nn.parallel.DistributedDataParallel(torch.compile(m)),
     ],
-    ids=["ddp", "compile", "compile(ddp)", "ddp(compile)"],
+    ids=["compile(ddp)", "ddp(compile)"],
 )
 def test_keys_are_clean_however_the_model_was_wrapped(process_group, wrap):
     model = ResNet("resnet18", num_classes=3)
@@ -67,26 +57,12 @@ def test_saved_channels_last_weights_load_strictly_into_torchvision(tmp_path: Pa
 
 def test_same_weights_have_the_same_bytes(tmp_path: Path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    save_weights(weights_to_save(model), tmp_path / "one.safetensors")
+    saved = weights_to_save(model)
+    save_weights(saved, tmp_path / "one.safetensors")
     save_weights(weights_to_save(model.to(memory_format=torch.channels_last)), tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
-
-
-def test_weights_to_save_share_no_memory_with_the_model():
-    model = torch.nn.Linear(2, 2)
-    before = model.weight.detach().clone()
-    saved = weights_to_save(model)
-    model.weight.data += 1
-    assert torch.equal(saved["weight"], before)
-
-
-def test_permissions_of_saved_weights_follow_the_umask(tmp_path: Path):
-    mask = os.umask(0o027)
-    try:
-        save_weights({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    finally:
-        os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o640
+    model[0].bias.data += 1
+    assert not torch.equal(saved["0.bias"], model[0].bias), "what is saved shares no memory with the model"
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
@@ -96,16 +72,6 @@ def test_reads_an_old_pth_with_prefixes(tmp_path: Path, wrapper: str | None):
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "old.pth")
     model = load_model(tmp_path / "old.pth")
     assert torch.equal(model.fc.weight, original.fc.weight)
-
-
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def test_pickle_is_never_executed(tmp_path: Path):
@@ -141,31 +107,6 @@ def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path, make, message: st
     assert "\n" not in str(error.value)
 
 
-def test_truncated_safetensors_file_is_named(tmp_path: Path):
-    save_weights({"a": torch.zeros(100)}, tmp_path / "model.safetensors")
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"model.safetensors is not a complete safetensors file"):
-        read_weights(weights_file(tmp_path))
-
-
-def test_transient_read_error_is_retried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0)
-    save_weights({"a": torch.ones(2)}, tmp_path / "model.safetensors")
-    plain, errors = load_file, [OSError(116, "Stale file handle")]
-
-    def stale(path: Path) -> dict[str, torch.Tensor]:
-        if errors:
-            raise errors.pop()
-        return plain(path)
-
-    monkeypatch.setattr("safetensors.torch.load_file", stale)
-    assert torch.equal(read_weights(tmp_path / "model.safetensors")["a"], torch.ones(2))
-    errors += [OSError(116, "Stale file handle")] * 2
-    with pytest.raises(UserError, match=r"model.safetensors cannot be read \(Stale file handle\)"):
-        read_weights(tmp_path / "model.safetensors")
-
-
 def test_weights_of_a_checkpoint_must_have_the_recorded_sum(tmp_path: Path):
     """A file with a flipped bit is still a valid safetensors file."""
     file = tmp_path / "model.safetensors"
@@ -177,12 +118,11 @@ def test_weights_of_a_checkpoint_must_have_the_recorded_sum(tmp_path: Path):
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     assert load_file(file).keys() == {"a"}
     for checkpoint in (tmp_path, file):
-        with pytest.raises(UserError, match=r"model.safetensors is damaged: its sha256 is not the recorded one"):
+        with pytest.raises(UserError, match=r"model.safetensors is damaged: its sha256 does not match"):
             weights_file(checkpoint)
-    for state, reason in [("{", "JSONDecodeError"), ("{}", "KeyError"), ("[]", "TypeError")]:
-        (tmp_path / "state.json").write_text(state)
-        with pytest.raises(UserError, match=rf"its sha256 in .*state.json cannot be read \({reason}"):
-            weights_file(tmp_path)
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"its sha256 in .*state.json cannot be read \(JSONDecodeError"):
+        weights_file(tmp_path)
 
 
 def test_keys_and_shapes_that_do_not_fit_are_named(tmp_path: Path):

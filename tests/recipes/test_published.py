@@ -5,7 +5,6 @@ from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.optim.lr import LR_SCHEDULES
 from resnet_in1k.optim.optimizers import OPTIMIZERS
 from resnet_in1k.recipes.published import RECIPES, NamedRecipe
-from resnet_in1k.recipes.step_counts import train_image_size
 
 
 def test_numbers_of_the_tutorial():
@@ -20,30 +19,19 @@ def test_numbers_of_the_tutorial():
     assert (recipe.loss, recipe.optimizer, recipe.warmup_epochs) == ("cross_entropy", "sgd", 0)
 
 
-def test_demo_leaves_digits_readable():
-    """A mirrored digit is another sign, and a gray one has no hue."""
-    recipe = RECIPES["demo"].recipe
-    assert (recipe.hflip_probability, recipe.hue) == (0, 0)
-    assert RECIPES["demo"].default_data == "digits"
-
-
 @pytest.mark.parametrize("named", RECIPES.values(), ids=RECIPES)
-def test_every_recipe_says_where_it_comes_from_and_what_is_published(named: NamedRecipe):
-    for field in ("source", "hardware", "measured"):
-        assert getattr(named, field), field
-    if named.top1 is not None:
-        assert 70 < named.top1 < 82
-        assert "http" in named.source
-    assert named.top5 is None or 90 < named.top5 < 96
-
-
-@pytest.mark.parametrize("named", RECIPES.values(), ids=RECIPES)
-def test_every_choice_of_a_recipe_is_in_its_table(named: NamedRecipe):
+def test_every_recipe_can_be_built_and_says_what_is_published(named: NamedRecipe):
     recipe = named.recipe
     assert recipe.loss in LOSSES
     assert recipe.optimizer in OPTIMIZERS
     assert recipe.lr_schedule in LR_SCHEDULES
     assert recipe.augment_policy in POLICIES
+    assert named.source
+    assert named.hardware
+    assert named.measured
+    if named.top1 is not None:
+        assert 70 < named.top1 < 82
+        assert "http" in named.source
 
 
 def test_published_numbers_of_each_recipe():
@@ -67,13 +55,3 @@ def test_published_numbers_of_each_recipe():
             *(r.epochs, r.global_batch_size, r.optimizer, r.lr, r.weight_decay),
             *(r.image_size, r.eval_size, r.eval_resize_size),
         ), name
-
-
-def test_images_of_the_budget_recipes_grow_after_three_quarters():
-    """160 px to 192 px, as FFCV's README says; its epochs count from 0, and it rounds to the nearest multiple of 32."""
-    for name, epochs in (("budget-16", 16), ("budget-32", 32), ("budget-88", 88)):
-        recipe = RECIPES[name].recipe
-        sizes = [train_image_size(recipe, epoch) for epoch in range(1, epochs + 1)]
-        assert set(sizes) == {160, 192}
-        assert sizes == sorted(sizes)
-        assert sizes.count(160) / epochs == pytest.approx(0.78, abs=0.035)

@@ -1,24 +1,14 @@
-import builtins
 import io
 import sys
-import threading
-from types import SimpleNamespace
 
 import pytest
 
-from resnet_in1k.utils import console
-from resnet_in1k.utils.console import Console, heartbeat, in_notebook
+from resnet_in1k.utils.console import Console
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def test_only_the_main_process_prints(capsys: pytest.CaptureFixture):
-    Console(is_main_process=True).print("step 1")
-    Console(is_main_process=False).print("step 2")
-    assert capsys.readouterr() == ("step 1\n", "")
 
 
 def test_lines_are_flushed(monkeypatch: pytest.MonkeyPatch):
@@ -29,57 +19,16 @@ def test_lines_are_flushed(monkeypatch: pytest.MonkeyPatch):
     assert raw.getvalue() == b"step 1\n"
 
 
-def test_heartbeat_is_printed_until_the_work_ends(monkeypatch: pytest.MonkeyPatch):
-    class Told(io.StringIO):
-        def flush(self) -> None:
-            told.set()
+def test_bar_is_shown_in_a_terminal_by_the_main_process(monkeypatch: pytest.MonkeyPatch):
+    def shown(stderr: io.StringIO, is_main_process: bool) -> str:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        bar = Console(is_main_process).bar(total=8, description="epoch 1", done=3)
+        bar.update()
+        bar.refresh()
+        bar.close()
+        return stderr.getvalue()
 
-    told, stderr, threads = threading.Event(), Told(), threading.active_count()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    with heartbeat("waiting for nothing"):
-        pass
-    assert stderr.getvalue() == ""
-    monkeypatch.setattr(console, "HEARTBEAT_SECONDS", 0.001)
-    with heartbeat("waiting for this"):
-        assert told.wait(timeout=20)
-    assert stderr.getvalue().startswith("waiting for this: 0 s so far\n")
-    assert threading.active_count() == threads
-
-
-@pytest.mark.parametrize(
-    ("stderr", "is_main_process", "shown"),
-    [(Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)],
-    ids=["terminal", "terminal of another process", "file"],
-)
-def test_bar_is_shown_in_a_terminal(monkeypatch, stderr: io.StringIO, is_main_process: bool, shown: bool):
-    monkeypatch.setattr(sys, "stderr", stderr)
-    bar = Console(is_main_process).bar(total=8, description="epoch 1", done=3)
-    bar.update()
-    bar.refresh()
-    bar.close()
-    assert ("epoch 1" in stderr.getvalue() and "4/8" in stderr.getvalue()) == shown
-    assert bool(stderr.getvalue()) == shown
-
-
-def test_notebook_is_recognized_by_its_kernel(monkeypatch: pytest.MonkeyPatch):
-    def ipython(shell: object) -> None:
-        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-
-    ipython(SimpleNamespace(kernel=None))
-    assert in_notebook()
-    ipython(SimpleNamespace())  # IPython in a terminal
-    assert not in_notebook()
-    ipython(None)  # imported, but not running
-    assert not in_notebook()
-
-
-def test_no_notebook_without_importing_ipython(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(sys.modules, "IPython", raising=False)
-    plain = builtins.__import__
-
-    def import_(name: str, *arguments: object, **options: object) -> object:
-        assert not name.startswith("IPython")
-        return plain(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", import_)
-    assert not in_notebook()
+    text = shown(Terminal(), is_main_process=True)
+    assert "epoch 1" in text
+    assert "4/8" in text
+    assert shown(Terminal(), is_main_process=False) == shown(io.StringIO(), is_main_process=True) == ""

@@ -1,14 +1,11 @@
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
-from helpers.processes import ROOT
+from helpers.two_processes import run_two
+from torch.distributed import DistBackendError, DistNetworkError
 
 from resnet_in1k.utils import distributed
 from resnet_in1k.utils.errors import ProcessError, UserError
@@ -26,33 +23,13 @@ def test_unrelated_processes_are_refused(monkeypatch: pytest.MonkeyPatch):
         distributed.make_accelerator(Launch())
 
 
-def test_too_few_gpus_are_refused_before_the_processes_connect(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "Accelerator", None)
-    with pytest.raises(UserError, match="only 1 GPU is visible"):
-        distributed.make_accelerator(Launch())
-
-
-def test_failed_start_is_one_line(monkeypatch: pytest.MonkeyPatch):
-    def refuse(**_: object) -> None:
-        raise RuntimeError("The server socket has failed to listen\nmore")
-
-    monkeypatch.setattr(distributed, "Accelerator", refuse)
-    with pytest.raises(UserError, match=r"^Accelerate cannot start here: The server socket has failed to listen$"):
-        distributed.make_accelerator(Launch(), "fp32")
-
-
 @pytest.mark.parametrize(
     ("launched", "asked", "fast", "expected"),
     [
         ("no", "auto", True, "bf16"),
         ("no", "auto", False, "no"),
-        ("fp16", "auto", True, "fp16"),
         ("bf16", "auto", False, "bf16"),
         ("bf16", "fp32", True, "no"),
-        ("no", "fp16", True, "fp16"),
         (None, "auto", True, "bf16"),
     ],
 )
@@ -85,14 +62,10 @@ def test_accumulation_of_the_launch_does_not_divide_the_loss(monkeypatch: pytest
     assert weight.grad == 3
 
 
-@pytest.mark.parametrize(
-    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
-)
-def test_launch_that_divides_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(
-        UserError, match=rf"^the launch configuration asks for {name}, .*: use distributed_type MULTI_GPU"
-    ):
+@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
+def test_launch_that_divides_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    with pytest.raises(UserError, match=rf"^the launch configuration asks for {name}, .*: use .* MULTI_GPU"):
         distributed.make_accelerator(Launch(), "fp32")
 
 
@@ -124,16 +97,9 @@ def test_tracker_that_cannot_report_is_refused(name: str, message: str):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (
-            RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"),
-            r"Connection closed by peer \[127\.0\.0\.1\]:4711",
-        ),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:5] Connection closed by peer [::1]:4"), r"Connection .*\]:4"),
         (RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms"), "Timed out .*ms"),
-        (RuntimeError("[/gloo/transport/tcp/pair.cc:2] Read error [::1]:1: Connection reset by peer"), "Read .* peer"),
-        (
-            torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error\nmore"),
-            "NCCL error: remote process exited or there was a network error",
-        ),
+        (DistBackendError("NCCL error: remote process exited or there was a network error\nmore"), "NCCL .* error"),
     ],
 )
 def test_lost_process_is_explained(monkeypatch: pytest.MonkeyPatch, error: RuntimeError, reason: str):
@@ -145,24 +111,16 @@ def test_lost_process_is_explained(monkeypatch: pytest.MonkeyPatch, error: Runti
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (
-            torch.distributed.DistBackendError(
-                "NCCL error in: NCCLUtils.cpp:94, unhandled system error\nLast error:\n"
-                "Error while creating shared memory segment /dev/shm/nccl-1 (size 9637888)"
-            ),
-            r"NCCL error in: .* unhandled system error Last error: Error while creating .* \(size 9637888\)",
-        ),
+        (DistBackendError("unhandled system error\nError while creating /dev/shm/1"), "unhandled .* creating .*"),
         (RuntimeError("[/gloo/transport/tcp/device.cc:84] Unable to find interface for: eth7"), r"\[/gloo.* eth7"),
-        (torch.distributed.DistNetworkError("Connection refused"), "Connection refused"),
+        (DistNetworkError("Connection refused"), "Connection refused"),
     ],
 )
 def test_other_failure_of_communication_keeps_its_reason(monkeypatch, error: RuntimeError, reason: str):
     """In one line, with all that the library says: nobody has ended."""
     monkeypatch.setenv("RANK", "3")
-    with (
-        pytest.raises(ProcessError, match=CANNOT_COMMUNICATE.format(reason)) as raised,
-        distributed.translate_process_errors(),
-    ):
+    words = CANNOT_COMMUNICATE.format(reason)
+    with pytest.raises(ProcessError, match=words) as raised, distributed.translate_process_errors():
         raise error
     assert "\n" not in str(raised.value)
 
@@ -173,55 +131,30 @@ def test_error_of_another_kind_is_not_explained():
 
 
 PROCESS = """
-import collections
 import torch
 from dataclasses import replace
-from torch.profiler import profile
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.train.step import TrainStep
 from resnet_in1k.utils import distributed
-from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.errors import ProcessError
 from resnet_in1k.utils.launch import Launch
 
 launch = Launch.connect()
-accelerator = distributed.make_accelerator(launch, "fp32")
-rank = accelerator.process_index
-
-norm = torch.nn.BatchNorm1d(2)
-norm.running_mean += rank + 1
-distributed.broadcast_buffers(norm, accelerator)
-print(norm.running_mean.tolist())
-
-def write():
-    print("writes")
-    raise OSError(28, "No space left on device", "file")
-
-try:
-    launch.on_main_process(write, "writes")
-except UserError as error:
-    print(str(error).split(";")[0])
+recipe = replace(RECIPES["demo"].recipe, model="resnet18", image_size=32, momentum=0.0, weight_decay=0.0)
+images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(launch.rank))
 
 def trained(compress_gradients):
-    # Two steps more than the first two, in which DistributedDataParallel settles; the gradients have 45 MB.
     accelerator = distributed.make_accelerator(launch, "fp32", compress_gradients=compress_gradients)
-    recipe = replace(RECIPES["demo"].recipe, model="resnet18", image_size=32, momentum=0.0, weight_decay=0.0)
     step = TrainStep(recipe, 10, accelerator)
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
+    before = step.model.fc.weight.detach().clone()
     for _ in range(2):
         step(images, torch.arange(4), 0.01, 1)
-    before = step.model.fc.weight.detach().clone()
-    with profile() as profiler:
-        for _ in range(2):
-            step(images, torch.arange(4), 0.01, 1)
-    names = [event.name for event in profiler.events()]
-    collectives = collections.Counter(name for name in names if name.startswith("gloo:"))
-    print(dict(collectives), names.count("aten::item"))
     return step.model.fc.weight - before
 
 exact, compressed = trained(False), trained(True)
-print("compressed", bool(0 < (exact - compressed).norm() / exact.norm() < 0.02))
+print(exact.norm().item(), bool(0 < (exact - compressed).norm() / exact.norm() < 0.02))
 
-if rank == 0:  # the other process has ended
+if launch.is_main_process:  # the other process has ended
     try:
         with distributed.translate_process_errors():
             for _ in range(2):
@@ -232,26 +165,9 @@ if rank == 0:  # the other process has ended
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path: Path):
-    """They share buffers and the failure of a write, exchange gradients only, and report that the other has ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS],
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    main, other = (process.communicate(timeout=120)[0].splitlines() for process in processes)
-    failure = "file cannot be written: No space left on device"
-    # Three buckets of gradients for each of two steps, no other collective, and nothing that the host waits for.
-    steps = ["{'gloo:all_reduce': 6} 0", "{'gloo:all_reduce': 6} 0", "compressed True"]
-    assert main[:6] == ["[1.0, 1.0]", "writes", failure, *steps]
-    assert other == ["[1.0, 1.0]", failure, *steps]
-    assert main[6].startswith("process 0 lost its connection to the other processes (")
+def test_two_processes_send_gradients_and_report_that_one_has_ended():
+    """They take the same steps, nearly the same with compressed gradients, and report that the other has ended."""
+    main, other = (printed.splitlines() for printed in run_two("-c", PROCESS))
+    assert main[0] == other[0]
+    assert main[0].endswith(" True")
+    assert main[1].startswith("process 0 lost its connection to the other processes (")

@@ -1,5 +1,3 @@
-from torchvision.models import ResNet50_Weights
-
 from resnet_in1k.utils import imagenet
 
 
@@ -16,22 +14,3 @@ def test_wordnet_ids_in_the_order_of_their_labels():
         "n15075141": "toilet tissue",
     }
     assert {wnid: names[wnid] for wnid in known} == known
-
-
-def test_human_names_replace_wordnet_ids_only():
-    assert imagenet.human_names(["n03445777", "n01440764", "n00000000"]) == ["golf ball", "tench", "n00000000"]
-    assert imagenet.human_names(["ant", "bee"]) == ["ant", "bee"]
-    assert imagenet.human_names([]) == []
-
-
-def test_imagenet_1k_is_all_of_its_classes_in_order():
-    wnids = list(imagenet.names_by_wnid())
-    assert imagenet.is_imagenet_1k(wnids)
-    assert imagenet.is_imagenet_1k(tuple(wnids))
-    assert not imagenet.is_imagenet_1k(wnids[::-1])
-    assert not imagenet.is_imagenet_1k(wnids[:-1])
-
-
-def test_mean_and_std_are_torchvisions():
-    transforms = ResNet50_Weights.IMAGENET1K_V1.transforms()
-    assert (list(imagenet.MEAN), list(imagenet.STD)) == (transforms.mean, transforms.std)

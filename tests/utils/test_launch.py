@@ -7,22 +7,13 @@ import pytest
 from helpers.processes import ROOT
 from helpers.threads import run_launch
 
-from resnet_in1k.utils import files, launch
+from resnet_in1k.utils import launch
 from resnet_in1k.utils.errors import ProcessError, UserError
 from resnet_in1k.utils.launch import Launch
 
 
-def test_process_alone_needs_no_store():
-    with Launch.connect() as alone:
-        assert (alone.rank, alone.world_size, alone.is_main_process) == (0, 1, True)
-        assert alone.broadcast_from_main(lambda: 3, "counts") == 3
-        assert alone.gather("a", "spells") == ["a"]
-        assert [alone.stop_requested(number) for number in (0, 15)] == [0, 15]
-
-
 def test_value_of_the_main_process_reaches_all():
     made = []
-
     large = random.Random(0).randbytes(20 << 20)  # as the paths of two million images
 
     def body(launch: Launch) -> list[object]:
@@ -37,37 +28,6 @@ def test_gathered_values_are_in_order_and_do_not_mix():
         return [launch.gather((name, launch.rank), "names it") for name in "ab"]
 
     assert run_launch(body, body) == [[[("a", 0), ("a", 1)], [("b", 0), ("b", 1)]]] * 2
-
-
-def test_error_of_the_main_process_is_raised_by_all():
-    def body(launch: Launch) -> None:
-        def make() -> None:
-            raise UserError("no such folder")
-
-        launch.broadcast_from_main(make, "lists")
-
-    assert [(type(error), str(error)) for error in run_launch(body, body)] == [(UserError, "no such folder")] * 2
-
-
-def test_failed_write_ends_with_advice(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0)
-
-    def write() -> None:
-        raise OSError(28, "No space left on device", "run/log.jsonl")
-
-    def body(launch: Launch) -> None:
-        launch.on_main_process(write, "writes")
-
-    words = r"^run/log\.jsonl cannot be written: No space left on device; what was saved before is intact: .*--resume$"
-    for error in run_launch(body, body):
-        with pytest.raises(UserError, match=words):
-            raise error
-    with pytest.raises(UserError, match=r"No space left on device, so there$"):
-        Launch().on_main_process(write, "writes", advice=", so there")
-
-    errors = [OSError(5, "Input/output error")]
-    Launch().on_main_process(lambda: (_ for _ in ()).throw(errors.pop()) if errors else None, "writes")
-    assert errors == []
 
 
 def test_process_that_fails_alone_is_named_to_those_that_wait(monkeypatch: pytest.MonkeyPatch):
@@ -101,30 +61,6 @@ def test_process_that_waits_long_says_for_what(monkeypatch: pytest.MonkeyPatch, 
 
     run_launch(body, body)
     assert lines[0] == "process 1 on node7: waiting for process 0 (listing images), 0 s"
-
-
-def test_signal_stops_all_processes_at_the_same_call():
-    """That of a process other than the main one is known to all by the main one's next call."""
-    received, stopped = threading.Event(), []
-
-    def main(launch: Launch) -> int:
-        calls = 1
-        assert launch.stop_requested(0) == 0
-        received.wait(30)
-        while not launch.stop_requested(0):
-            calls += 1
-        return calls
-
-    def other(launch: Launch) -> int:
-        calls = 1
-        assert launch.stop_requested(0) == 0
-        received.set()
-        while not stopped and not launch.stop_requested(10):
-            calls += 1
-        return calls
-
-    calls = run_launch(main, other, other)
-    assert calls[0] == calls[1] == calls[2]
 
 
 def test_process_that_is_far_behind_stops_at_the_same_call():

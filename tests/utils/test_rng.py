@@ -1,7 +1,6 @@
 import itertools
 
 import numpy as np
-import pytest
 import torch
 
 from resnet_in1k.utils import rng
@@ -44,11 +43,3 @@ def test_global_generator_draws_as_one_of_the_same_key():
     torch.manual_seed(0)
     rng.key_global_generator(5, Stream.CROP, 1, 2)
     assert torch.equal(torch.rand(4), torch.rand(4, generator=rng.generator(5, Stream.CROP, 1, 2)))
-
-
-def test_global_generator_leaves_those_of_accelerators_alone(monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: object) -> None:
-        raise AssertionError("seeded")
-
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
-    rng.key_global_generator(5, Stream.CROP)

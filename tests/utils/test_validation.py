@@ -2,16 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.validation import (
-    above,
-    at_least,
-    at_least_and_below,
-    between,
-    check_options,
-    lookup,
-    out_of_range,
-)
+from resnet_in1k.utils.validation import above, at_least, at_least_and_below, between, out_of_range
 
 
 @pytest.mark.parametrize(
@@ -33,34 +24,3 @@ def test_range_in_words_and_at_its_ends(metadata, words: str, inside: list[float
         assert list(out_of_range(Options(value))) == []
     for value in [*outside, float("nan"), float("inf")]:
         assert [(name, text) for name, text, _ in out_of_range(Options(value))] == [("value", words)]
-
-
-@dataclass
-class Options:
-    num_things: int | None = field(default=None, metadata=at_least(1))
-    sizes: tuple[int, ...] = field(default=(1, 2), metadata=between(1, 9))
-    anything: str = ""
-
-
-def test_none_is_in_range_and_each_item_of_a_tuple_is_checked():
-    assert list(out_of_range(Options())) == []
-    assert list(out_of_range(Options(num_things=0, sizes=(3, 10, 0)))) == [
-        ("num_things", "at least 1", 0),
-        ("sizes", "between 1 and 9", 10),
-        ("sizes", "between 1 and 9", 0),
-    ]
-
-
-def test_option_out_of_range_is_named_by_its_flag():
-    check_options(Options(num_things=1))
-    with pytest.raises(UserError, match=r"^--num-things -3: must be at least 1$"):
-        check_options(Options(num_things=-3))
-
-
-def test_lookup_is_the_entry_or_an_error_with_the_nearest_name():
-    registry = {"step": 1, "cosine": 2}
-    assert lookup(registry, "step", "lr_schedule") == 1
-    with pytest.raises(UserError, match=r"^--lr-schedule cosin: must be one of cosine, step; did you mean cosine\?$"):
-        lookup(registry, "cosin", "lr_schedule")
-    with pytest.raises(UserError, match=r"^--lr-schedule xyz: must be one of cosine, step$"):
-        lookup(registry, "xyz", "lr_schedule")
