@@ -172,5 +172,4 @@ def trained_by_two(
 @pytest.fixture(scope="session")
 def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """TINY on 37 images, in this process: two epochs of four steps."""
-    reset_accelerate_state()  # fixtures of the session come before those of a test
     return run(TINY, image_folder, tmp_path_factory.mktemp("run") / "finished", checkpoint_every=3, keep_checkpoints=9)
