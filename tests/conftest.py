@@ -18,7 +18,7 @@ import pytest
 import torch
 from helpers.hub_server import HubServer
 from helpers.images import write_image_folder
-from helpers.processes import ROOT, TINY_FLAGS, start
+from helpers.processes import ROOT, TINY_FLAGS, accelerate_launch, start
 from helpers.training import TINY, reset_accelerate_state, run
 from sklearn.datasets import load_sample_images
 
@@ -128,16 +128,8 @@ def run_script() -> Run:
     """Run a script by its path as a user would, from the repository's root; `config` launches it by Accelerate."""
 
     def run(*arguments: object, config: str | None = None, env: dict[str, str] | None = None) -> object:
-        # -m: the accelerate command of this very environment.
-        launcher = [
-            "-m",
-            "accelerate.commands.accelerate_cli",
-            "launch",
-            "--config_file",
-            f"accelerate_configs/{config}",
-            *("--main_process_port", "0"),  # any: another test's launch may have the usual one
-        ]
-        command = [sys.executable, *(launcher if config else []), *map(str, arguments)]
+        launcher = accelerate_launch(config) if config else ()
+        command = [sys.executable, *launcher, *map(str, arguments)]
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}
         )

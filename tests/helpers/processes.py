@@ -26,6 +26,12 @@ SLOW = [*TINY_FLAGS, "--precision", "fp32", "--workers", "1", "--checkpoint-ever
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
 
 
+def accelerate_launch(config: str) -> tuple[str, ...]:
+    """The accelerate command of this very environment; at any port, as another test's launch may have the usual one."""
+    command = ("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", f"accelerate_configs/{config}")
+    return (*command, "--main_process_port", "0")
+
+
 def start(data: object, output: Path, *more: str, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     command = [sys.executable, *launcher, "scripts/train.py", *SLOW, "--data", str(data), "--output-dir", str(output)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

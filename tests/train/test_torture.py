@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.processes import TWO_PROCESSES, assert_same_end, at, rank_of, start
 
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.slow
 
 EVERY_STEP = ("--checkpoint-every", "1", "--keep-checkpoints", "2", "--resume")
 MOMENTS = ("checkpoint", "validation", "any")
-KILLS_PER_RUN = 3
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 IN_CHECKPOINT, IN_VALIDATION = ", in a checkpoint", ", in or just before the validation"
 DEMO_SIZE = ("--model", "resnet50")
@@ -70,13 +70,17 @@ def train_until_killed(
             assert process.wait(delay) == 0
             return ""
         except subprocess.TimeoutExpired:
-            rank_of(process, rank).kill()
+            victim = rank_of(process, rank)
+            workers = victim.children(recursive=True)
+            victim.kill()
         last, ours = last_record(folder), half_written(folder, holder(folder))
         where = f"after step {last['step']}"
         if last["step"] in (4, 8) and last["kind"] == "train" and not ours:
             where += IN_VALIDATION
         killed_seconds = time.monotonic()
         _, errors = process.communicate(timeout=90)
+        assert workers or not ours
+        assert psutil.wait_procs(workers, timeout=20)[1] == [], "workers outlived their process"
         if launcher:
             assert time.monotonic() - killed_seconds < 60
             assert "Signal 9 (SIGKILL) received by PID" in errors
@@ -94,8 +98,9 @@ kills: list[str] = []
 
 
 def torture(data: Path, folder: RunFolder, reference: RunFolder, number: int, launcher: tuple[str, ...] = ()) -> None:
+    """Kill a run once, or three times in the long tests of one process; then let it end."""
     draw, before = random.Random(number), len(kills)
-    for kill in range(KILLS_PER_RUN if not launcher else 1):
+    for kill in range(3 if number and not launcher else 1):
         kind = MOMENTS[(number + kill) % len(MOMENTS)]
         happened, at_most = moment(kind, folder, whole_seconds(reference), draw)
         where = train_until_killed(data, folder, draw.randint(0, 1), launcher, happened, draw.uniform(0, at_most))
