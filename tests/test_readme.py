@@ -1,6 +1,7 @@
 """The documents' commands parse, the READMEs' tables are complete, their links lead somewhere."""
 
 import ast
+import importlib
 import re
 import shlex
 import sys
@@ -14,7 +15,6 @@ from helpers.training import reset_accelerate_state
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from resnet_in1k import ResNet
-from resnet_in1k.__main__ import main
 from resnet_in1k.cli import arguments as cli
 from resnet_in1k.cli import train
 from resnet_in1k.cli.benchmark import BenchmarkOptions
@@ -112,7 +112,7 @@ def test_first_command_plans_a_run(run_script, image_folder: Path, tmp_path: Pat
     """As README gives it, on the images of these tests, far fewer than a batch of the tutorial."""
     command = next(command for command in COMMANDS if "--dry-run" in command)
     place = command.index("scripts/train.py")
-    small = ["--model", "resnet18", "--global-batch-size", "8", "--image-size", "64"]
+    small = ["--model", "resnet18", "--global-batch-size", "8", "--image-size", "32"]
     ours = ["--data", image_folder, *small, "--output-dir", tmp_path / "run"]
     result = run_script(*command[place:], *ours, config=Path(command[command.index("--config_file") + 1]).name)
     assert result.returncode == 0, result.stderr
@@ -121,8 +121,9 @@ def test_first_command_plans_a_run(run_script, image_folder: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_path_of_own_images(image_folder: Path, tmp_path: Path, monkeypatch, capsys):
-    """The section's lines, word by word, but for the launcher, the paths, and few small images for a ResNet-18: a
-    folder by class is divided, fine-tuned in two ways, compared, made ready for publication, and used in three lines."""
+    """The section's lines, word by word, but for the launcher, the paths, and few small images for a ResNet-18.
+
+    A folder by class is divided, fine-tuned in two ways, compared, made ready for publication, used in three lines."""
     section = re.search(r"^## Your own images\n(.*?)^## ", README.read_text(encoding="utf-8"), re.M | re.S)[1]
     save_weights(weights_to_save(ResNet("resnet18", 1000)), tmp_path / "base.safetensors")
     mine = {
@@ -143,9 +144,9 @@ def test_the_path_of_own_images(image_folder: Path, tmp_path: Path, monkeypatch,
         place = next(place for place, word in enumerate(words) if word.startswith("scripts/"))
         name = Path(words[place]).stem
         more = small if name == "train" else []
-        monkeypatch.setattr(sys, "argv", ["resnet-in1k", name.replace("_", "-"), *words[place + 1 :], *more])
+        monkeypatch.setattr(sys, "argv", [*words[place:], *more])
         reset_accelerate_state()
-        main()
+        importlib.import_module(f"resnet_in1k.cli.{name}").main()
         printed.append(capsys.readouterr().out)
     finetuned, _, compared, published = printed
     assert "with a new head of 6 classes, because its classes have no names" in finetuned
