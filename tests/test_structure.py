@@ -84,13 +84,6 @@ def test_nothing_is_unpickled():
     assert all("weights_only=True" in call for _, call in calls), calls
 
 
-def test_no_test_imports_a_test():
-    for path in (ROOT / "tests").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                assert not re.search(r"(^|\.)(test_\w+|conftest)$", node.module), path
-
-
 @pytest.mark.parametrize(
     ("name", "processes"), [("cpu", 1), ("one_gpu", 1), ("two_gpu", 2), ("eight_gpu", 8), ("two_nodes", 4)]
 )

@@ -47,6 +47,7 @@ def test_the_head_is_trained_alone_then_all(before: RunFolder, finetune: Recipe,
             assert torch.equal(weights[name], initial[name]) == is_frozen, name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_them(before: RunFolder, finetune: Recipe, image_folder: Path, tmp_path: Path):
     """Resumed in the frozen epoch without the initial weights, it has the bytes of the uninterrupted run."""
     how = {"init_from": str(before.path), "checkpoint_every": 2, "keep_checkpoints": 9}
