@@ -30,7 +30,7 @@ from resnet_in1k.utils.device import usable_cores
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
 os.environ["HF_DATASETS_CACHE"] = os.environ["XDG_CACHE_HOME"]
 
-LONGEST = ("test_torture", "test_loop", "test_signals", "test_upload", "test_launch", "test_faults", "test_recipes")
+LONGEST = ("test_machines", "test_faults", "test_signals", "test_torture", "test_launch", "test_upload", "test_loop")
 """These files first, so that no worker is left with one of them when the others have finished."""
 
 
@@ -54,15 +54,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--torture"):
         items[:] = [item for item in items if "torture" not in item.keywords]
     items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name, num_short, num_long in [("torture_number", 1, 25), ("torture_number_of_two", 0, 5)]:
-        if name in metafunc.fixturenames:
-            metafunc.parametrize(
-                name,
-                [pytest.param(each, marks=[pytest.mark.torture] * (each >= num_short)) for each in range(num_long)],
-            )
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from helpers.training import NarrowBlock, losses, rewind, run
 from safetensors.torch import load_file
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.data.dataset import PackedSource, SourceFacts
 from resnet_in1k.data.registry import SOURCES, open_source
 from resnet_in1k.data.sampler import TrainSampler, epoch_order
@@ -119,20 +117,14 @@ def test_run_folder_has_its_files_and_records(finished: RunFolder):
     assert [set(record) for record in finished.records()[3:5]] == [train_keys, epoch_keys]
 
 
-def test_epoch_loss_is_the_mean_of_its_own_steps(finished: RunFolder):
-    records = finished.records()
-    for epoch in (1, 2):
-        steps = [r["loss"] for r in records if r["kind"] == "train" and r["epoch"] == epoch]
-        (summary,) = [r for r in records if r["kind"] == "epoch" and r["epoch"] == epoch]
-        assert summary["train_loss"] == pytest.approx(np.mean(steps), rel=1e-12)
-
-
-def test_log_records_cover_every_step_once(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp_path: Path):
-    """Lines every 3 of 4 steps: the means over 3 and 1 are those of the run that logged each step."""
+def test_logged_losses_are_means_over_their_own_steps(tiny: Recipe, image_folder: Path, finished, tmp_path: Path):
+    """With a line every 3 of 4 steps the means are those of the run that logged each step."""
     every = losses(finished)
-    coarse = losses(run(tiny, image_folder, tmp_path / "run", log_every=3))
+    folder = run(tiny, image_folder, tmp_path / "run", log_every=3)
     expected = [np.mean(every[0:3]), every[3], np.mean(every[4:7]), every[7]]
-    assert coarse == pytest.approx(expected, rel=1e-6)
+    assert losses(folder) == pytest.approx(expected, rel=1e-6)
+    epochs = [record["train_loss"] for record in folder.records() if record["kind"] == "epoch"]
+    assert epochs == pytest.approx([np.mean(every[0:4]), np.mean(every[4:8])], rel=1e-6)
 
 
 def test_eval_json_is_of_exactly_the_best_weights(finished: RunFolder):
@@ -146,21 +138,11 @@ def test_eval_json_is_of_exactly_the_best_weights(finished: RunFolder):
     assert sha256_of(step / "model.safetensors") == result["weights_sha256"]
 
 
-def test_evaluate_gives_what_was_logged(finished: RunFolder):
-    (last,) = [record for record in finished.records() if record["kind"] == "epoch" and record["epoch"] == 2]
-    step = finished.checkpoints / "step_00000008"
-    for checkpoint in (step, step / "model.safetensors"):
-        evaluation = evaluate(EvalOptions(ckpt=str(checkpoint), batch_size=5, workers=1))
-        assert evaluation.top1_accuracy == last["top1_accuracy"]
-        assert evaluation.top5_accuracy == last["top5_accuracy"]
-        assert evaluation.loss == pytest.approx(last["val_loss"], abs=1e-5)
-
-
-@pytest.mark.parametrize(("newest", "damaged", "resumed_after"), [(3, None, 3), (6, 6, 4)])
+@pytest.mark.parametrize(("newest", "damaged", "resumed_after"), [(3, None, 3), (6, 6, 4), (8, None, 8)])
 def test_resumed_run_ends_as_if_never_interrupted(
     tiny, image_folder, finished, tmp_path: Path, capsys, newest: int, damaged: int | None, resumed_after: int
 ):
-    """From within an epoch, and from an epoch's end as the newest checkpoint is damaged; with other workers."""
+    """From within an epoch, from an epoch's end as the newest checkpoint is damaged, from its own end."""
     copy = rewind(finished, newest, tmp_path / "run")
     if damaged:
         os.truncate(copy.checkpoints / f"step_{damaged:08d}/model.safetensors", 1000)
@@ -201,9 +183,7 @@ def test_run_under_a_gradient_scaler_is_resumed_exactly(tiny, image_folder, tmp_
     assert_same_end(copy, folder)
 
 
-def test_epoch_is_recorded_once_and_published_as_its_checkpoint_says(
-    tiny, image_folder, finished: RunFolder, tmp_path: Path, monkeypatch
-):
+def test_epoch_is_recorded_once_and_published_as_its_checkpoint_says(tiny, image_folder, tmp_path, monkeypatch):
     """Killed after the second epoch's record and publication, but before its checkpoint knew of them."""
     folder = RunFolder(tmp_path / "run")
 
@@ -232,13 +212,6 @@ def test_epoch_is_recorded_once_and_published_as_its_checkpoint_says(
 
     run(tiny, image_folder, folder.path, resume=True, checkpoint_every=3, keep_checkpoints=9)
     assert [record["step"] for record in folder.records() if record["kind"] == "epoch"] == [4, 8]
-
-
-def test_finished_run_resumed_does_not_change(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp_path: Path):
-    copy = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
-    run(tiny, image_folder, copy.path, resume=True)
-    assert copy.log.read_bytes() == finished.log.read_bytes()
-    assert copy.weights.read_bytes() == finished.weights.read_bytes()
 
 
 def test_resuming_with_other_settings_is_refused_with_the_differences(tiny, finished, image_folder, tmp_path: Path):

@@ -34,6 +34,7 @@ def test_recipe_trains_and_resumes_and_evaluates(name: str, image_folder: Path, 
     evaluation = evaluate(EvalOptions(ckpt=str(folder.path), workers=0))
     recorded = json.loads(folder.evaluation.read_text())
     assert evaluation.to_json("")["top1_correct"] == recorded["top1_correct"]
+    assert evaluation.loss == pytest.approx(recorded["loss"], abs=1e-5)
     assert recorded["weights"] == evaluation.weights == recipe.publish
 
 

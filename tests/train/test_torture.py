@@ -113,15 +113,15 @@ def torture(data: Path, folder: RunFolder, reference: RunFolder, number: int, la
     assert_same_end(folder, reference)
 
 
-def test_killed_and_resumed_run_ends_alike(torture_number, image_folder: Path, tmp_path: Path, trained_by_one):
-    torture(image_folder, RunFolder(tmp_path / "run"), trained_by_one, torture_number)
+@pytest.mark.parametrize("number", [0, *(pytest.param(each, marks=pytest.mark.torture) for each in range(1, 25))])
+def test_killed_and_resumed_run_ends_alike(image_folder: Path, tmp_path: Path, trained_by_one, number: int):
+    torture(image_folder, RunFolder(tmp_path / "run"), trained_by_one, number)
 
 
-def test_run_with_one_of_two_processes_killed_ends_alike(
-    torture_number_of_two, image_folder: Path, tmp_path: Path, trained_by_two
-):
-    folder, _ = trained_by_two
-    torture(image_folder, RunFolder(tmp_path / "run"), folder, torture_number_of_two, TWO_PROCESSES)
+@pytest.mark.torture
+@pytest.mark.parametrize("number", range(5))
+def test_run_with_one_of_two_processes_killed_ends_alike(image_folder, tmp_path: Path, trained_by_two, number: int):
+    torture(image_folder, RunFolder(tmp_path / "run"), trained_by_two[0], number, TWO_PROCESSES)
 
 
 @pytest.mark.torture
