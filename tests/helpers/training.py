@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torchvision.models.resnet import Bottleneck
 
+from helpers.processes import TINY_FIELDS
 from resnet_in1k.model.resnet import LAYOUTS, _keys_of
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
@@ -17,17 +18,7 @@ from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
 
-TINY = replace(
-    RECIPES["demo"].recipe,
-    model="resnet18",
-    epochs=2,
-    global_batch_size=8,
-    lr=0.002,  # so small a network amplifies rounding from step to step; a small step less so
-    image_size=32,
-    eval_crop_ratio=0.875,
-    hflip_probability=0.5,
-)
-"""With every augmentation but hue."""
+TINY = replace(RECIPES["demo"].recipe, **TINY_FIELDS)
 
 
 def run(recipe: Recipe, data: object, output: Path, **options: object) -> RunFolder:

@@ -2,12 +2,10 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torchvision
-from helpers.processes import TINY_FLAGS
 from safetensors.torch import load_file
 
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
@@ -50,14 +48,3 @@ def test_bad_input_is_one_line_and_status_2(run_script):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: --data nowhere: no such folder;")
     assert result.stderr.count("\n") == 1
-
-
-def test_recipes_can_be_replaced_field_by_field(tiny):
-    """The flags above are the tiny recipe."""
-    from resnet_in1k.recipes.published import RECIPES
-
-    flags = dict(zip(TINY_FLAGS[2::2], TINY_FLAGS[3::2], strict=True))
-    flags.pop("--log-every")
-    named = {flag.strip("-").replace("-", "_"): value for flag, value in flags.items()}
-    typed = {name: type(getattr(RECIPES["demo"].recipe, name))(value) for name, value in named.items()}
-    assert replace(RECIPES["demo"].recipe, **typed) == tiny

@@ -75,13 +75,6 @@ def test_schedule_shows_rate_and_image_size_at_the_epochs_borders():
     assert len(rows[9][5]) == 16
 
 
-def test_a_long_schedule_shows_what_changes_and_some_epochs_between():
-    rows = rows_of(describe_schedule(StepCounts(RECIPES["goyal"].recipe, 1, 1, 81920)))
-    assert {1, 5, 31, 61, 81, 90} <= rows.keys()
-    assert 10 <= len(rows) <= 22
-    assert [float(rows[epoch][0]) for epoch in (31, 61, 81)] == pytest.approx([0.32, 0.032, 0.0032])
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_forecast_is_the_sum_of_its_parts(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch, capsys):

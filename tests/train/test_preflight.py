@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.training import run
 
-from resnet_in1k.data.registry import open_source
+from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train import preflight
@@ -40,19 +40,17 @@ def test_report_of_a_dry_run_that_writes_nothing(tiny: Recipe, image_folder: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["train/ant/0.jpg", "train/fox/5.jpg", "train/cat/5.jpg"])
+@pytest.mark.parametrize("place", ["ant/0.jpg", "fox/5.jpg", "cat/5.jpg"])
 def test_bad_image_at_either_end_or_in_the_middle(image_folder: Path, tmp_path: Path, place: str):
+    """In validation it is reported and no more."""
     data = Path(shutil.copytree(image_folder, tmp_path / "images"))
-    (data / place).write_bytes(b"")
-    assert "; 1 cannot be read: " in preflight.check_images(open_source(str(data), "train"), "skip")
-    with pytest.raises(BadImageError, match=rf"{place} cannot be read as an image .*--on-bad-image skip"):
-        preflight.check_images(open_source(str(data), "train"), "fail")
-
-
-def test_bad_validation_image_is_reported_and_no_more(image_folder: Path, tmp_path: Path):
-    data = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    (data / "train" / place).write_bytes(b"")
     (data / "val/ant/0.jpg").write_text("a text")
-    text = preflight.check_images(open_source(str(data), "val"), "fail")
+    train, val = open_train_and_val(str(data))
+    assert "; 1 cannot be read: " in preflight.check_images(train, "skip")
+    with pytest.raises(BadImageError, match=rf"{place} cannot be read as an image .*--on-bad-image skip"):
+        preflight.check_images(train, "fail")
+    text = preflight.check_images(val, "fail")
     assert text.startswith("10 val images decoded; 1 cannot be read: ")
     assert "val/ant/0.jpg (no known image format)" in text
 

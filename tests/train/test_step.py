@@ -138,13 +138,3 @@ def test_updates_are_those_of_a_loop_by_hand(tiny: Recipe):
             state = average.model.state_dict()
             for name in ("0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"):
                 torch.testing.assert_close(state[name], expected[name])
-
-
-def test_there_is_an_update_in_each_epoch_of_small_data():
-    schedule = StepCounts(replace(TV2, global_batch_size=8, epochs=1, warmup_epochs=0), 1, 1, 37)
-    assert schedule.ema_every_steps == 4
-    model = torch.nn.Linear(2, 2)
-    average = MovingAverage(torch.nn.Linear(2, 2), schedule)
-    for step in range(1, 5):
-        average.update(model, step)
-    assert torch.equal(average.model.weight, model.weight)
