@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe, write_recipe
-from resnet_in1k.train.trainer import describe_data
 from resnet_in1k.utils.errors import UserError
 
 VERSION_1 = {
@@ -95,10 +93,3 @@ def test_an_unreadable_recipe_is_named(run: RunFolder, text: str, reason: str):
     run.recipe.write_text(text)
     with pytest.raises(UserError, match=rf"recipe.json cannot be read as a run's recipe \({reason}"):
         read_recipe(run)
-
-
-def test_data_is_described_by_counts_names_and_fingerprint(image_folder: Path):
-    facts = describe_data(*open_train_and_val(str(image_folder)))
-    assert (facts["source"], facts["num_train_images"], facts["num_val_images"]) == (str(image_folder), 37, 12)
-    assert facts["class_names"] == ["ant", "bee", "cat", "dog", "eel", "fox"]
-    assert facts["fingerprint"]["train"] != facts["fingerprint"]["val"]

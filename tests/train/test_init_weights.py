@@ -18,6 +18,7 @@ from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.init_weights import initial_weights
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import sha256_of
+from resnet_in1k.utils.launch import Launch
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -77,7 +78,7 @@ def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_pa
     initial = load_file(before.weights)
 
     def head_for(*class_names: str) -> tuple[str, torch.Tensor | None]:
-        found = initial_weights(str(before.path), tiny, class_names, RunFolder(tmp_path / "none"), FakeLaunch())
+        found = initial_weights(str(before.path), tiny, class_names, RunFolder(tmp_path / "none"), Launch())
         assert torch.equal(found.tensors["conv1.weight"], initial["conv1.weight"])
         return found.facts["head"], found.tensors.get("fc.weight")
 
@@ -91,13 +92,6 @@ def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_pa
     (before.path / "recipe.json").unlink()
     (before.path / "eval.json").unlink()
     assert head_for("bee", "fox") == ("with a new head of 2 classes, because its classes have no names", None)
-
-
-class FakeLaunch:
-    """Of one process."""
-
-    def broadcast_from_main(self, value, what: str):
-        return value()
 
 
 def test_weights_that_do_not_fit_are_refused(

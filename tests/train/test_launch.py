@@ -13,17 +13,13 @@ from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 pytestmark = pytest.mark.slow
 
 
-def test_two_processes_are_one_run(trained_by_two):
+def test_two_processes_are_one_run_with_clean_weights(trained_by_two):
     folder, printed = trained_by_two
     assert "8 global = 2 processes × 4" in printed
     assert printed.count("epoch 2/2 done") == 1  # the main process alone prints
     assert len(re.findall(r"\b12 images$", printed, re.MULTILINE)) == 2  # one validation an epoch
     assert json.loads(folder.recipe.read_text())["world_size"] == 2
     assert len(folder.records()) == 8 + 2
-
-
-def test_two_processes_save_clean_weights(trained_by_two):
-    folder, _ = trained_by_two
     for file in (folder.weights, folder.checkpoints / "step_00000008/model.safetensors"):
         torchvision.models.resnet18(num_classes=6).load_state_dict(load_file(file), strict=True)
 

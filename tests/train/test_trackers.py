@@ -1,4 +1,5 @@
-"""A run that is resumed after step 4 of 6 goes on in its tracker's run, and no value is lost."""
+"""A run that is resumed after step 4 of 6 goes on in its tracker's run, and no value is lost; TensorBoard's is tested
+with a whole run, in test_loop.py."""
 
 import json
 import sys
@@ -42,23 +43,6 @@ RESUMED = {1: 101.0, 2: 102.0, 3: 103.0, 4: 104.0, 5: 205.0, 6: 206.0, 7: 207.0,
 
 def known_run(run: Path, name: str) -> dict[str, str]:
     return json.loads((run / "tracker.json").read_text())[name]
-
-
-def test_tensorboard_shows_one_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """By its own reader: what was taken back is hidden, and the settings are there once."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.summary.writer import event_file_writer
-
-    # Files are read in the order of their names: by second, process and this number, 9 after 10.
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    train_until_killed_and_resume("tensorboard", tmp_path / "mine")
-    folder = tmp_path / "mine/mine"
-    reader = EventAccumulator(str(folder)).Reload()
-    assert {event.step: event.value for event in reader.Scalars("loss")} == RESUMED
-    assert len(reader.Scalars("loss")) == 8
-    assert [(event.step, event.value) for event in reader.Scalars("top1_accuracy")] == [(8, pytest.approx(0.2))]
-    assert len(list(folder.rglob("hparams.yml"))) == 1
-    assert known_run(tmp_path / "mine", "tensorboard")["project"] == "mine"
 
 
 def test_a_renamed_run_goes_on_where_it_was_and_other_trackers_are_kept(tmp_path: Path):
