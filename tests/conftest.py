@@ -18,7 +18,7 @@ import pytest
 import torch
 from helpers.hub_server import HubServer
 from helpers.images import write_image_folder
-from helpers.processes import ROOT, TINY_FLAGS, accelerate_launch, start
+from helpers.processes import ROOT, SLOW, accelerate_launch, start
 from helpers.training import TINY, reset_accelerate_state, run
 from sklearn.datasets import load_sample_images
 
@@ -144,10 +144,8 @@ def trained_by_two(
 ) -> tuple[RunFolder, str]:
     """TINY by two processes on this machine's CPU; and what they printed."""
     output = tmp_path_factory.mktemp("two") / "run"
-    result = run_script(
-        "scripts/train.py", *TINY_FLAGS, "--precision", "fp32", "--data", image_folder, "--output-dir", output,
-        config="two_gpu.yaml",
-    )  # fmt: skip
+    how = ("--data", image_folder, "--output-dir", output)
+    result = run_script("scripts/train.py", *SLOW, *how, config="two_gpu.yaml")
     assert result.returncode == 0, result.stderr
     return RunFolder(output), result.stdout
 

@@ -26,11 +26,12 @@ TINY_FIELDS = {
     "hflip_probability": 0.5,
 }
 """What the recipe `helpers.training.TINY` has unlike `demo`: with every augmentation but hue."""
-TINY_FLAGS = ["--recipe", "demo", "--log-every", "1"]
-for field, value in TINY_FIELDS.items():
-    TINY_FLAGS += [f"--{field.replace('_', '-')}", str(value)]
-SLOW = [*TINY_FLAGS, "--precision", "fp32", "--workers", "1", "--checkpoint-every", "1000", "--keep-checkpoints", "9"]
-"""Eight steps, each of them logged."""
+SLOW = [
+    *("--recipe", "demo", "--precision", "fp32", "--workers", "1", "--log-every", "1"),
+    *("--checkpoint-every", "1000", "--keep-checkpoints", "9"),
+    *(f"--{name.replace('_', '-')}={value}" for name, value in TINY_FIELDS.items()),
+]
+"""TINY by flags: eight steps, each of them logged."""
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
 
 

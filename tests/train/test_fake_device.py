@@ -50,16 +50,12 @@ def test_what_makes_the_host_wait_is_found(way: str):
         WAYS_TO_WAIT[way](torch.zeros(3, device=META))
 
 
-def training_step(device: torch.device) -> TrainStep:
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.device = device
-    return TrainStep(RECIPE, 6, accelerator, gradient_accumulation_steps=2)
-
-
 @pytest.mark.parametrize("dense", [False, True], ids=["indices", "probabilities"])
 def test_training_steps_and_moving_average(dense: bool):
     """Forward, backward, update, and an update of the average."""
-    step = training_step(META)
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.device = META
+    step = TrainStep(RECIPE, 6, accelerator, gradient_accumulation_steps=2)
     average = MovingAverage(ResNet("resnet18", 6).to(META), StepCounts(replace(RECIPE, ema_decay=0.9), 1, 1, 80))
     images, labels = torch.zeros(8, 3, 32, 32, device=META), torch.zeros(8, dtype=torch.int64, device=META)
     targets = torch.zeros(8, 6, device=META) if dense else labels

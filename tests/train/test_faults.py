@@ -127,9 +127,8 @@ def test_disk_full_in_mid_run_stops_all_processes_with_one_line(image_folder: Pa
     limit = (20 << 20, 20 << 20)
     _, errors = at(process, "step 5/8", lambda: rank_of(process, 0).rlimit(psutil.RLIMIT_FSIZE, limit))
     assert process.returncode != 0
-    assert (
-        len(re.findall(r"^error: .*step_00000008 cannot be written: File too large; what was saved", errors, re.M)) == 1
-    )
+    words = r"^error: .*step_00000008 cannot be written: File too large; what was saved"
+    assert len(re.findall(words, errors, re.M)) == 1
     assert "lost its connection" not in errors
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004"]
 

@@ -1,5 +1,6 @@
 """The plan of a run, and the schedule, time and price that a dry run adds."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,13 +52,6 @@ def test_plan_lists_what_the_run_will_do(image_folder: Path):
         assert part in text
 
 
-def test_plan_notes_what_the_device_lacks(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    recipe = replace(TUTORIAL, global_batch_size=12)
-    assert "  note" not in plan_of(recipe, image_folder)
-    monkeypatch.setattr(plan, "missing_capabilities", lambda device: [f"no side stream on {device}", "no more"])
-    assert "\n  note          no side stream on cpu\n  note          no more" in plan_of(recipe, image_folder)
-
-
 def rows_of(text: str) -> dict[int, list[str]]:
     return {int(words[0]): words[1:] for line in text.splitlines()[1:] if (words := line.split())}
 
@@ -101,13 +95,7 @@ def test_speed_is_measured_and_leaves_no_trace(tiny: Recipe, image_folder: Path,
     out = capsys.readouterr().out
     assert "forecast      about " in out
     assert "dollars" not in out
-    rates = [
-        float(word.replace(",", ""))
-        for word in out.rpartition("images/s: ")[2].replace(";", "").split()
-        if word[0].isdigit()
-    ]
-    assert len(rates) == 4  # steps, their size, loading, validation
-    assert all(rate > 0 for rate in rates)
+    assert re.search(r"images/s: training steps [1-9][\d,]* at 32 px; loading [1-9][\d,]*; validation [1-9]", out)
 
     folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", dollars_per_hour=3600.0)
     (record,) = [record for record in folder.records() if record["kind"] == "epoch"]
