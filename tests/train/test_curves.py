@@ -22,8 +22,7 @@ def test_loss_is_left_accuracies_right_and_the_best_marked():
     figure = draw_curves(RECORDS, "a run", top_k=3)
     left, right = figure.axes
     assert (left.get_title(), left.get_xlabel(), left.get_ylabel()) == ("a run", "epoch", "train loss")
-    assert right.get_ylabel() == "validation accuracy"
-    assert right.yaxis.get_label_position() == "right"
+    assert (right.get_ylabel(), right.yaxis.get_label_position()) == ("validation accuracy", "right")
     (loss,) = left.get_lines()
     assert loss.get_ydata().tolist() == [3, 1.5, 1, 0.75]
     top1, top5, best = right.get_lines()

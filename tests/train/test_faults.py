@@ -195,7 +195,7 @@ def test_tracker_that_cannot_be_started_stops_before_anything_is_begun(tiny, ima
     assert not (tmp_path / "run/recipe.json").exists()
 
 
-def test_names_that_are_no_utf8_do_not_end_the_run(tiny: Recipe, image_folder: Path, tmp_path: Path, capfd):
+def test_names_that_are_no_utf8_do_not_end_the_run(tiny: Recipe, image_folder: Path, tmp_path: Path):
     """A class and an unreadable validation image, as an old archive has them."""
     data = tmp_path / "images"
     shutil.copytree(image_folder, data)

@@ -88,10 +88,6 @@ def train_until_killed(
         process.kill()
 
 
-def whole_seconds(folder: RunFolder) -> float:
-    return folder.evaluation.stat().st_mtime - folder.recipe.stat().st_mtime
-
-
 kills: list[str] = []
 """Where each fell."""
 
@@ -99,9 +95,10 @@ kills: list[str] = []
 def torture(data: Path, folder: RunFolder, reference: RunFolder, number: int, launcher: tuple[str, ...] = ()) -> None:
     """Kill a run once, or three times in the long tests of one process; then let it end."""
     draw, before = random.Random(number), len(kills)
+    whole_seconds = reference.evaluation.stat().st_mtime - reference.recipe.stat().st_mtime
     for kill in range(3 if number and not launcher else 1):
         kind = MOMENTS[(number + kill) % len(MOMENTS)]
-        happened, at_most = moment(kind, folder, whole_seconds(reference), draw)
+        happened, at_most = moment(kind, folder, whole_seconds, draw)
         where = train_until_killed(data, folder, draw.randint(0, 1), launcher, happened, draw.uniform(0, at_most))
         print(f"run {number}, kill {kill} ({kind}): {where or 'the run was over'}")
         kills.extend([where] if where else [])

@@ -122,19 +122,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str):
     assert "\n" not in str(error.value)
 
 
-def test_a_run_that_the_tracker_refuses_can_be_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As one that was deleted on its server."""
-    start("tensorboard", tmp_path).finish()
-
-    def refused(*_: object) -> None:
-        raise RuntimeError("run was deleted\nat noon")
-
-    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.start", refused)
-    words = r"cannot be started \(run was deleted\); .* or remove .*tracker.json to begin a new"
-    with pytest.raises(UserError, match=words):
-        start("tensorboard", tmp_path)
-
-
 def test_the_main_process_alone_starts_it_and_writes_the_file(tmp_path: Path):
     started = []
     accelerator = SimpleNamespace(
