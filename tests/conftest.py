@@ -18,7 +18,7 @@ import pytest
 import torch
 from helpers.hub_server import HubServer
 from helpers.images import write_image_folder
-from helpers.processes import ROOT, TINY_FLAGS, start
+from helpers.processes import ROOT, SLOW, accelerate_launch, start
 from helpers.training import TINY, reset_accelerate_state, run
 from sklearn.datasets import load_sample_images
 
@@ -30,7 +30,7 @@ from resnet_in1k.utils.device import usable_cores
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
 os.environ["HF_DATASETS_CACHE"] = os.environ["XDG_CACHE_HOME"]
 
-LONGEST = ("test_torture", "test_loop", "test_signals", "test_upload", "test_launch", "test_faults", "test_recipes")
+LONGEST = ("test_machines", "test_faults", "test_signals", "test_torture", "test_launch", "test_upload", "test_loop")
 """These files first, so that no worker is left with one of them when the others have finished."""
 
 
@@ -54,15 +54,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--torture"):
         items[:] = [item for item in items if "torture" not in item.keywords]
     items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name, num_short, num_long in [("torture_number", 1, 25), ("torture_number_of_two", 0, 5)]:
-        if name in metafunc.fixturenames:
-            metafunc.parametrize(
-                name,
-                [pytest.param(each, marks=[pytest.mark.torture] * (each >= num_short)) for each in range(num_long)],
-            )
 
 
 @pytest.fixture(scope="session")
@@ -128,16 +119,8 @@ def run_script() -> Run:
     """Run a script by its path as a user would, from the repository's root; `config` launches it by Accelerate."""
 
     def run(*arguments: object, config: str | None = None, env: dict[str, str] | None = None) -> object:
-        # -m: the accelerate command of this very environment.
-        launcher = [
-            "-m",
-            "accelerate.commands.accelerate_cli",
-            "launch",
-            "--config_file",
-            f"accelerate_configs/{config}",
-            *("--main_process_port", "0"),  # any: another test's launch may have the usual one
-        ]
-        command = [sys.executable, *(launcher if config else []), *map(str, arguments)]
+        launcher = accelerate_launch(config) if config else ()
+        command = [sys.executable, *launcher, *map(str, arguments)]
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}
         )
@@ -161,10 +144,8 @@ def trained_by_two(
 ) -> tuple[RunFolder, str]:
     """TINY by two processes on this machine's CPU; and what they printed."""
     output = tmp_path_factory.mktemp("two") / "run"
-    result = run_script(
-        "scripts/train.py", *TINY_FLAGS, "--precision", "fp32", "--data", image_folder, "--output-dir", output,
-        config="two_gpu.yaml",
-    )  # fmt: skip
+    how = ("--data", image_folder, "--output-dir", output)
+    result = run_script("scripts/train.py", *SLOW, *how, config="two_gpu.yaml")
     assert result.returncode == 0, result.stderr
     return RunFolder(output), result.stdout
 
@@ -172,5 +153,4 @@ def trained_by_two(
 @pytest.fixture(scope="session")
 def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """TINY on 37 images, in this process: two epochs of four steps."""
-    reset_accelerate_state()  # fixtures of the session come before those of a test
     return run(TINY, image_folder, tmp_path_factory.mktemp("run") / "finished", checkpoint_every=3, keep_checkpoints=9)

@@ -1,6 +1,7 @@
 """The documents' commands parse, the READMEs' tables are complete, their links lead somewhere."""
 
 import ast
+import importlib
 import re
 import shlex
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from helpers.processes import ROOT
+from helpers.training import reset_accelerate_state
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from resnet_in1k import ResNet
 from resnet_in1k.cli import arguments as cli
 from resnet_in1k.cli import train
 from resnet_in1k.cli.benchmark import BenchmarkOptions
@@ -22,6 +25,7 @@ from resnet_in1k.cli.load_recipe import GivenRecipe, find_recipe
 from resnet_in1k.cli.predict import PredictOptions
 from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.cli.push_to_hub import PushOptions
+from resnet_in1k.model.weights import save_weights, weights_to_save
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.train.trainer import TrainOptions
 
@@ -108,35 +112,20 @@ def test_first_command_plans_a_run(run_script, image_folder: Path, tmp_path: Pat
     """As README gives it, on the images of these tests, far fewer than a batch of the tutorial."""
     command = next(command for command in COMMANDS if "--dry-run" in command)
     place = command.index("scripts/train.py")
-    small = ["--model", "resnet18", "--global-batch-size", "8", "--image-size", "64"]
+    small = ["--model", "resnet18", "--global-batch-size", "8", "--image-size", "32"]
     ours = ["--data", image_folder, *small, "--output-dir", tmp_path / "run"]
     result = run_script(*command[place:], *ours, config=Path(command[command.index("--config_file") + 1]).name)
     assert result.returncode == 0, result.stderr
     assert "\n  steps         4 an epoch" in result.stdout
 
 
-def test_python_lines_load_a_model_and_predict(image_folder: Path, tmp_path: Path):
-    from resnet_in1k import ResNet
-    from resnet_in1k.model.weights import save_weights, weights_to_save
-
-    save_weights(weights_to_save(ResNet("resnet18", 10)), tmp_path / "model.safetensors")
-    (block,) = code_blocks(README, "python")
-    names: dict[str, object] = {}
-    photograph = str(next((image_folder / "val").rglob("*.jpg")))
-    exec(block.replace("runs/mine", str(tmp_path)).replace("photo.jpg", photograph), names)
-    assert names["model"].fc.out_features == 10
-    assert len(names["model"].predict(photograph)) == 5
-
-
 @pytest.mark.slow
-def test_the_path_of_own_images(run_script, image_folder: Path, tmp_path: Path):
-    """The section's lines, word by word, but for the paths, weights that are at hand, and few small images: a folder by
-    class is divided, fine-tuned in two ways, compared, made ready for publication, and used in three lines."""
-    from resnet_in1k import ResNet
-    from resnet_in1k.model.weights import save_weights, weights_to_save
+def test_the_path_of_own_images(image_folder: Path, tmp_path: Path, monkeypatch, capsys):
+    """The section's lines, word by word, but for the launcher, the paths, and few small images for a ResNet-18.
 
+    A folder by class is divided, fine-tuned in two ways, compared, made ready for publication, used in three lines."""
     section = re.search(r"^## Your own images\n(.*?)^## ", README.read_text(encoding="utf-8"), re.M | re.S)[1]
-    save_weights(weights_to_save(ResNet("resnet50", 1000)), tmp_path / "base.safetensors")
+    save_weights(weights_to_save(ResNet("resnet18", 1000)), tmp_path / "base.safetensors")
     mine = {
         "torchvision/resnet50.IMAGENET1K_V2": str(tmp_path / "base.safetensors"),
         "path/to/images": str(image_folder / "train"),
@@ -147,16 +136,18 @@ def test_the_path_of_own_images(run_script, image_folder: Path, tmp_path: Path):
     for theirs, ours in mine.items():
         assert theirs in section
         section = section.replace(theirs, ours)
-    small = ["--epochs", "2", "--image-size", "32", "--global-batch-size", "8", "--workers", "0"]
+    small = ["--model", "resnet18", "--epochs", "2", "--image-size", "32", "--global-batch-size", "8", "--workers", "0"]
     (shell,), (python,) = (re.findall(rf"```{name}\n(.*?)```", section, re.S) for name in ("bash", "python"))
     printed = []
     for line in shell.splitlines():
         words = shlex.split(line)
         place = next(place for place, word in enumerate(words) if word.startswith("scripts/"))
-        config = Path(words[words.index("--config_file") + 1]).name if "--config_file" in words else None
-        result = run_script(*words[place:], *(small if config else []), config=config)
-        assert result.returncode == 0, result.stderr
-        printed.append(result.stdout)
+        name = Path(words[place]).stem
+        more = small if name == "train" else []
+        monkeypatch.setattr(sys, "argv", [*words[place:], *more])
+        reset_accelerate_state()
+        importlib.import_module(f"resnet_in1k.cli.{name}").main()
+        printed.append(capsys.readouterr().out)
     finetuned, _, compared, published = printed
     assert "with a new head of 6 classes, because its classes have no names" in finetuned
     assert re.search(r"^mine +\d+\.\d\d% .*\nprobe +\d+\.\d\d% ", compared, re.M)

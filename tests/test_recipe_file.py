@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder, add_resume, read_recipe, write_recipe
-from resnet_in1k.train.trainer import describe_data
+from resnet_in1k.run_folder import RunFolder, read_recipe, write_recipe
 from resnet_in1k.utils.errors import UserError
 
 VERSION_1 = {
@@ -18,44 +16,25 @@ VERSION_1 = {
     "recipe": {
         "name": "tutorial",
         "model": "resnet18",
-        "zero_init_residual": False,
         "epochs": 2,
         "global_batch_size": 50,
+        "image_size": 64,
         "lr": 0.1,
         "lr_schedule": "step",
         "lr_step_epochs": 5,
         "lr_step_factor": 0.2,
-        "warmup_epochs": 0.0,
         "momentum": 0.9,
-        "weight_decay": 0.0001,
-        "label_smoothing": 0.0,
-        "image_size": 64,
-        "eval_crop_ratio": 0.875,
         "crop_scale_min": 0.08,
         "hflip_probability": 0.5,
         "rotation_degrees": 10.0,
-        "brightness": 0.2,
-        "contrast": 0.2,
-        "saturation": 0.2,
         "hue": 0.2,
-        "seed": 0,
     },
-    "data": {
-        "source": "data/imagenette",
-        "num_train_images": 1000,
-        "num_val_images": 250,
-        "class_names": ["n01440764", "n02102040"],
-        "fingerprint": {"train": "8175", "val": "6a4d"},
-    },
+    "data": {"source": "data/imagenette", "num_train_images": 1000, "class_names": ["n01440764", "n02102040"]},
     "world_size": 1,
-    "gradient_accumulation_steps": 1,
-    "mixed_precision": "bf16",
-    "hardware": "Intel Xeon, 2 cores",
-    "cpu_threads": 2,
-    "versions": {"python": "3.11.7", "torch": "2.15.0", "torchvision": "0.29.2", "accelerate": "1.15.0"},
+    "versions": {"python": "3.11.7", "torch": "2.15.0"},
     "commit": "252060dd21ce",
 }
-"""As the first version of the format was written."""
+"""The first version of the format: recipes had fewer fields."""
 
 
 @pytest.fixture
@@ -80,20 +59,13 @@ def test_the_first_version_is_read_with_later_fields_switched_off(run: RunFolder
     later = {field.name: field for field in dataclasses.fields(Recipe) if field.name not in written}
     assert later.keys() >= {"optimizer", "loss", "initial_image_size", "eval_image_size", "eval_interpolation"}
     assert {name: getattr(recipe, name) for name in later} == {name: each.default for name, each in later.items()}
-    assert (recipe.eval_size, recipe.eval_resize_size, recipe.optimizer, recipe.loss) == (
-        64,
-        73,
-        "sgd",
-        "cross_entropy",
-    )
+    assert (recipe.eval_size, recipe.eval_resize_size) == (64, 73)
     assert facts == VERSION_1
 
 
-@pytest.mark.parametrize("version", [4, "2", None])
+@pytest.mark.parametrize("version", [4, "2"])
 def test_another_version_is_refused_in_one_line(run: RunFolder, version: object):
-    """Also if it has fields that are not known here."""
-    recipe = {**VERSION_1["recipe"], "mixup_alpha": 0.2}
-    run.recipe.write_text(json.dumps({**VERSION_1, "format_version": version, "recipe": recipe}))
+    run.recipe.write_text(json.dumps({**VERSION_1, "format_version": version}))
     message = rf"recipe.json has format version {version!r}, newer than this resnet-in1k: update it$"
     with pytest.raises(UserError, match=message) as error:
         read_recipe(run)
@@ -111,32 +83,13 @@ def test_unknown_fields_are_refused_by_name(run: RunFolder):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "JSONDecodeError"),
         ("\x00", "JSONDecodeError"),
         ("[]", "TypeError"),
         ("{}", "KeyError: 'format_version'"),
         ('{"format_version": 2, "recipe": {"lr": 3}}', "TypeError.*model"),
-        ('{"format_version": 2, "recipe": []}', "AttributeError"),
     ],
 )
 def test_an_unreadable_recipe_is_named(run: RunFolder, text: str, reason: str):
     run.recipe.write_text(text)
     with pytest.raises(UserError, match=rf"recipe.json cannot be read as a run's recipe \({reason}"):
         read_recipe(run)
-
-
-def test_a_resume_is_added_to_those_before(run: RunFolder, tiny: Recipe):
-    """With the more epochs that it may have."""
-    write_recipe(run, "tiny", tiny, {"source": "digits"}, {"world_size": 2})
-    add_resume(run, "tiny", tiny, {"after_step": 4, "world_size": 1})
-    add_resume(run, "tiny", replace(tiny, epochs=9), {"after_step": 8, "world_size": 3})
-    recipe, facts = read_recipe(run)
-    assert (recipe.epochs, facts["world_size"], facts["data"]) == (9, 2, {"source": "digits"})
-    assert facts["resumed"] == [{"after_step": 4, "world_size": 1}, {"after_step": 8, "world_size": 3}]
-
-
-def test_data_is_described_by_counts_names_and_fingerprint(image_folder: Path):
-    facts = describe_data(*open_train_and_val(str(image_folder)))
-    assert (facts["source"], facts["num_train_images"], facts["num_val_images"]) == (str(image_folder), 37, 12)
-    assert facts["class_names"] == ["ant", "bee", "cat", "dog", "eel", "fox"]
-    assert facts["fingerprint"]["train"] != facts["fingerprint"]["val"]

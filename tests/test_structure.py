@@ -1,7 +1,6 @@
 """Rules that the whole source keeps: the order of the sub-packages, lazy imports, sizes, thin scripts, no pickle."""
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +28,10 @@ def imported_sub_packages(path: Path) -> set[str]:
     return names
 
 
-def test_every_sub_package_has_its_place_and_its_sentence():
+def test_every_sub_package_has_its_place():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders | {"run_folder"} == set(SUB_PACKAGES)
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "run_folder.py"}
-    for path in PACKAGE.rglob("*/__init__.py"):
-        assert re.fullmatch(r"[A-Z][^.]*\.", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))), path
 
 
 @pytest.mark.parametrize("sub_package", SUB_PACKAGES)
@@ -84,13 +81,6 @@ def test_nothing_is_unpickled():
     assert all("weights_only=True" in call for _, call in calls), calls
 
 
-def test_no_test_imports_a_test():
-    for path in (ROOT / "tests").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                assert not re.search(r"(^|\.)(test_\w+|conftest)$", node.module), path
-
-
 @pytest.mark.parametrize(
     ("name", "processes"), [("cpu", 1), ("one_gpu", 1), ("two_gpu", 2), ("eight_gpu", 8), ("two_nodes", 4)]
 )
@@ -101,5 +91,3 @@ def test_accelerate_configs_say_what_machine_never_what_science(name: str, proce
     assert (config["distributed_type"] == "MULTI_GPU") == (processes > 1)
     assert config["use_cpu"] == (name == "cpu")
     assert "gradient_accumulation_steps" not in config
-    settings = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert all(" # " in line for line in settings)  # each with its reason

@@ -39,16 +39,6 @@ class HostMustNotWait(TorchDispatchMode):
         return result
 
 
-def sees_values() -> bool:
-    """Whether this torch lets the guard see that a tensor is made from values of Python; 2.9 does not."""
-    try:
-        with HostMustNotWait():
-            torch.tensor([1.0], device=META)
-    except HostWaits:
-        return True
-    return False
-
-
 class FakeStream:
     """Writes down what is done with it."""
 

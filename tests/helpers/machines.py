@@ -26,23 +26,16 @@ class Machine:
     prefix: tuple[str, ...] = ()
     """Runs a command there."""
 
-    def start(self, data: object, output: object, *more: str, cwd: Path = ROOT, env: dict[str, str] | None = None):
-        """`accelerate launch` of this machine's two processes, in a session of its own, so that all can be killed."""
-        where = (
-            "--machine_rank",
-            self.rank,
-            "--main_process_ip",
-            self.main_address,
-            "--main_process_port",
-            self.main_port,
-        )
+    def start(self, data: object, output: object, *more: object, cwd: Path = ROOT) -> "subprocess.Popen[str]":
+        """`accelerate launch` of this machine's one of two processes, in a session of its own: all can be killed."""
+        main = ("--main_process_ip", self.main_address, "--main_process_port", self.main_port)
+        where = ("--machine_rank", self.rank, "--num_processes", 2, *main)
         launch = (sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", ROOT / CONFIG)
-        train = (ROOT / "scripts/train.py", *SLOW, "--data", data, "--output-dir", output, *more)
-        own = {"TMPDIR": str(self.temporary), "PYTHONUNBUFFERED": "1", **(env or {})}
+        train = (ROOT / "scripts/train.py", *SLOW, "--cpu-threads", 1, "--data", data, "--output-dir", output, *more)
         return subprocess.Popen(
             [str(word) for word in (*self.prefix, *launch, *where, *train)],
             cwd=cwd,
-            env={**os.environ, **own},
+            env={**os.environ, "TMPDIR": str(self.temporary), "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -15,15 +15,30 @@ from resnet_in1k.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TINY_FLAGS = [
-    *("--recipe", "demo", "--model", "resnet18", "--epochs", "2", "--global-batch-size", "8", "--image-size", "32"),
-    *("--lr", "0.002", "--warmup-epochs", "1"),
-    *("--eval-crop-ratio", "0.875", "--hflip-probability", "0.5", "--log-every", "1"),
+TINY_FIELDS = {
+    "model": "resnet18",
+    "epochs": 2,
+    "global_batch_size": 8,
+    "image_size": 32,
+    "eval_crop_ratio": 0.875,
+    "lr": 0.002,  # so small a network amplifies rounding from step to step; a small step less so
+    "warmup_epochs": 1,
+    "hflip_probability": 0.5,
+}
+"""What the recipe `helpers.training.TINY` has unlike `demo`: with every augmentation but hue."""
+SLOW = [
+    *("--recipe", "demo", "--precision", "fp32", "--workers", "1", "--log-every", "1"),
+    *("--checkpoint-every", "1000", "--keep-checkpoints", "9"),
+    *(f"--{name.replace('_', '-')}={value}" for name, value in TINY_FIELDS.items()),
 ]
-"""The recipe `helpers.training.TINY`."""
-SLOW = [*TINY_FLAGS, "--precision", "fp32", "--workers", "1", "--checkpoint-every", "1000", "--keep-checkpoints", "9"]
-"""Eight steps, each of them logged."""
+"""TINY by flags: eight steps, each of them logged."""
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+
+
+def accelerate_launch(config: str) -> tuple[str, ...]:
+    """The accelerate command of this very environment; at any port, as another test's launch may have the usual one."""
+    command = ("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", f"accelerate_configs/{config}")
+    return (*command, "--main_process_port", "0")
 
 
 def start(data: object, output: Path, *more: str, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":

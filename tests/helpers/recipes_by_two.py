@@ -1,30 +1,33 @@
-"""All named recipes, small, one after the other by the processes of one launch; what is there already is resumed.
+"""Some recipes, small, one after the other by the processes of one launch: each is trained, rewound in a copy, resumed.
 
-Run as `python -m torch.distributed.run … tests/helpers/recipes_by_two.py DATA OUTPUT`.
+Run as `python -m torch.distributed.run … tests/helpers/recipes_by_two.py DATA OUTPUT RECIPE…`.
 """
 
 import sys
 from pathlib import Path
 
 
-def main(data: Path, output: Path) -> None:
+def main(data: Path, output: Path, names: list[str]) -> None:
     from torch.distributed import PrefixStore
 
-    from helpers.training import reset_accelerate_state, run, shallow_resnet18, small_version
-    from resnet_in1k.recipes.published import RECIPES
+    from helpers.training import narrow_resnet18, rewind, run, small_version
     from resnet_in1k.utils import launch
 
-    connect = launch._connect_store
-    for name in RECIPES:
+    store = launch._connect_store()
+    for name in names:
         recipe, how = small_version(name)
-        reset_accelerate_state()
-        # A training is made to be the only one of its launch: what one has left in the store is not for the next.
-        launch._connect_store = lambda name=name: PrefixStore(name, connect())
-        with shallow_resnet18():
-            run(recipe, data, output / name, resume=True, **how)
+        for again in ("", "-resumed"):
+            # A training is made to be the only one of its launch: what one has left in the store is not for the next.
+            launch._connect_store = lambda key=name + again: PrefixStore(key, store)
+            with narrow_resnet18():
+                folder = run(recipe, data, output / (name + again), resume=True, **how)
+            if not again and launch.rank() == 0:
+                rewind(folder, 2, output / f"{name}-resumed")
+                store.set(f"{name} copied", "")
+            store.wait([f"{name} copied"])
 
 
 if __name__ == "__main__":
     root = Path(__file__).resolve().parents[2]
     sys.path[:1] = [str(root), str(root / "tests")]
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

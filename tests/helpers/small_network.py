@@ -28,10 +28,8 @@ def take_steps(network: SmallNetwork, optimizer: torch.optim.Optimizer, *steps: 
         optimizer.step()
 
 
-def groups_of(
-    network: torch.nn.Module, optimizer: torch.optim.Optimizer, **more: TensorGroup
-) -> dict[str, TensorGroup]:
-    return {"model": ModelGroup(network), "optimizer": OptimizerGroup(network, optimizer), **more}
+def groups_of(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, TensorGroup]:
+    return {"model": ModelGroup(network), "optimizer": OptimizerGroup(network, optimizer)}
 
 
 def all_tensors(groups: dict[str, TensorGroup]) -> dict[str, torch.Tensor]:

@@ -1,12 +1,15 @@
 """Training in this process, by a recipe small enough for tests."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torchvision.models.resnet import BasicBlock
+import torch
+from torchvision.models.resnet import Bottleneck
 
+from helpers.processes import TINY_FIELDS
 from resnet_in1k.model.resnet import LAYOUTS, _keys_of
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
@@ -15,21 +18,12 @@ from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
 
-TINY = replace(
-    RECIPES["demo"].recipe,
-    model="resnet18",
-    epochs=2,
-    global_batch_size=8,
-    lr=0.002,  # so small a network amplifies rounding from step to step; a small step less so
-    image_size=32,
-    eval_crop_ratio=0.875,
-    hflip_probability=0.5,
-)
-"""With every augmentation but hue."""
+TINY = replace(RECIPES["demo"].recipe, **TINY_FIELDS)
 
 
 def run(recipe: Recipe, data: object, output: Path, **options: object) -> RunFolder:
     """Train in this process, in float32, without workers, with each step logged."""
+    reset_accelerate_state()
     how = {"workers": 0, "log_every": 1, "precision": "fp32", **options}
     return RunFolder(train("tiny", recipe, TrainOptions(data=str(data), output_dir=output, **how)))
 
@@ -46,11 +40,29 @@ def reset_accelerate_state() -> None:
     GradientState._reset_state()
 
 
+def rewind(folder: RunFolder, step: int, copy: Path | None = None) -> RunFolder:
+    """Delete all checkpoints after `step`, as if the run had been killed then; in a copy of the folder, if given."""
+    if copy:
+        folder = RunFolder(Path(shutil.copytree(folder.path, copy)))
+    for checkpoint in folder.checkpoints.iterdir():
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
+    return folder
+
+
+class NarrowBlock(Bottleneck):
+    """As wide as a BasicBlock outside, an eighth of that inside."""
+
+    expansion = 1
+
+    def __init__(self, inplanes: int, planes: int, stride: int, downsample: torch.nn.Module | None, *_: object):
+        super().__init__(inplanes, planes, stride, downsample, base_width=8)
+
+
 @contextlib.contextmanager
-def shallow_resnet18() -> Iterator[None]:
-    """In the body it has one block in each stage, 5 million weights in place of 11: to save them is half of what
-    so short a training takes."""
-    before, LAYOUTS["resnet18"] = LAYOUTS["resnet18"], (BasicBlock, (1, 1, 1, 1))
+def narrow_resnet18() -> Iterator[None]:
+    """In the body a resnet18 has one narrow block in each stage: 1 MB of weights, not 45, to compute and to save."""
+    before, LAYOUTS["resnet18"] = LAYOUTS["resnet18"], (NarrowBlock, (1, 1, 1, 1))
     _keys_of.cache_clear()
     yield
     LAYOUTS["resnet18"] = before

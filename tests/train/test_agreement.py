@@ -43,32 +43,29 @@ def test_equal_processes_agree(tiny: Recipe, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("made_by", "recipe", "options", "message"),
     [
-        ({"commit": "abc"}, "commit is abc there"),
-        ({"versions": {**provenance()["versions"], "torch": "1.0"}}, "version of torch is 1.0 there"),
+        ({"commit": "abc"}, {}, {}, "commit is abc there"),
+        ({"versions": {**provenance()["versions"], "torch": "1.0"}}, {}, {}, "version of torch is 1.0 there"),
+        ({}, {"lr": 1.1}, {}, "recipe field lr is 1.1 there, 0.002 here"),
+        ({}, {}, {"checkpoint_every": 1}, "option --checkpoint-every is 1 there, 0 here"),
     ],
+    ids=["commit", "version", "recipe", "option"],
 )
-def test_another_program_is_refused(tiny: Recipe, tmp_path: Path, monkeypatch, changes: dict, message: str):
-    monkeypatch.setattr(agreement, "provenance", lambda: {**provenance(), **(changes if this_rank() == 2 else {})})
-    said = outcomes(lambda launch: agreement.check_same_program(launch, tiny, TrainOptions(), RunFolder(tmp_path)))
-    assert len(set(said)) == 1
-    assert said[0].startswith("process 2 on node2 differs from process 0 on node0: ")
-    assert message in said[0]
+def test_another_program_or_command_is_refused(
+    tiny: Recipe, tmp_path: Path, monkeypatch, made_by: dict, recipe: dict, options: dict, message: str
+):
+    monkeypatch.setattr(agreement, "provenance", lambda: {**provenance(), **(made_by if this_rank() == 2 else {})})
 
-
-def test_another_command_is_refused(tiny: Recipe, tmp_path: Path):
     def check(launch: Launch) -> None:
-        recipe = dataclasses.replace(tiny, lr=0.1 + launch.rank)
-        agreement.check_same_program(launch, recipe, TrainOptions(), RunFolder(tmp_path))
+        is_other = launch.rank == 2
+        ours = dataclasses.replace(tiny, **(recipe if is_other else {}))
+        how = TrainOptions(**(options if is_other else {}))
+        agreement.check_same_program(launch, ours, how, RunFolder(tmp_path))
 
-    assert "recipe field lr is 1.1 there, 0.1 here" in outcomes(check)[0]
-
-    def check_options(launch: Launch) -> None:
-        options = TrainOptions(checkpoint_every=launch.rank)
-        agreement.check_same_program(launch, tiny, options, RunFolder(tmp_path))
-
-    assert "option --checkpoint-every is 1 there, 0 here" in outcomes(check_options)[1]
+    said = outcomes(check)
+    assert len(set(said)) == 1
+    assert said[0].startswith(f"process 2 on node2 differs from process 0 on node0: {message}")
 
 
 def test_run_that_only_some_machines_see_is_refused(tiny: Recipe, tmp_path: Path):
@@ -92,37 +89,26 @@ def test_clock_off_by_an_hour_is_refused(tiny: Recipe, tmp_path: Path, monkeypat
     assert set(said) == {"the clocks of node1 and node0 differ by 1 h 0 min; set them by NTP"}
 
 
-@pytest.fixture
-def other_folder(image_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(image_folder, tmp_path / "other"))
-
-
-def check_data(image_folder: Path, other_folder: Path):
-    sources = open_train_and_val(str(image_folder))
-    others = [dataclasses.replace(source, folder=other_folder / source.split) for source in sources]
-
-    def check(launch: Launch) -> None:
-        agreement.check_same_data(launch, others if launch.rank == 1 else sources)
-
-    return check
-
-
-def test_same_data_elsewhere_agree(image_folder: Path, other_folder: Path, monkeypatch):
-    monkeypatch.setattr("resnet_in1k.data.dataset.FileSource.image_name", lambda source, index: str(index))
-    assert outcomes(check_data(image_folder, other_folder)) == ["", "", ""]
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [(Path.unlink, "cannot be read: No such file"), (lambda path: path.write_bytes(b"x"), ", 2d711642b726")],
     ids=["missing", "changed"],
 )
-def test_other_data_are_refused(image_folder: Path, other_folder: Path, monkeypatch, change, words: str):
+def test_other_data_are_refused(image_folder: Path, tmp_path: Path, monkeypatch, change, words: str):
+    """A copy elsewhere is not other data, unless an image changes."""
     monkeypatch.setattr(
         "resnet_in1k.data.dataset.FileSource.image_name", lambda source, index: f"{source.split}{index}"
     )
+    other_folder = Path(shutil.copytree(image_folder, tmp_path / "other"))
+    sources = open_train_and_val(str(image_folder))
+    others = tuple(dataclasses.replace(source, folder=other_folder / source.split) for source in sources)
+
+    def check(launch: Launch) -> None:
+        agreement.check_same_data(launch, others if launch.rank == 1 else sources)
+
+    assert outcomes(check) == ["", "", ""]
     change(other_folder / "train/ant/0.jpg")
-    said = outcomes(check_data(image_folder, other_folder))
+    said = outcomes(check)
     assert len(set(said)) == 1
     assert said[0].startswith("node1 has different data from node0: train0 has the sha256 ")
     assert words in said[0]
@@ -148,20 +134,9 @@ def test_machine_with_too_little_memory_is_named(tiny: Recipe, image_folder: Pat
     monkeypatch.setattr(memory, "_left_in_cgroups", lambda: [10**6] if this_rank() == 1 else [])
     train, val = open_train_and_val(str(image_folder))
 
-    def check(launch: Launch) -> None:
-        preflight.check_machines(
-            SimpleNamespace(
-                launch=launch,
-                train_source=train,
-                val_source=val,
-                options=TrainOptions(),
-                num_workers=8,
-                counts=StepCounts(tiny, 1, 1, len(train)),
-                recipe=tiny,
-            )
-        )
-
-    said = outcomes(check)
+    whole = {"train_source": train, "val_source": val, "recipe": tiny, "counts": StepCounts(tiny, 1, 1, len(train))}
+    whole |= {"options": TrainOptions(), "num_workers": 8}
+    said = outcomes(lambda launch: preflight.check_machines(SimpleNamespace(launch=launch, **whole)))
     assert len(set(said)) == 1
     assert said[0].startswith("node1: too little memory for 8 loader workers: ")
     assert "1 MB of memory" in said[0]

@@ -1,29 +1,29 @@
-"""Checkpoints: whole, of this run, or refused with the file's name; nothing in them is executed."""
+"""Checkpoints: whole, of this run, or refused with the file's name; any optimizer continues as if never interrupted."""
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.small_network import SmallNetwork, all_tensors, assert_same_tensors, groups_of, take_steps
+from timm.optim import Lamb
 
-from resnet_in1k.model.weights import weights_file
+from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.checkpoint import (
+    OptimizerGroup,
     TensorGroup,
     TrainState,
     list_checkpoints,
     load_checkpoint,
-    load_newest_checkpoint,
-    prune_checkpoints,
-    rewrite_state,
     save_checkpoint,
     state_sha256,
 )
-from resnet_in1k.utils import files
+from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 Groups = dict[str, TensorGroup]
@@ -57,88 +57,21 @@ def test_all_of_the_state_is_loaded_again(tmp_path: Path, groups: Groups):
     assert load_checkpoint(folder, groups, "5" * 64) == TrainState(**state)
 
 
-def test_files_have_their_sums_and_are_readable_by_the_group(tmp_path: Path, groups: Groups):
-    folder = save(tmp_path, groups)
-    values = json.loads((folder / STATE).read_text())
-    assert values["format_version"] == 5
-    assert values["sha256"].keys() == {MODEL, OPTIMIZER, STATE}
-    for name in (MODEL, OPTIMIZER):
-        assert values["sha256"][name] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    mask = os.umask(0)
-    os.umask(mask)
-    assert all(path.stat().st_mode & 0o777 == 0o666 & ~mask for path in folder.iterdir())
-
-
-def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, groups: Groups, monkeypatch: pytest.MonkeyPatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    save(tmp_path, groups, step=1)
-    monkeypatch.setattr(files, "write_json", full)
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path, groups, step=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
-
-
-def test_the_state_can_be_rewritten_beside_the_same_tensors(tmp_path: Path, groups: Groups):
-    folder = save(tmp_path, groups, epoch_losses=[1.0, 0.5])
-    before = {name: (folder / name).read_bytes() for name in (MODEL, OPTIMIZER)}
-    evaluated = {"best_step": 2, "best_top1_accuracy": 0.5, "best_evaluation": {"loss": 1.0}}
-    rewrite_state(tmp_path, TrainState(step=2, **evaluated))
-    assert {name: (folder / name).read_bytes() for name in before} == before
-    assert load_checkpoint(folder, groups, "") == TrainState(step=2, **evaluated)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
-
-
-def test_checkpoints_are_listed_by_number_without_incomplete_ones(tmp_path: Path):
-    for name in ("step_00000009", "step_00000010", "step_100000000", ".step_00000011.7.tmp", "notes"):
-        (tmp_path / name).mkdir()
-    assert [step for step, _ in list_checkpoints(tmp_path)] == [9, 10, 100_000_000]
-    assert list_checkpoints(tmp_path / "nowhere") == []
-
-
-def test_the_newest_and_the_best_are_kept(tmp_path: Path):
-    for step in (1, 2, 3, 4, 5, 9):
-        (tmp_path / f"step_{step:08d}").mkdir()
-    prune_checkpoints(tmp_path, keep=2, best_step=2, damaged={4, 9})
-    assert [step for step, _ in list_checkpoints(tmp_path)] == [2, 3, 4, 5, 9]
-    assert not list(tmp_path.glob(".*"))
-
-
-def truncate(name: str, share: float) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[: int(len(data) * share)])
-
-    return damage
-
-
-def flip_bit(name: str, place: int) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        data = bytearray((folder / name).read_bytes())
-        data[place] ^= 1
-        (folder / name).write_bytes(data)
-
-    return damage
+def edit(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
 def remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
-def replace_in_state(old: str, new: str) -> Callable[[Path], None]:
+def replace_in_state(old: bytes, new: bytes) -> Callable[[Path], None]:
     """Still valid JSON."""
-
-    def damage(folder: Path) -> None:
-        text = (folder / STATE).read_text()
-        assert text.count(old) == 1
-        (folder / STATE).write_text(text.replace(old, new))
-
-    return damage
+    return edit(STATE, lambda data: data.replace(old, new))
 
 
-def write_state(data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / STATE).write_bytes(data)
+def flip_last_bit(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 def forge(name: str, data: bytes) -> Callable[[Path], None]:
@@ -156,36 +89,23 @@ def forge(name: str, data: bytes) -> Callable[[Path], None]:
 
 MALFORMED = {
     "without weights": (remove(MODEL), f"{MODEL} cannot be read .No such file"),
-    "without an optimizer": (remove(OPTIMIZER), f"{OPTIMIZER} cannot be read .No such file"),
     "without a state": (remove(STATE), f"{STATE} cannot be read .No such file"),
-    "weights empty": (truncate(MODEL, 0), f"{MODEL} is damaged"),
-    "weights a byte short": (truncate(MODEL, 0.9999), f"{MODEL} is damaged"),
-    "optimizer cut in the middle": (truncate(OPTIMIZER, 0.5), f"{OPTIMIZER} is damaged"),
-    "state cut in the middle": (truncate(STATE, 0.5), f"{STATE} cannot be read .JSONDecodeError"),
-    "state empty": (truncate(STATE, 0), f"{STATE} cannot be read .JSONDecodeError"),
-    "a bit of the weights' header": (flip_bit(MODEL, 20), f"{MODEL} is damaged"),
-    "a bit of the weights": (flip_bit(MODEL, -1), f"{MODEL} is damaged"),
-    "a bit of the momentum": (flip_bit(OPTIMIZER, -1), f"{OPTIMIZER} is damaged"),
-    "a digit of the state": (
-        replace_in_state('"best_top1_accuracy": -1.0', '"best_top1_accuracy": -3.0'),
-        f"{STATE} is damaged",
-    ),
-    "a key of the state": (replace_in_state('"bad_images"', '"bad_imagez"'), f"{STATE} cannot be read .TypeError"),
+    "weights a byte short": (edit(MODEL, lambda data: data[:-1]), f"{MODEL} is damaged"),
+    "optimizer empty": (edit(OPTIMIZER, lambda data: b""), f"{OPTIMIZER} is damaged"),
+    "state cut in the middle": (edit(STATE, lambda data: data[:100]), f"{STATE} cannot be read .JSONDecodeError"),
+    "state that is no text": (edit(STATE, lambda data: b"\xff\xfe\x00"), "cannot be read .UnicodeDecodeError"),
+    "state nested too deeply": (edit(STATE, lambda data: b"[" * 100_000), "cannot be read .ValueError: nested too"),
+    "a bit of the weights": (edit(MODEL, flip_last_bit), f"{MODEL} is damaged"),
+    "a bit of the momentum": (edit(OPTIMIZER, flip_last_bit), f"{OPTIMIZER} is damaged"),
+    "a digit of the state": (replace_in_state(b'"best_step": 0', b'"best_step": 2'), f"{STATE} is damaged"),
+    "a key of the state": (replace_in_state(b'"bad_images"', b'"bad_imagez"'), f"{STATE} cannot be read .TypeError"),
     "state of the version before": (
-        replace_in_state('"format_version": 5', '"format_version": 4'),
+        replace_in_state(b'"format_version": 5', b'"format_version": 4'),
         "has format version 4, and this version of resnet-in1k reads 5; resume with the version that wrote it",
     ),
-    "state without a version": (replace_in_state('"format_version": 5,', ""), f"{STATE} cannot be read .KeyError"),
-    "state that is a list": (write_state(b"[]"), f"{STATE} cannot be read .TypeError"),
-    "state that is no text": (write_state(b"\xff\xfe\x00"), f"{STATE} cannot be read .UnicodeDecodeError"),
-    "state nested too deeply": (write_state(b"[" * 100_000), f"{STATE} cannot be read .ValueError: nested too deeply"),
     "forged weights with a huge header": (
         forge(MODEL, (1 << 60).to_bytes(8, "little") + b"{}"),
         f"{MODEL} is not a complete safetensors file",
-    ),
-    "forged optimizer with a header that is no JSON": (
-        forge(OPTIMIZER, (4).to_bytes(8, "little") + b"\xff\xfe{}"),
-        f"{OPTIMIZER} is not a complete safetensors file",
     ),
 }
 
@@ -234,32 +154,111 @@ def test_a_pickle_is_not_executed(tmp_path: Path, groups: Groups):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path: Path, groups: Groups):
-    save(tmp_path, groups, step=1)
-    flip_bit(MODEL, -1)(save(tmp_path, groups, step=2))
-    lines: list[str] = []
-    assert load_newest_checkpoint(tmp_path, groups, lines.append, "").step == 1
-    assert len(lines) == 2
-    assert lines[0].startswith("skipped: ")
-    assert "step_00000002/model.safetensors is damaged" in lines[0]
-    assert lines[1].startswith("resuming after step 1 from ")
+Parameters = list[torch.nn.Parameter]
 
 
-def test_without_a_usable_checkpoint_a_run_is_not_started_anew(tmp_path: Path, groups: Groups):
-    assert load_newest_checkpoint(tmp_path, groups, print, "") is None
-    remove(STATE)(save(tmp_path, groups))
-    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* can be used, see above; fix that, or start"):
-        load_newest_checkpoint(tmp_path, groups, print, "")
+class CountingSGD(torch.optim.SGD):
+    """Counts its steps by Python numbers: in a group, in one of its defaults, in a parameter's state; as schedule-free
+    optimizers and older ones do. Its learning rate depends on all three."""
+
+    def __init__(self, parameters: Parameters, lr: float):
+        super().__init__(parameters, lr, momentum=0.9)
+        self.defaults["weight_sum"] = 0.0
+        for group in self.param_groups:
+            group["weight_sum"] = 0.0
+
+    def step(self) -> None:
+        for group in self.param_groups:
+            group["counted"] = group.get("counted", 0) + 1
+            group["weight_sum"] += 1 / 3
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["steps"] = state.get("steps", 0) + 1
+                parameter.grad *= 1 / (group["counted"] + group["weight_sum"] + state["steps"])
+        super().step()
 
 
-def test_damaged_weights_are_refused_by_evaluation_and_publication_too(tmp_path: Path, groups: Groups):
-    """Which read the weights alone, through `weights_file`."""
-    folder = save(tmp_path, groups)
-    assert weights_file(folder) == folder / MODEL
-    flip_bit(MODEL, -1)(folder)
-    for checkpoint in (folder, folder / MODEL):
-        with pytest.raises(UserError, match=r"step_00000002/model.safetensors is damaged: its sha256 is not"):
-            weights_file(checkpoint)
-    (folder / STATE).write_text("{")
-    with pytest.raises(UserError, match=r"its sha256 in .*state.json cannot be read \(JSONDecodeError"):
-        weights_file(folder)
+OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
+    "SGD without momentum": lambda parameters: torch.optim.SGD(parameters, 0.01),
+    "SGD, fused": lambda parameters: torch.optim.SGD(parameters, 0.01, momentum=0.9, fused=True),
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, 0.01),
+    "AdamW, fused": lambda parameters: torch.optim.AdamW(parameters, 0.01, fused=True),
+    "RAdam": lambda parameters: torch.optim.RAdam(parameters, 0.01),
+    "NAdam": lambda parameters: torch.optim.NAdam(parameters, 0.01),  # a scalar for each parameter
+    "Adafactor": lambda parameters: torch.optim.Adafactor(parameters, 0.01),  # factors smaller than their parameter
+    "LAMB": lambda parameters: Lamb(parameters, 0.01),  # counts its steps in its groups
+    "counting by numbers": lambda parameters: CountingSGD(parameters, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_is_resumed_bit_identically(tmp_path: Path, name: str):
+    """With two parameter groups; the fresh network has other weights before its checkpoint is loaded."""
+
+    def started(seed: int) -> tuple[SmallNetwork, torch.optim.Optimizer, dict[str, TensorGroup]]:
+        torch.manual_seed(seed)
+        network = SmallNetwork()
+        decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+        optimizer = OPTIMIZERS[name]([{"params": others, "weight_decay": 0.0}, {"params": decayed}])
+        return network, optimizer, groups_of(network, optimizer)
+
+    network, optimizer, groups = started(0)
+    take_steps(network, optimizer, 1, 2, 3)
+    tensors = {group: groups[group].tensors() for group in groups}
+    folder = save_checkpoint(tmp_path, TrainState(step=3), tensors)
+    take_steps(network, optimizer, 4, 5, 6)
+
+    resumed, fresh_optimizer, resumed_groups = started(1)
+    load_checkpoint(folder, resumed_groups, "")
+    assert_same_tensors(
+        {f"{group}/{key}": tensors[group][key] for group in tensors for key in tensors[group]},
+        all_tensors(resumed_groups),
+    )
+    take_steps(resumed, fresh_optimizer, 4, 5, 6)
+    assert_same_tensors(all_tensors(resumed_groups), all_tensors(groups))
+    for ours, theirs in zip(resumed.parameters(), network.parameters(), strict=True):
+        states = (fresh_optimizer.state[ours], optimizer.state[theirs])
+        layouts = [{key: value.stride() for key, value in state.items() if torch.is_tensor(value)} for state in states]
+        assert layouts[0] == layouts[1]
+
+
+def test_state_of_an_unknown_parameter_is_refused(tmp_path: Path):
+    network = SmallNetwork()
+    group = OptimizerGroup(network, torch.optim.SGD(network.parameters(), 0.01))
+    for name in ("fc.other.momentum_buffer", "momentum_buffer", "param_groups.1.step:number"):
+        with pytest.raises(UserError, match=rf"optimizer.safetensors does not fit the model: it has {name}"):
+            group.check({name: torch.zeros(3)}, tmp_path / "optimizer.safetensors")
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> RunWriter:
+    writer = RunWriter(RunFolder(tmp_path), Launch(), keep_checkpoints=2)
+    writer.acquire_lock()
+    return writer
+
+
+def test_the_newest_two_and_the_best_are_kept_and_damaged_ones_neither_deleted_nor_counted(
+    tmp_path: Path, writer: RunWriter, groups: Groups, tiny: Recipe
+):
+    checkpoints = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4):
+        writer.save_checkpoint(TrainState(step=step, best_step=1), groups)
+    (checkpoints / ".step_00000005.7.tmp").mkdir()  # as of a killed run
+    assert [step for step, _ in list_checkpoints(checkpoints)] == [1, 3, 4]
+
+    how = {"data": {}, "facts": {}, "evaluation_pending": False}
+    writer.start(TrainState(step=3, best_step=1), "tiny", tiny, **how)  # resumed at 3, as 4 is damaged
+    writer.save_checkpoint(TrainState(step=6, best_step=1), groups)
+    assert [step for step, _ in list_checkpoints(checkpoints)] == [1, 3, 4, 6]
+    writer.save_checkpoint(TrainState(step=100_000_000, best_step=1), groups)
+    assert [step for step, _ in list_checkpoints(checkpoints)] == [1, 4, 6, 100_000_000]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, writer: RunWriter):
+    network = SmallNetwork()
+    network.bn1.running_var[3] = torch.inf
+    groups = groups_of(network, torch.optim.SGD(network.parameters(), 0.01))
+    with pytest.raises(UserError, match=r"after step 1,000 bn1.running_var is not finite and was not saved; try a"):
+        writer.save_checkpoint(TrainState(step=1000), groups)
+    assert list_checkpoints(tmp_path / "checkpoints") == []

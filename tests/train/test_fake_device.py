@@ -5,15 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers.fake_device import META, HostMustNotWait, HostWaits, sees_values
+from helpers.fake_device import META, HostMustNotWait, HostWaits
 
-from resnet_in1k.augment import pipeline
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.loader import Batch
 from resnet_in1k.evaluate.evaluation import padded, predict_batch
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.train.step import MovingAverage, TrainStep
@@ -27,74 +25,37 @@ def batch_on(device: torch.device) -> Batch:
     return Batch(torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device=device), labels, labels, step=3)
 
 
-def prepare(augmentation: Augmentation) -> int:
-    """Augments a batch on the meta device; the number of copies to it."""
+def test_a_batch_is_augmented_after_one_copy():
+    """That of the random draws."""
     normalize(torch.zeros(1, 3, 8, 8, device=META))  # its constants go there once
+    batch = batch_on(META)
     with HostMustNotWait() as guard:
-        batch = batch_on(META)
-        images, targets = augmentation(batch.images, batch.labels, batch.step)
+        images, targets = Augmentation(RECIPE, 6)(batch.images, batch.labels, batch.step)
+    assert guard.num_copies == 1
     assert (images.device, targets.device) == (META, META)
     assert images.is_contiguous(memory_format=torch.channels_last)
-    return guard.num_copies
 
 
-def test_a_batch_is_augmented_after_one_copy():
-    assert prepare(Augmentation(RECIPE, 6)) == 1
+WAYS_TO_WAIT = {
+    "item": lambda values: values * values.max().item(),
+    "mask": lambda values: values[values > 0],
+    "index of the CPU": lambda values: values[torch.arange(3)],
+    "copied to the CPU": lambda values: values * float(values.cpu()[0]),
+}
 
 
-class Wrong:
-    """An operation that makes the host wait."""
-
-    name = "wrong"
-    works_on_uint8 = False
-
-    def __init__(self, way: str):
-        self.way = way
-
-    def draw(self, generator, batch_size):
-        return torch.rand(batch_size, 1, generator=generator), None
-
-    def apply(self, images, targets, draws, shared):
-        device, factor = images.device, draws[:, 0]
-        ways = {
-            "item": lambda: images * factor.max().item(),
-            "if": lambda: images if factor.max() > 0 else -images,
-            "mask": lambda: images[factor > 0],
-            "nonzero": lambda: images.index_select(0, (factor > 0).nonzero().flatten()),
-            "tolist": lambda: images * sum(factor.tolist()),
-            "index of the CPU": lambda: images[torch.arange(8)],
-            "tensor of the CPU": lambda: images * torch.ones(8, 1, 1, 1),
-            "copied to the CPU": lambda: images * float(factor.cpu()[0]),
-            "made of values": lambda: images * torch.tensor([1.0, 2.0, 3.0], device=device).view(3, 1, 1),
-        }
-        return ways[self.way](), targets
-
-
-WRONG_WAYS = [
-    *("item", "if", "mask", "nonzero", "tolist"),
-    *("index of the CPU", "tensor of the CPU", "copied to the CPU"),
-    pytest.param("made of values", marks=pytest.mark.skipif(not sees_values(), reason="not seen with this torch")),
-]
-
-
-@pytest.mark.parametrize("way", WRONG_WAYS)
-def test_an_operation_that_makes_the_host_wait_is_found(monkeypatch: pytest.MonkeyPatch, way: str):
-    operations = [*pipeline.OPERATIONS, lambda recipe, num_classes: Wrong(way)]
-    monkeypatch.setattr(pipeline, "OPERATIONS", operations)
-    with pytest.raises((HostWaits, RuntimeError)):  # NotImplementedError is a RuntimeError
-        prepare(Augmentation(RECIPE, 6))
-
-
-def training_step(device: torch.device) -> TrainStep:
-    accelerator = Accelerator(cpu=True)
-    accelerator.state.device = device
-    return TrainStep(RECIPE, 6, accelerator, gradient_accumulation_steps=2)
+@pytest.mark.parametrize("way", WAYS_TO_WAIT)
+def test_what_makes_the_host_wait_is_found(way: str):
+    with HostMustNotWait(), pytest.raises((HostWaits, RuntimeError)):  # NotImplementedError is a RuntimeError
+        WAYS_TO_WAIT[way](torch.zeros(3, device=META))
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["indices", "probabilities"])
 def test_training_steps_and_moving_average(dense: bool):
     """Forward, backward, update, and an update of the average."""
-    step = training_step(META)
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.device = META
+    step = TrainStep(RECIPE, 6, accelerator, gradient_accumulation_steps=2)
     average = MovingAverage(ResNet("resnet18", 6).to(META), StepCounts(replace(RECIPE, ema_decay=0.9), 1, 1, 80))
     images, labels = torch.zeros(8, 3, 32, 32, device=META), torch.zeros(8, dtype=torch.int64, device=META)
     targets = torch.zeros(8, 6, device=META) if dense else labels
@@ -106,18 +67,6 @@ def test_training_steps_and_moving_average(dense: bool):
     assert {(loss.shape, loss.device) for loss in losses} == {((), META)}
     assert len(step.optimizer.state) == len(list(step.model.parameters()))
     assert step.optimizer.param_groups[0]["lr"] == 0.2
-
-
-def test_a_loss_that_is_read_at_each_step_is_found(monkeypatch: pytest.MonkeyPatch):
-    def read(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        loss = torch.nn.functional.cross_entropy(logits, targets)
-        return loss if loss.item() < 10 else loss / 2
-
-    monkeypatch.setitem(LOSSES, "cross_entropy", lambda recipe: read)
-    step, batch = training_step(META), batch_on(META)
-    images = normalize(batch.images)
-    with HostMustNotWait(), pytest.raises(RuntimeError, match="meta"):
-        step(images, batch.labels, 0.1, 1)
 
 
 @pytest.mark.parametrize("size", [8, 3], ids=["full", "last"])

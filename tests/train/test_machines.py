@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.machines import Machine, two_machines
-from helpers.processes import ROOT, SLOW, assert_same_end, free_port, start
+from helpers.processes import ROOT, SLOW, assert_same_end, free_port
 
 from resnet_in1k.run_folder import RunFolder
 
@@ -24,33 +24,23 @@ def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
         yield pair
 
 
-@pytest.fixture(scope="module")
-def trained_by_four(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """By four processes on one machine."""
-    folder = RunFolder(tmp_path_factory.mktemp("trained_by_four") / "run")
-    process = start(image_folder, folder.path, launcher=("-m", "torch.distributed.run", "--nproc_per_node", "4"))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return folder
-
-
 @pytest.mark.parametrize(
-    "killed_at", [(6,), pytest.param((1, 3, 4, 5, 7), marks=pytest.mark.torture)], ids=["once", "five_times"]
+    "killed_at", [(), pytest.param((1, 3, 4, 5, 7), marks=pytest.mark.torture)], ids=["whole", "killed_five_times"]
 )
-def test_two_machines_are_one_of_four_processes(machines, image_folder, tmp_path: Path, trained_by_four, killed_at):
-    """And one of them may be killed on the way, with all its processes, if both are started again."""
+def test_two_machines_are_one_run_of_two_processes(machines, image_folder, tmp_path, trained_by_two, killed_at):
+    """Also if one of them is killed on the way, with all its processes, and both are started again."""
     folder = RunFolder(tmp_path / "run")
-    every = ("--checkpoint-every", 2 if len(killed_at) > 1 else 1000)
+    how = ("--resume", "--checkpoint-every", 2 if killed_at else 1000)
     for step in (*killed_at, None):
-        processes = [machine.start(image_folder, folder.path, "--resume", *every) for machine in machines]
+        processes = [machine.start(image_folder, folder.path, *how) for machine in machines]
         if step:
             kill_at(processes[0], f"step {step}/8", processes[1])
         outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert f"resuming after step {6 if len(killed_at) > 1 else 4}" in outputs[0][0]
+    assert ("resuming after step 6" in outputs[0][0]) == bool(killed_at)
     assert outputs[0][0].count(" loader worker each; ") == 2  # each machine's cores and memory
     assert outputs[1][0] == ""
-    assert_same_end(folder, trained_by_four)
+    assert_same_end(folder, trained_by_two[0])
 
 
 def kill_at(process: subprocess.Popen, text: str, victim: subprocess.Popen) -> None:
@@ -70,67 +60,17 @@ def kill_machine(launcher: subprocess.Popen) -> None:
             process.kill()
 
 
-@pytest.mark.parametrize(
-    ("unshared", "message"),
-    [
-        ("images", " has different data from {}: "),
-        pytest.param("run", " does not see the run folder run of {};", marks=pytest.mark.torture),
-    ],
-)
-def test_machine_without_the_shared_folders_is_refused(machines, image_folder: Path, tmp_path, unshared, message):
+def test_machine_with_other_images_is_refused(machines, image_folder: Path, tmp_path: Path):
     """Both are started by the same command, with paths relative to folders that are not the same."""
     for machine in machines:
-        (tmp_path / machine.name).mkdir()
-        if unshared == "run":
-            (tmp_path / machine.name / "images").symlink_to(image_folder)
-        else:
-            shutil.copytree(image_folder, tmp_path / machine.name / "images")
-    if unshared == "images":
-        (tmp_path / machines[1].name / "images/train/ant/0.jpg").write_bytes(b"another")
+        shutil.copytree(image_folder, tmp_path / machine.name / "images")
+    (tmp_path / machines[1].name / "images/train/ant/0.jpg").write_bytes(b"another")
     processes = [machine.start("images", "run", cwd=tmp_path / machine.name) for machine in machines]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert all(process.returncode != 0 for process in processes)
     for _, errors in outputs:
-        assert errors.count("error: " + machines[1].name + message.format(machines[0].name)) == 1, errors
-    assert "step 1/8" not in outputs[0][0]
-
-
-UNLIKE = {
-    "clock": (
-        "import time; now = time.time; time.time = lambda: now() + 3665",
-        "the clocks of {1} and {0} differ by 1 h 1 min",
-    ),
-    "versions": (
-        "from importlib import metadata; whole = metadata.version\n"
-        "metadata.version = lambda name: '9.9' if name == 'torchvision' else whole(name)",
-        "process 2 on {1} differs from process 0 on {0}: version of torchvision is 9.9 there",
-    ),
-    "memory": (
-        "import psutil; whole = psutil.virtual_memory\n"
-        "psutil.virtual_memory = lambda: whole()._replace(available=10**6)",
-        "{1}: too little for 1 loader worker: ",
-    ),
-    "commit": ("", "process 2 on {1} differs from process 0 on {0}: commit is "),
-}
-"""What the second machine's Python does first, and what all say of it."""
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize("what", UNLIKE)
-def test_machine_that_is_not_like_the_first_is_refused(machines, image_folder: Path, tmp_path: Path, what: str):
-    code, message = UNLIKE[what]
-    (tmp_path / "sitecustomize.py").write_text(code)
-    environment = {"PYTHONPATH": str(tmp_path)}
-    if what == "commit":
-        subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-        environment = {"GIT_DIR": str(tmp_path / ".git")}
-    processes = [
-        machine.start(image_folder, tmp_path / "run", env=environment if machine.rank else None) for machine in machines
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert all(process.returncode != 0 for process in processes)
-    for _, errors in outputs:
-        assert errors.count("error: " + message.format(*(machine.name for machine in machines))) == 1, errors
+        message = f"error: {machines[1].name} has different data from {machines[0].name}: "
+        assert errors.count(message) == 1, errors
     assert "step 1/8" not in outputs[0][0]
 
 
@@ -141,20 +81,18 @@ def test_lost_machine_ends_in_a_smaller_run(image_folder: Path, tmp_path: Path):
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "elastic"]
     quick = "join_timeout=60,last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
     train = ["scripts/train.py", *SLOW, "--data", image_folder, "--output-dir", folder.path, "--resume"]
-    processes = []
-    for is_host in ("1", "0"):
-        command = [sys.executable, *launcher, "--rdzv-conf", f"{quick},is_host={is_host}", *train]
-        processes.append(
-            subprocess.Popen(
-                [str(word) for word in command],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *launcher, "--rdzv-conf", f"{quick},is_host={is_host}", *map(str, train)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
+        for is_host in (1, 0)
+    ]
     left, lost = processes
     lines = []
     for line in left.stdout:
@@ -166,6 +104,7 @@ def test_lost_machine_ends_in_a_smaller_run(image_folder: Path, tmp_path: Path):
     printed = "".join(lines)
     assert left.wait(120) == 0, printed
     assert "8 global = 2 processes × 4" in printed
+    assert "lost its connection to the other processes (" in printed
     assert "8 global = 1 process × 8" in printed
     assert "resuming after step 4" in printed
     assert [record["step"] for record in folder.records() if record["kind"] == "train"] == list(range(1, 9))

@@ -1,5 +1,6 @@
 """The plan of a run, and the schedule, time and price that a dry run adds."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,10 +37,11 @@ def plan_of(recipe: Recipe, image_folder: Path) -> str:
 
 
 def test_plan_lists_what_the_run_will_do(image_folder: Path):
-    text = plan_of(replace(TUTORIAL, global_batch_size=12, epochs=7), image_folder)
+    sizes = {"initial_image_size": 128, "image_size_ramp_start": 2, "image_size_ramp_end": 5, "eval_image_size": 256}
+    text = plan_of(replace(TUTORIAL, global_batch_size=12, epochs=7, **sizes), image_folder)
     for part in (
         "tutorial, but epochs 20 → 7; global_batch_size 256 → 12",
-        "resnet50, 6 classes, 224 px\n",
+        "resnet50, 6 classes, 128 px, growing to 224 px from epoch 2 to 5, evaluated at 256 px\n",
         "37 training and 12 validation images",
         "12 global = 2 processes × 6 in 3 accumulation steps of 2",
         "3 an epoch (1 image dropped, different images each epoch) × 7 epochs = 21",
@@ -48,19 +50,6 @@ def test_plan_lists_what_the_run_will_do(image_folder: Path):
         "1 loader worker, 2 CPU threads",
     ):
         assert part in text
-
-
-def test_plan_names_changing_sizes(image_folder: Path):
-    sizes = {"initial_image_size": 128, "image_size_ramp_start": 2, "image_size_ramp_end": 5, "eval_image_size": 256}
-    text = plan_of(replace(TUTORIAL, global_batch_size=12, **sizes), image_folder)
-    assert "128 px, growing to 224 px from epoch 2 to 5, evaluated at 256 px" in text
-
-
-def test_plan_notes_what_the_device_lacks(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    recipe = replace(TUTORIAL, global_batch_size=12)
-    assert "  note" not in plan_of(recipe, image_folder)
-    monkeypatch.setattr(plan, "missing_capabilities", lambda device: [f"no side stream on {device}", "no more"])
-    assert "\n  note          no side stream on cpu\n  note          no more" in plan_of(recipe, image_folder)
 
 
 def rows_of(text: str) -> dict[int, list[str]]:
@@ -80,14 +69,8 @@ def test_schedule_shows_rate_and_image_size_at_the_epochs_borders():
     assert len(rows[9][5]) == 16
 
 
-def test_a_long_schedule_shows_what_changes_and_some_epochs_between():
-    rows = rows_of(describe_schedule(StepCounts(RECIPES["goyal"].recipe, 1, 1, 81920)))
-    assert {1, 5, 31, 61, 81, 90} <= rows.keys()
-    assert 10 <= len(rows) <= 22
-    assert [float(rows[epoch][0]) for epoch in (31, 61, 81)] == pytest.approx([0.32, 0.032, 0.0032])
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 def test_forecast_is_the_sum_of_its_parts(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
     """By hand: two epochs of 32 images at 32 px and one at 64 px, three validations; cores load and compute."""
     monkeypatch.setattr(plan, "step_rate", lambda run, size: {32: 0.04, 64: 0.01}[size])
@@ -105,40 +88,17 @@ def test_forecast_is_the_sum_of_its_parts(tiny: Recipe, image_folder: Path, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 def test_speed_is_measured_and_leaves_no_trace(tiny: Recipe, image_folder: Path, tmp_path: Path, capsys):
     """All rates are positive; the price of a real run is in its log, adds up, and is told at the end."""
     run(replace(tiny, epochs=1), image_folder, tmp_path / "run", dry_run=True)
     out = capsys.readouterr().out
     assert "forecast      about " in out
     assert "dollars" not in out
-    rates = [
-        float(word.replace(",", ""))
-        for word in out.rpartition("images/s: ")[2].replace(";", "").split()
-        if word[0].isdigit()
-    ]
-    assert len(rates) == 4  # steps, their size, loading, validation
-    assert all(rate > 0 for rate in rates)
+    assert re.search(r"images/s: training steps [1-9][\d,]* at 32 px; loading [1-9][\d,]*; validation [1-9]", out)
 
     folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", dollars_per_hour=3600.0)
     (record,) = [record for record in folder.records() if record["kind"] == "epoch"]
     spent = record["load_seconds"] + record["train_seconds"] + record["val_seconds"]
     assert record["dollars"] == pytest.approx(spent)
     assert f", {spent:,.2f} dollars in all: best" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("device", "batch_size", "measured"), [("cpu", 64, [16, 4]), ("cpu", 8, [8]), ("cuda", 64, [64])]
-)
-def test_a_large_batch_on_a_cpu_is_forecast_from_small_ones(monkeypatch, device: str, batch_size: int, measured: list):
-    """An update of 0.4 seconds and 10 ms an image, by hand: 64 images in 1.04 seconds."""
-    asked = []
-
-    def seconds_of_part(run, size: int, part: int) -> float:
-        asked.append(part)
-        return 0.4 + 0.01 * part
-
-    monkeypatch.setattr(plan, "_seconds_of_part", seconds_of_part)
-    schedule = SimpleNamespace(per_device_batch_size=batch_size)
-    rate = plan.step_rate(SimpleNamespace(counts=schedule, device=torch.device(device)), 32)
-    assert rate == pytest.approx({64: 64 / 1.04, 8: 8 / 0.48}[batch_size])
-    assert asked == measured

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers.processes import ROOT, free_port
+from helpers.processes import ROOT, TWO_PROCESSES
 from helpers.training import TINY
 
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.train.step import TrainStep
+from resnet_in1k.utils.distributed import make_accelerator
+from resnet_in1k.utils.launch import Launch
 
 RECIPE = replace(
     TINY,
@@ -51,36 +53,21 @@ def train_ten_steps(accelerator: Accelerator, output: Path) -> None:
         torch.save({"losses": losses, "model": step.model.state_dict()}, output)
 
 
-PROCESS = """
-import sys
-sys.path[:0] = ["tests", "tests/train"]
-from pathlib import Path
-from resnet_in1k.utils import distributed
-from resnet_in1k.utils.launch import Launch
-from test_several_processes import train_ten_steps
-
-launch = Launch.connect()
-train_ten_steps(distributed.make_accelerator(launch, "fp32"), Path(sys.argv[1]))
-launch.gather(None, "training")
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_with_synchronized_norms_equal_one(tmp_path: Path):
     """Losses, weights and norm statistics of ten steps, to 1e-5."""
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path / "two.pt")],
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
-        )
-        for rank in "01"
-    ]
-    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    command = [sys.executable, *TWO_PROCESSES, __file__, str(tmp_path / "two.pt")]
+    environment = {**os.environ, "PYTHONPATH": "tests:.", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=200)
     train_ten_steps(Accelerator(cpu=True), tmp_path / "one.pt")
     two, one = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("two", "one"))
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert len(set(one["losses"])) == 10
     for name, value in one["model"].items():
         torch.testing.assert_close(two["model"][name], value, rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":  # in each of the two processes
+    launch = Launch.connect()
+    train_ten_steps(make_accelerator(launch, "fp32"), Path(sys.argv[1]))
+    launch.gather(None, "training")

@@ -1,15 +1,15 @@
 """Signals to real training processes: saved, status 75, and the resumed run ends as if never interrupted."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
-from helpers.processes import ROOT, TWO_PROCESSES, assert_same_end, at, rank_of, start
-from helpers.training import run
+from helpers.processes import ROOT, TWO_PROCESSES, accelerate_launch, assert_same_end, at, rank_of, start
+from helpers.training import losses, run
 
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_train_and_val
@@ -18,39 +18,23 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.train import trainer
 from resnet_in1k.utils import signals
+from resnet_in1k.utils.device import usable_cores
 from resnet_in1k.utils.errors import Preempted
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_stopped_in_training_and_resumed(image_folder: Path, tmp_path: Path, trained_by_one: RunFolder, number):
+def test_stopped_in_training_and_resumed(image_folder: Path, tmp_path: Path, trained_by_one: RunFolder):
     folder = RunFolder(tmp_path / "run")
     process = start(image_folder, folder.path)
-    _, errors = at(process, "step 6/8", lambda: process.send_signal(number))
+    _, errors = at(process, "step 6/8", process.terminate)
     assert process.returncode == 75, errors
-    assert errors.startswith(f"stopped by {number.name} after step ")
+    assert errors.startswith("stopped by SIGTERM after step ")
     assert errors.endswith("resume with the same command and --resume\n")
     assert errors.count("\n") == 1
-    assert process.wait() == 75
     out, _ = start(image_folder, folder.path, "--resume").communicate(timeout=120)
     assert "resuming after step " in out
     assert_same_end(folder, trained_by_one)
-
-
-def test_killed_run_leaves_no_workers(image_folder: Path, tmp_path: Path):
-    process = start(image_folder, tmp_path / "run")
-    children: list[psutil.Process] = []
-
-    def kill() -> None:
-        children.extend(psutil.Process(process.pid).children(recursive=True))
-        process.kill()
-
-    at(process, "step 3/8", kill)
-    assert process.returncode == -signal.SIGKILL
-    assert children
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive
 
 
 def test_second_signal_ends_the_process_at_once():
@@ -87,25 +71,20 @@ def test_second_signal_in_a_notebook_interrupts_the_cell(monkeypatch: pytest.Mon
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_run_whose_launcher_is_killed_saves_and_ends(image_folder: Path, tmp_path: Path, trained_by_one: RunFolder):
-    """`accelerate launch` of one process forwards no signals: the run would go on unnoticed."""
-    folder = RunFolder(tmp_path / "run")
-    launcher = (
-        "-m",
-        "accelerate.commands.accelerate_cli",
-        "launch",
-        "--config_file",
-        "accelerate_configs/one_gpu.yaml",
-    )
-    process = start(image_folder, folder.path, launcher=launcher)
-    _, errors = at(process, "step 2/8", process.terminate)  # all that the run prints, until it ends
+def test_run_whose_launcher_is_killed_saves_and_ends(image_folder: Path, tmp_path: Path, all_cores, monkeypatch):
+    """`accelerate launch` of one process forwards no signals: the run would go on unnoticed. And it sets
+    OMP_NUM_THREADS=1 where its configuration has no other value: the run uses all physical cores all the same."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    process = start(image_folder, tmp_path / "run", launcher=accelerate_launch("one_gpu.yaml"))
+    out, errors = at(process, "step 2/8", process.terminate)  # all that the run prints, until it ends
+    assert f"{usable_cores()} CPU thread" in out
     assert process.returncode == -signal.SIGTERM
-    assert "stopped by the end of its launcher after step " in errors
-    out, _ = start(image_folder, folder.path, "--resume").communicate(timeout=120)
-    assert "resuming after step " in out
-    assert_same_end(folder, trained_by_one)
+    (step,) = re.findall(r"^stopped by the end of its launcher after step (\d) of 8", errors, re.M)
+    assert int(step) < 8
+    assert (tmp_path / f"run/checkpoints/step_0000000{step}").is_dir()
 
 
+@pytest.mark.usefixtures("narrow")
 def test_stopped_in_validation_and_resumed(
     image_folder: Path, tmp_path: Path, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
 ):
@@ -115,7 +94,7 @@ def test_stopped_in_validation_and_resumed(
     whole = evaluation.normalize
 
     def send(images, *how):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
         return whole(images, *how)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
@@ -123,7 +102,7 @@ def test_stopped_in_validation_and_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "normalize", send)
         patch.setattr(trainer, "EVAL_BATCH_SIZE", 5)
-        with pytest.raises(Preempted, match="stopped by SIGTERM after step 4 of 8"):
+        with pytest.raises(Preempted, match="stopped by SIGINT after step 4 of 8"):
             run(recipe, image_folder, folder.path, keep_checkpoints=9)
     assert [record["kind"] for record in folder.records()] == ["train"] * 4
     assert {number: signal.getsignal(number) for number in before} == before
@@ -131,6 +110,7 @@ def test_stopped_in_validation_and_resumed(
     assert_same_end(folder, finished)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_signal_while_the_data_is_being_opened_is_not_lost(
     tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -147,14 +127,20 @@ def test_signal_while_the_data_is_being_opened_is_not_lost(
     assert len(run(tiny, image_folder, tmp_path / "run", resume=True).records()) == 10
 
 
-def test_signal_to_one_of_two_processes_stops_both(image_folder: Path, tmp_path: Path, trained_by_two):
-    """To that which does not write; `make torture` signals the other, too."""
+def test_signal_to_one_of_two_processes_stops_both_and_one_goes_on(
+    tiny: Recipe, image_folder: Path, tmp_path: Path, trained_by_two
+):
+    """To that which does not write. Two halves on two processes are two accumulation steps on one: the same images,
+    norms and gradients. `make torture` signals the other, too."""
     folder = RunFolder(tmp_path / "run")
     process = start(image_folder, folder.path, launcher=TWO_PROCESSES)
     _, errors = at(process, "step 1/8", lambda: rank_of(process, 1).send_signal(signal.SIGUSR1))
     assert errors.count("stopped by SIGUSR1 after step ") >= 1
-    again = start(image_folder, folder.path, "--resume", launcher=TWO_PROCESSES)
-    out, _ = again.communicate(timeout=120)
-    assert again.returncode == 0
-    assert "resuming after step " in out
-    assert_same_end(folder, trained_by_two[0])
+    stopped_after = len(losses(folder))
+    assert stopped_after < 8
+    run(tiny, image_folder, folder.path, resume=True, gradient_accumulation_steps=2)
+    ours, theirs = losses(folder), losses(trained_by_two[0])
+    assert len(ours) == len(theirs) == 8
+    assert ours[:stopped_after] == theirs[:stopped_after]
+    same = slice(stopped_after, stopped_after + 3)
+    assert ours[same] == pytest.approx(theirs[same], rel=1e-4)  # rounding grows tenfold a step in so small a network

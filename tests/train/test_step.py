@@ -10,7 +10,6 @@ from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.train.checkpoint import ModelGroup
 from resnet_in1k.train.step import MovingAverage, TrainStep, adjusted_ema_decay
 
 
@@ -38,15 +37,6 @@ def test_momentum_is_zero_before_the_first_step_that_the_scaler_does_not_skip(ti
     # One good step of momentum SGD from rest: less lr times the unscaled gradient and decay.
     expected = before - step.optimizer.param_groups[0]["lr"] * (1.0 / 2.0**9 + tiny.weight_decay * before)
     torch.testing.assert_close(parameter.detach(), expected)
-
-
-def test_dense_targets_are_index_targets_where_they_say_the_same(tiny, batch):
-    images, labels = batch
-    losses = []
-    for targets in (labels, torch.nn.functional.one_hot(labels, 3).float()):
-        step = TrainStep(tiny, 3, Accelerator(cpu=True), gradient_accumulation_steps=2)
-        losses.append([step(images, targets, 0.01, 1).item() for _ in range(3)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_steps_are_undone(tiny):
@@ -123,17 +113,6 @@ def test_decay_on_imagenet_is_torchvisions():
     assert adjusted_ema_decay(StepCounts(replace(TV2, epochs=1, warmup_epochs=0, ema_decay=0.9), 8, 1, 1_281_167)) == 0
 
 
-@pytest.mark.parametrize(
-    ("images", "epochs", "batch"), [(1_281_167, 600, 1024), (9_469, 20, 64), (1_281_167, 16, 4096)]
-)
-def test_the_average_covers_the_same_share_of_any_run(images: int, epochs: int, batch: int):
-    """By (1 - decay) of one update times the number of updates, its length in time constants."""
-    recipe = replace(TV2, epochs=epochs, global_batch_size=batch, warmup_epochs=1)
-    schedule = StepCounts(recipe, 1, 1, images)
-    updates = schedule.total_steps / schedule.ema_every_steps
-    assert updates * (1 - adjusted_ema_decay(schedule)) == pytest.approx(25.6, rel=0.01)
-
-
 def test_updates_are_those_of_a_loop_by_hand(tiny: Recipe):
     """A copy until warm-up ends, then an average of weights and statistics, at every other step."""
     recipe = replace(tiny, epochs=5, warmup_epochs=1, ema_decay=1 - 1e-6, ema_every_steps=2)
@@ -159,33 +138,3 @@ def test_updates_are_those_of_a_loop_by_hand(tiny: Recipe):
             state = average.model.state_dict()
             for name in ("0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"):
                 torch.testing.assert_close(state[name], expected[name])
-
-
-def test_there_is_an_update_in_each_epoch_of_small_data():
-    schedule = StepCounts(replace(TV2, global_batch_size=8, epochs=1, warmup_epochs=0), 1, 1, 37)
-    assert schedule.ema_every_steps == 4
-    model = torch.nn.Linear(2, 2)
-    average = MovingAverage(torch.nn.Linear(2, 2), schedule)
-    for step in range(1, 5):
-        average.update(model, step)
-    assert torch.equal(average.model.weight, model.weight)
-
-
-def test_it_has_no_state_but_its_tensors(tiny: Recipe):
-    """Going on from saved tensors at any step is going on without interruption."""
-    schedule = StepCounts(replace(tiny, warmup_epochs=0, ema_decay=1 - 1e-6), 1, 1, 32)
-    torch.manual_seed(0)
-    models = [torch.nn.BatchNorm1d(3) for _ in range(8)]
-    for model in models:
-        torch.nn.init.normal_(model.weight)
-    whole = MovingAverage(torch.nn.BatchNorm1d(3), schedule)
-    for step, model in enumerate(models, start=1):
-        whole.update(model, step)
-    for interrupted_after in (1, 2, 5):
-        first, second = (MovingAverage(torch.nn.BatchNorm1d(3), schedule) for _ in range(2))
-        for step, model in enumerate(models[:interrupted_after], start=1):
-            first.update(model, step)
-        ModelGroup(second.model).load(weights_to_save(first.model))
-        for step, model in enumerate(models[interrupted_after:], start=interrupted_after + 1):
-            second.update(model, step)
-        assert torch.equal(second.model.weight, whole.model.weight)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.processes import TWO_PROCESSES, assert_same_end, at, rank_of, start
 
@@ -21,10 +22,8 @@ pytestmark = pytest.mark.slow
 
 EVERY_STEP = ("--checkpoint-every", "1", "--keep-checkpoints", "2", "--resume")
 MOMENTS = ("checkpoint", "validation", "any")
-KILLS_PER_RUN = 3
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 IN_CHECKPOINT, IN_VALIDATION = ", in a checkpoint", ", in or just before the validation"
-DEMO_SIZE = ("--model", "resnet50")
 
 
 def last_record(folder: RunFolder) -> dict:
@@ -70,13 +69,17 @@ def train_until_killed(
             assert process.wait(delay) == 0
             return ""
         except subprocess.TimeoutExpired:
-            rank_of(process, rank).kill()
+            victim = rank_of(process, rank)
+            workers = victim.children(recursive=True)
+            victim.kill()
         last, ours = last_record(folder), half_written(folder, holder(folder))
         where = f"after step {last['step']}"
         if last["step"] in (4, 8) and last["kind"] == "train" and not ours:
             where += IN_VALIDATION
         killed_seconds = time.monotonic()
         _, errors = process.communicate(timeout=90)
+        assert workers or not ours
+        assert psutil.wait_procs(workers, timeout=20)[1] == [], "workers outlived their process"
         if launcher:
             assert time.monotonic() - killed_seconds < 60
             assert "Signal 9 (SIGKILL) received by PID" in errors
@@ -85,19 +88,17 @@ def train_until_killed(
         process.kill()
 
 
-def whole_seconds(folder: RunFolder) -> float:
-    return folder.evaluation.stat().st_mtime - folder.recipe.stat().st_mtime
-
-
 kills: list[str] = []
 """Where each fell."""
 
 
 def torture(data: Path, folder: RunFolder, reference: RunFolder, number: int, launcher: tuple[str, ...] = ()) -> None:
+    """Kill a run once, or three times in the long tests of one process; then let it end."""
     draw, before = random.Random(number), len(kills)
-    for kill in range(KILLS_PER_RUN if not launcher else 1):
+    whole_seconds = reference.evaluation.stat().st_mtime - reference.recipe.stat().st_mtime
+    for kill in range(3 if number and not launcher else 1):
         kind = MOMENTS[(number + kill) % len(MOMENTS)]
-        happened, at_most = moment(kind, folder, whole_seconds(reference), draw)
+        happened, at_most = moment(kind, folder, whole_seconds, draw)
         where = train_until_killed(data, folder, draw.randint(0, 1), launcher, happened, draw.uniform(0, at_most))
         print(f"run {number}, kill {kill} ({kind}): {where or 'the run was over'}")
         kills.extend([where] if where else [])
@@ -109,15 +110,15 @@ def torture(data: Path, folder: RunFolder, reference: RunFolder, number: int, la
     assert_same_end(folder, reference)
 
 
-def test_killed_and_resumed_run_ends_alike(torture_number, image_folder: Path, tmp_path: Path, trained_by_one):
-    torture(image_folder, RunFolder(tmp_path / "run"), trained_by_one, torture_number)
+@pytest.mark.parametrize("number", [0, *(pytest.param(each, marks=pytest.mark.torture) for each in range(1, 25))])
+def test_killed_and_resumed_run_ends_alike(image_folder: Path, tmp_path: Path, trained_by_one, number: int):
+    torture(image_folder, RunFolder(tmp_path / "run"), trained_by_one, number)
 
 
-def test_run_with_one_of_two_processes_killed_ends_alike(
-    torture_number_of_two, image_folder: Path, tmp_path: Path, trained_by_two
-):
-    folder, _ = trained_by_two
-    torture(image_folder, RunFolder(tmp_path / "run"), folder, torture_number_of_two, TWO_PROCESSES)
+@pytest.mark.torture
+@pytest.mark.parametrize("number", range(5))
+def test_run_with_one_of_two_processes_killed_ends_alike(image_folder, tmp_path: Path, trained_by_two, number: int):
+    torture(image_folder, RunFolder(tmp_path / "run"), trained_by_two[0], number, TWO_PROCESSES)
 
 
 @pytest.mark.torture
@@ -128,61 +129,28 @@ def test_kills_hit_all_phases():
     assert min(in_checkpoint, in_validation) >= 5
 
 
-@pytest.fixture(scope="session")
-def much_to_validate(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 37 training images, and each validation image 200 times: seconds in which a signal can come."""
-    root = tmp_path_factory.mktemp("much")
-    (root / "train").symlink_to(image_folder / "train")
-    for image in image_folder.glob("val/*/*"):
-        folder = root / "val" / image.parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(200):
-            (folder / f"{image.stem}_{number}.jpg").symlink_to(image)
-    return root
-
-
-@pytest.fixture(scope="session")
-def references(much_to_validate: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, RunFolder]:
-    """By number of processes, uninterrupted runs of the demo's model."""
-    folders = {number: RunFolder(tmp_path_factory.mktemp("reference") / "run") for number in (1, 2)}
-    for number, folder in folders.items():
-        process = start(much_to_validate, folder.path, *DEMO_SIZE, launcher=TWO_PROCESSES if number == 2 else ())
-        process.communicate(timeout=300)
-        assert process.returncode == 0
-    return folders
-
-
 @pytest.mark.torture
 @pytest.mark.parametrize(("num_processes", "rank"), [(1, 0), (2, 0), (2, 1)])
-@pytest.mark.parametrize("phase", ["training", "validation"])
+@pytest.mark.parametrize("moment", ["step 2/8", "step 4/8"], ids=["training", "validation"])
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_each_signal_stops_the_run_within_ten_seconds(
-    much_to_validate: Path,
-    tmp_path: Path,
-    references,
-    number: signal.Signals,
-    phase: str,
-    num_processes: int,
-    rank: int,
+    image_folder, tmp_path: Path, trained_by_one, trained_by_two, number, moment: str, num_processes: int, rank: int
 ):
     folder, launcher = RunFolder(tmp_path / "run"), TWO_PROCESSES if num_processes == 2 else ()
-    process = start(much_to_validate, folder.path, *DEMO_SIZE, launcher=launcher)
+    process = start(image_folder, folder.path, launcher=launcher)
     sent_seconds: list[float] = []
 
     def send() -> None:
         rank_of(process, rank).send_signal(number)
         sent_seconds.append(time.monotonic())
 
-    _, errors = at(process, "step 2/8" if phase == "training" else "step 4/8", send)
+    _, errors = at(process, moment, send)
     elapsed_seconds = time.monotonic() - sent_seconds[0]
-    name = signal.Signals(number).name
-    print(f"{name} in {phase} to process {rank} of {num_processes}: ended after {elapsed_seconds:.1f} s")
+    print(f"{number.name} at {moment} to process {rank} of {num_processes}: ended after {elapsed_seconds:.1f} s")
     assert process.returncode == 75 or num_processes > 1
-    assert f"stopped by {name} after step " in errors
+    assert f"stopped by {number.name} after step " in errors
     assert elapsed_seconds < 10
-    if phase == "validation":
-        assert last_record(folder)["kind"] == "train"  # this epoch is not evaluated yet
-    again = start(much_to_validate, folder.path, *DEMO_SIZE, "--resume", launcher=launcher)
+    again = start(image_folder, folder.path, "--resume", launcher=launcher)
     again.communicate(timeout=300)
     assert again.returncode == 0
-    assert_same_end(folder, references[num_processes])
+    assert_same_end(folder, trained_by_one if num_processes == 1 else trained_by_two[0])
