@@ -1,6 +1,4 @@
-"""Compare the speed of input, training step and training with the tutorial's code:
-python scripts/benchmark.py train --data path/to/images --json
-"""
+"""Compare this machine's speed with the tutorial's code: python scripts/benchmark.py train --data path/to/images"""
 
 import sys
 from pathlib import Path

@@ -21,10 +21,10 @@ from resnet_in1k.cli.benchmark import BenchmarkOptions
 from resnet_in1k.cli.compare import CompareOptions
 from resnet_in1k.cli.evaluate import EvalOptions
 from resnet_in1k.cli.export import ExportOptions
-from resnet_in1k.cli.load_recipe import GivenRecipe, find_recipe
 from resnet_in1k.cli.predict import PredictOptions
 from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.cli.push_to_hub import PushOptions
+from resnet_in1k.cli.train import GivenRecipe, find_recipe
 from resnet_in1k.model.weights import save_weights, weights_to_save
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.train.trainer import TrainOptions
@@ -85,7 +85,7 @@ def test_every_command_can_be_given(command: list[str], tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "argv", command[place:])
     assert (ROOT / command[place]).is_file()
     if command[place] in ("scripts/train.py", "scripts/train.sbatch"):
-        assert isinstance(train.parse()[1].what, Recipe)
+        assert isinstance(train.parse_flags()[1].fields, Recipe)
     else:
         assert isinstance(cli.parse(OPTIONS[command[place]]), OPTIONS[command[place]])
 

@@ -30,7 +30,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):
         RunFolder(tmp_path / "file").check_free(resume=False)
-    with pytest.raises(UserError, match="cannot be written to: Not a directory"):
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
         RunFolder(tmp_path / "file/run").create()
 
 

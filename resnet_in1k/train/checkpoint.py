@@ -261,7 +261,8 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
         intact = state_sha256(values) == sums.pop(STATE_NAME)
         state = TrainState(**{key: value for key, value in values.items() if key not in ("format_version", "sha256")})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} cannot be read ({reason})") from None
     if not intact:
         raise UserError(f"{path} is damaged: its sha256 does not match the recorded one")
     if folder.name != checkpoint_folder(folder.parent, state.step).name:

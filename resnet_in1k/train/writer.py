@@ -50,6 +50,11 @@ class RunWriter:
 
         self._launch.on_main_process(acquire, "locking the run folder", advice="")
 
+    def close(self) -> None:
+        """Unlock the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
     def start(
         self,
         state: TrainState,

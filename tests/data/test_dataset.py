@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from helpers.sources import as_parquet, as_shards
-from helpers.training import run, shallow_resnet18
+from helpers.training import narrow_resnet18, run
 
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.data.dataset import PackedBytes, PackedSource
@@ -145,7 +145,7 @@ def test_each_image_is_in_one_split_by_the_hash_of_its_name(
 
 @pytest.mark.slow
 def test_a_run_is_evaluated_on_its_own_share(classes: Path, tiny: Recipe, tmp_path: Path):
-    with shallow_resnet18():
+    with narrow_resnet18():
         folder = run(replace(tiny, epochs=1), classes, tmp_path / "run", val_share=0.25)
         own = evaluate(EvalOptions(ckpt=str(folder.path), workers=0))
         other = evaluate(EvalOptions(ckpt=str(folder.path), workers=0, val_share=0.5))

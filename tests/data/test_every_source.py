@@ -11,7 +11,7 @@ import torch
 from helpers.loading import train_batches
 from helpers.processes import assert_same_end
 from helpers.sources import as_parquet, as_shards
-from helpers.training import run, shallow_resnet18
+from helpers.training import narrow_resnet18, run
 
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source, open_train_and_val
@@ -73,7 +73,7 @@ def test_a_resumed_run_ends_as_if_never_interrupted(
     data: dict[str, str], tiny: Recipe, tmp_path: Path, kind: str, shuffle_window: int
 ):
     recipe = replace(tiny, epochs=1, shuffle_window=shuffle_window)
-    with shallow_resnet18():
+    with narrow_resnet18():
         whole = run(recipe, data[kind], tmp_path / "run", checkpoint_every=3)
         resumed = RunFolder(Path(shutil.copytree(whole.path, tmp_path / "copy")))
         shutil.rmtree(resumed.checkpoints / "step_00000004")

@@ -39,6 +39,18 @@ def test_the_death_of_a_worker_is_explained_with_what_to_do(source: Source):
         list(loading.batches([spec_of(1, num_images=1)]))
 
 
+def test_without_semaphores_workers_are_refused_in_one_line(source: Source, monkeypatch: pytest.MonkeyPatch):
+    def no_semaphore(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(type(multiprocessing.get_context(worker_context())), "Lock", no_semaphore)
+    with (
+        pytest.raises(UserError, match=r"cannot be started: No space left on device; is there a /dev/shm"),
+        Loader(source, kill, batch_size=1, largest_image_size=8, num_workers=1),
+    ):
+        pass
+
+
 def num_threads(images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -> Iterator[torch.Tensor]:
     return (torch.full((3, size, size), torch.get_num_threads(), dtype=torch.uint8) for _ in images)
 

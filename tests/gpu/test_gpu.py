@@ -96,7 +96,7 @@ def test_prefetching_keeps_every_byte(device: torch.device):
         return (batch.images + torch.zeros_like(batch.images),)  # memory of the side stream, used and freed there
 
     for prefetched in prefetch_to_device(given, device, prepare):
-        (prepared,) = prefetched.tensors()
+        (prepared,) = prefetched.take()
         for _ in range(4):
             square = (square @ square).tanh()  # keeps the device behind the host
         kept.append(prepared.clone())
@@ -144,7 +144,7 @@ def test_the_host_never_waits_between_two_lines_of_the_log(accelerator: Accelera
             with stopwatch.section("load"):
                 batch = next(prefetched)
             with stopwatch.section("train"):
-                step(*batch.tensors(), 0.01, number)
+                step(*batch.take(), 0.01, number)
 
     def evaluate(numbers: range) -> None:
         with torch.inference_mode(), reproducible_float32():

@@ -127,7 +127,7 @@ def test_a_malformed_checkpoint_is_refused_by_name_and_changes_nothing(tmp_path:
     ("another", "message"),
     [
         ("step", "is the state after step 2, not that of its folder"),
-        ("recipe", "was trained by another recipe than the one in its run's recipe.json"),
+        ("recipe", "belongs to a run with another recipe or other initial weights"),
         ("network", r"model.safetensors does not fit a SmallNetwork: different shape of fc.weight, fc.bias"),
         ("group", r"the run and this checkpoint differ in optimizer.safetensors"),
     ],

@@ -41,11 +41,11 @@ def test_plan_lists_what_the_run_will_do(image_folder: Path):
     text = plan_of(replace(TUTORIAL, global_batch_size=12, epochs=7, **sizes), image_folder)
     for part in (
         "tutorial, but epochs 20 → 7; global_batch_size 256 → 12",
-        "resnet50, 6 classes, 128 px, growing to 224 px from epoch 2 to 5, evaluated at 256 px\n",
+        "resnet50, 6 classes, 128 px, growing to 224 px, evaluated at 256 px\n",
         "37 training and 12 validation images",
         "12 global = 2 processes × 6 in 3 accumulation steps of 2",
         "3 an epoch (1 image dropped, different images each epoch) × 7 epochs = 21",
-        "0.1, × 0.2 every 5 epochs",
+        "0.1, then step × 0.2 every 5 epochs",
         "bfloat16 autocast, channels_last",
         "1 loader worker, 2 CPU threads",
     ):
@@ -65,8 +65,6 @@ def test_schedule_shows_rate_and_image_size_at_the_epochs_borders():
     assert rows[3][0] == "1.7"
     assert float(rows[9][2]) == pytest.approx(1.7 * (1 - 69 / 140), rel=0.01)
     assert [rows[epoch][3] for epoch in (12, 13)] == ["160", "192"]
-    assert len(rows[2][5]) == 32
-    assert len(rows[9][5]) == 16
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """What would stop a run later is reported before its first step."""
 
-import multiprocessing
-import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -17,7 +15,6 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train import preflight
 from resnet_in1k.train.checkpoint import ModelGroup
-from resnet_in1k.utils import pool as workers
 from resnet_in1k.utils.errors import BadImageError, UserError
 
 Usage = namedtuple("Usage", "total used free")
@@ -68,20 +65,12 @@ def test_disk_that_is_too_small_is_refused_and_existing_checkpoints_need_no_more
     assert "40 MB free, 39 MB needed for 4 checkpoints" in preflight.check_disk(run, tensors)
 
 
-def test_workers_need_memory_and_semaphores(monkeypatch):
+def test_workers_need_memory():
     assert preflight.check_memory(1, 10**6).endswith(" available, 1 MB of shared memory needed")
     words = r"too little memory for 999 loader workers: .* available, 5,000\.0 GB of shared.*fewer --workers"
     with pytest.raises(UserError, match=words):
         preflight.check_memory(999, 5 * 10**12)
     assert "0 loader workers" in preflight.check_memory(0, 5 * 10**12)
-
-    def no_semaphore(*_: object) -> None:
-        raise OSError(28, os.strerror(28))
-
-    context = multiprocessing.get_context(workers.worker_context())
-    monkeypatch.setattr(type(context), "Lock", no_semaphore)
-    with pytest.raises(UserError, match=r"no semaphore available \(No space left on device\).*/dev/shm"):
-        workers.check_workers_can_start()
 
 
 @pytest.mark.slow
