@@ -1,6 +1,4 @@
-"""Convert, resize, shard or verify images:
-python scripts/prepare_data.py --data data/imagenet --resize 256 --output data/imagenet-256
-"""
+"""Convert, resize, shard or verify images: python scripts/prepare_data.py --verify data/imagenet"""
 
 import sys
 from pathlib import Path

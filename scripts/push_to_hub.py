@@ -1,6 +1,4 @@
-"""Publish a run on the Hugging Face Hub:
-python scripts/push_to_hub.py --run runs/tutorial --repo-id USER/NAME --dry-run
-"""
+"""Publish a run on the Hub: python scripts/push_to_hub.py --run runs/tutorial --repo-id USER/NAME --dry-run"""
 
 import sys
 from pathlib import Path

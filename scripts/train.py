@@ -1,6 +1,4 @@
-"""Train a ResNet:
-accelerate launch --config_file accelerate_configs/two_gpu.yaml scripts/train.py --data data/imagenet
-"""
+"""Train a ResNet: accelerate launch --config_file accelerate_configs/two_gpu.yaml scripts/train.py --recipe tutorial"""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,5 @@
 """The documents' commands parse, the READMEs' tables are complete, their links lead somewhere."""
 
-import ast
 import importlib
 import re
 import shlex
@@ -58,10 +57,8 @@ COMMANDS = commands(README)
 ELSEWHERE = [
     *(command for path in sorted((ROOT / "docs").glob("*.md")) for command in commands(path)),
     *(
-        shlex.split(line)
+        shlex.split(path.read_text(encoding="utf-8").splitlines()[0].strip('"').partition(": ")[2])
         for path in sorted((ROOT / "scripts").glob("*.py"))
-        for line in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
-        if line.startswith(("python ", "accelerate "))
     ),
 ]
 """In the other documents, and at the top of the scripts."""

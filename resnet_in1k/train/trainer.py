@@ -106,7 +106,7 @@ class Trainer:
     ):
         """
         Args:
-            stack: closing it ends the loader workers; the caller closes it.
+            stack: closing it ends the loader workers and unlocks the run folder; the caller closes it.
             command: script and flags, for recipe.json.
         """
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
@@ -116,6 +116,7 @@ class Trainer:
         self._open_data()
         self._start_workers(stack)
         self._make_parts()
+        stack.callback(self.writer.close)
 
     def _open_data(self) -> None:
         options = self.options

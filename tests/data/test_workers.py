@@ -15,8 +15,8 @@ from resnet_in1k.data import loader
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.sampler import BatchSpec, Sample
-from resnet_in1k.utils.errors import ProcessError
-from resnet_in1k.utils.pool import init_worker
+from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.pool import init_worker, worker_context
 
 
 def spec_of(step: int, num_images: int) -> BatchSpec:
