@@ -189,7 +189,7 @@ def evaluate(run: Trainer) -> None:
     if is_best:
         state.best_step, state.best_top1_accuracy = state.step, published.top1_accuracy
     title = f"{run.recipe.model} on {run.train_source.name}, recipe {run.recipe_name}"
-    run.writer.finish_epoch(state, published, run.eval_model, title, is_best)
+    run.writer.finish_epoch(state, published, run.models[published.weights], title, is_best)
 
 
 def evaluation_is_pending(run: Trainer) -> bool:

@@ -73,4 +73,6 @@ def test_average_and_model_are_both_evaluated_and_one_is_published(image_folder:
     of_model = run(replace(recipe, publish="model"), image_folder, tmp_path / "model", **how)
     other = [record for record in of_model.records() if record["kind"] == "epoch"]
     assert [record["ema_val_loss"] for record in other] == [record["val_loss"] for record in epochs]
+    step = max(other, key=lambda record: record["top1_accuracy"])["step"]
     assert json.loads(of_model.evaluation.read_text())["weights"] == "model"
+    assert sha256_of(of_model.weights) == sha256_of(of_model.checkpoints / f"step_{step:08d}/model.safetensors")
