@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_in1k.model.pretrained import ResNet
+    from resnet_in1k.model.resnet import ResNet
 
 __all__ = ["ResNet"]
 
@@ -15,7 +15,7 @@ PARENT_PROCESS_ID = os.getppid()
 def __getattr__(name: str) -> Any:
     """`from resnet_in1k import ResNet` imports torch; `import resnet_in1k` does not."""
     if name == "ResNet":
-        from resnet_in1k.model.pretrained import ResNet
+        from resnet_in1k.model.resnet import ResNet
 
         return ResNet
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,14 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import tyro
 
 from resnet_in1k.augment.normalize import RGB
 from resnet_in1k.data.crop import EvalPreprocessing
-from resnet_in1k.model.resolve import Weights
 from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 from resnet_in1k.utils.format import printable
@@ -44,15 +43,12 @@ class PreprocessingOptions:
     std: RGB | None = None
     """Standard deviation that normalization divides by; by default as the weights were evaluated."""
 
-    def for_weights(self, weights: Weights) -> EvalPreprocessing:
-        size = self.image_size or weights.image_size
-        return EvalPreprocessing(
-            size,
-            resize_size_for(size, self.eval_crop_ratio or weights.eval_crop_ratio),
-            self.eval_interpolation or weights.interpolation,
-            self.mean or weights.mean,
-            self.std or weights.std,
-        )
+    def change(self, recorded: EvalPreprocessing) -> EvalPreprocessing:
+        changes = {"interpolation": self.eval_interpolation, "mean": self.mean, "std": self.std}
+        found = recorded.at(self.image_size or recorded.image_size)
+        if self.eval_crop_ratio:
+            changes["resize_size"] = resize_size_for(found.image_size, self.eval_crop_ratio)
+        return replace(found, **{name: value for name, value in changes.items() if value})
 
 
 def run_script(main: Callable[[], Any]) -> None:

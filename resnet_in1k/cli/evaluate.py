@@ -13,7 +13,6 @@ from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, Evaluation, eval_lo
 from resnet_in1k.evaluate.metrics import top_k_accuracy
 from resnet_in1k.evaluate.report import write_report
 from resnet_in1k.evaluate.statistics import describe_reproduction
-from resnet_in1k.model.exported import is_exported, load_exported
 from resnet_in1k.model.resnet import load_model
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
 from resnet_in1k.utils import files
@@ -73,9 +72,8 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     data = options.data or weights.data
     if data is None:
         raise UserError(f"{options.ckpt} is not in a run folder that names its data; give --data")
-    preprocessing = options.for_weights(weights)
-    if is_exported(weights.file):
-        network = load_exported(weights.file)
+    preprocessing = options.change(weights.preprocessing)
+    if network := weights.exported:
         if network.image_size not in (0, preprocessing.image_size):
             raise UserError(f"{weights.file} takes images of {network.image_size} px only; leave out --image-size")
         description, num_outputs = "an exported network, computed on the CPU", network.num_outputs
@@ -113,8 +111,8 @@ def _write_results(evaluation: Evaluation, weights: Weights, source: Source, opt
     assert all(getattr(evaluation, name) == computed[name] for name in computed if "accuracy" not in name), computed
     result = evaluation.to_json(files.sha256_of(weights.file))
     result |= {"top1_accuracy": computed["top1_accuracy"], "top5_accuracy": computed["topk_accuracy"]}
-    if weights.exported_from:
-        result |= {"file": weights.file.name, "exported_from": weights.exported_from}
+    if weights.exported and "exported_from" in weights.exported.facts:
+        result |= {"file": weights.file.name, "exported_from": weights.exported.facts["exported_from"]}
     if options.output is not None:
         with files.user_errors("--output: "):
             files.write_json(options.output, result)

@@ -1,22 +1,20 @@
 """scripts/export.py: write weights as ONNX, torch.export archive or safetensors, and compare the logits."""
 
 import json
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.model.exported import FACTS_NAME, load_exported
 from resnet_in1k.model.resnet import ResNet, load_model
-from resnet_in1k.model.resolve import Weights, resolve_checkpoint
+from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
@@ -57,39 +55,29 @@ def export(options: ExportOptions) -> float:
     if weights.note:
         print(weights.note, file=sys.stderr)
     model = load_model(weights.file).eval()
-    facts = _facts(weights, options.image_size)
-    size, limit = facts["image_size"], MAX_DIFFERENCE[options.format]
-    batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in COMPARED_BATCH_SIZES]
-    differences = []
-
-    def write_and_compare(path: Path) -> None:
-        _write(options.format, model, batches[-1], path, facts)
-        differences.append(_relative_difference(model, _load(options.format, model, path), batches))
-        if not differences[-1] <= limit:
-            raise UserError(
-                f"the exported logits differ by {differences[-1]:.2g} of the largest, more than {limit:.0e}; "
-                f"{options.output} was not written"
-            )
-
-    with files.user_errors():
-        try:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomically(options.output, write_and_compare)
-        except ModuleNotFoundError as error:
-            advice = "pip install 'resnet-in1k[export]'"
-            raise UserError(f"--format {options.format} needs {error.name}: {advice}") from None
-    return differences[-1]
-
-
-def _facts(weights: Weights, image_size: int | None) -> dict[str, Any]:
-    """Return the metadata of an exported network: origin, class names and preprocessing."""
-    preprocessing = weights.preprocessing(image_size)
-    return {
+    preprocessing = weights.preprocessing.at(options.image_size or weights.preprocessing.image_size)
+    facts = {
         "exported_from": files.sha256_of(weights.file),
         "weights": weights.kind,
         "class_names": weights.class_names,
-        **asdict(preprocessing),
     }
+    facts |= vars(preprocessing)
+    size, limit, folder = preprocessing.image_size, MAX_DIFFERENCE[options.format], options.output.parent
+    batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in COMPARED_BATCH_SIZES]
+    with files.user_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=files.TEMPORARY_FOLDER) as temporary:
+            path = Path(temporary, options.output.name)  # the suffix stays: it tells torch and us the format
+            _write(options.format, model, batches[-1], path, facts)
+            written = load_model(path).eval() if options.format == "safetensors" else load_exported(path)
+            difference = _relative_difference(model, written, batches)
+            if not difference <= limit:
+                raise UserError(
+                    f"the exported logits differ by {difference:.2g} of the largest, more than {limit:.0e}; "
+                    f"{options.output} was not written"
+                )
+            files.write_atomically(options.output, path.replace)
+    return difference
 
 
 def _write(format: str, model: ResNet, images: Tensor, path: Path, facts: dict[str, Any]) -> None:
@@ -99,28 +87,18 @@ def _write(format: str, model: ResNet, images: Tensor, path: Path, facts: dict[s
     any_batch_size = {"x": {0: torch.export.Dim("batch", min=1, max=MAX_BATCH_SIZE)}}
     if format == "onnx":
         options = {"dynamo": True, "verbose": False, "input_names": ["images"], "output_names": ["logits"]}
-        program = torch.onnx.export(model, (images,), dynamic_shapes=any_batch_size, **options)
+        try:
+            program = torch.onnx.export(model, (images,), dynamic_shapes=any_batch_size, **options)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--format onnx needs {error.name}: pip install 'resnet-in1k[export]'") from None
         program.model.metadata_props[FACTS_NAME] = json.dumps(facts)
         program.save(str(path), external_data=False)
         return
-    archive = path.with_name(path.name + ".pt2")  # the only suffix that torch.export.save accepts
-    try:
-        program = torch.export.export(model, (images,), dynamic_shapes=any_batch_size)
-        torch.export.save(program, archive, extra_files={FACTS_NAME: json.dumps(facts)})
-        os.replace(archive, path)
-    finally:
-        archive.unlink(missing_ok=True)
+    program = torch.export.export(model, (images,), dynamic_shapes=any_batch_size)
+    torch.export.save(program, path, extra_files={FACTS_NAME: json.dumps(facts)})
 
 
-def _load(format: str, model: ResNet, path: Path) -> Callable[[Tensor], Tensor]:
-    if format != "safetensors":
-        return load_exported(path, f".{format}")
-    loaded = ResNet(model.architecture, num_classes=model.fc.out_features)
-    loaded.load_state_dict(load_file(path), strict=True)
-    return loaded.eval()
-
-
-def _relative_difference(model: ResNet, exported: Callable[[Tensor], Tensor], batches: list[Tensor]) -> float:
+def _relative_difference(model: ResNet, exported: torch.nn.Module, batches: list[Tensor]) -> float:
     """Return the largest difference of logits, relative to the model's largest; infinite if some are not finite."""
     largest = 0.0
     with torch.inference_mode():

@@ -98,7 +98,7 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
     folders = weights.class_names or [f"class {number}" for number in range(model.fc.out_features)]
     if len(folders) != model.fc.out_features:
         raise UserError(f"{weights.file} has {model.fc.out_features} classes, but {len(folders)} recorded class names")
-    names, preprocessing = human_names(folders), options.for_weights(weights)
+    names, preprocessing = human_names(folders), options.change(weights.preprocessing)
     predictions = []
     for file, answer in _probabilities(options, model, preprocessing):
         if isinstance(answer, str):

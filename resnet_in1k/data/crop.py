@@ -1,7 +1,7 @@
 """A decoded image to the uint8 square that the network sees: training's random crop, evaluation's center crop."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -112,6 +112,10 @@ class EvalPreprocessing:
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> "EvalPreprocessing":
         return cls(recipe.eval_size, recipe.eval_resize_size, recipe.eval_interpolation)
+
+    def at(self, image_size: int) -> "EvalPreprocessing":
+        """Return the preprocessing for another image size, with the same ratio of crop and image."""
+        return replace(self, image_size=image_size, resize_size=image_size * self.resize_size // self.image_size)
 
     def crop(self, image: Tensor) -> Tensor:
         """Resize the short side of (3, H, W) uint8, antialiased, then crop the center square, (3, S, S)."""

@@ -16,10 +16,11 @@ from jinja2 import UndefinedError
 
 from resnet_in1k.evaluate.statistics import different_conditions
 from resnet_in1k.hub.model_card import RunRecord, make_card, published_facts
-from resnet_in1k.model.exported import is_exported
+from resnet_in1k.model.exported import SUFFIXES
 from resnet_in1k.model.foreign import CONFIG_NAME
 from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
 from resnet_in1k.model.weights import PREFIXES, WEIGHTS_NAME
+from resnet_in1k.recipes.recipe import crop_ratio_for
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
@@ -131,7 +132,7 @@ def _checked_exports(run: RunFolder, evaluation: dict[str, Any]) -> list[dict[st
         if "exported_from" not in found:
             continue
         file, advice = run.path / str(found.get("file")), f"export and evaluate it again, or remove {path}"
-        if file.name != found.get("file") or not is_exported(file) or not file.is_file():
+        if file.name != found.get("file") or file.suffix not in SUFFIXES or not file.is_file():
             raise UserError(f"{path} is of {found.get('file')!r}, which is not in {run.path}; {advice}")
         result = _read_evaluation(path, file, evaluation["num_classes"], advice)
         problem = different_conditions(result, evaluation)
@@ -195,7 +196,7 @@ def make_config(record: RunRecord) -> dict[str, Any]:
             "input_size": [3, size, size],
             "fixed_input_size": False,
             "interpolation": result["interpolation"],
-            "crop_pct": record.crop_ratio,
+            "crop_pct": crop_ratio_for(size, result["resize_size"]),
             "crop_mode": "center",
             "mean": result["mean"],
             "std": result["std"],

@@ -17,7 +17,7 @@ from resnet_in1k.data.registry import source_facts
 from resnet_in1k.evaluate.statistics import confidence_interval, paired
 from resnet_in1k.model.foreign import TORCHVISION
 from resnet_in1k.recipes.published import RECIPES
-from resnet_in1k.recipes.recipe import Recipe, crop_ratio_for
+from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import imagenet
 from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.format import duration
@@ -77,12 +77,6 @@ class RunRecord:
     @property
     def dataset_name(self) -> str:
         return "ImageNet-1k" if self.is_imagenet else self.source.name
-
-    @property
-    def crop_ratio(self) -> float:
-        """Ratio from which a reader of config.json computes the same resize_size."""
-        preferred = self.recipe.eval_crop_ratio if self.recipe is not None else 0.875
-        return crop_ratio_for(self.evaluation["image_size"], self.evaluation["resize_size"], preferred)
 
 
 def make_card(record: RunRecord) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from resnet_in1k.model.pretrained import ResNet
-from resnet_in1k.model.resnet import load_model
+from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.weights import WEIGHTS_NAME
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError

@@ -1,18 +1,26 @@
-"""torchvision's ResNet, and its weights from a file."""
+"""torchvision's ResNet, with weights from a file and predictions for images."""
 
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from resnet_in1k.model.weights import load_strictly, read_weights, weights_file
+from resnet_in1k.augment.normalize import normalize
+from resnet_in1k.data.crop import EvalPreprocessing
+from resnet_in1k.data.decode import decode
+from resnet_in1k.model.resolve import DEFAULT_PREPROCESSING, resolve_checkpoint
+from resnet_in1k.model.weights import read_weights, weights_file
 from resnet_in1k.recipes.recipe import Architecture
+from resnet_in1k.utils.device import reproducible_float32
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.imagenet import human_names
 
 LAYOUTS: dict[Architecture, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -33,6 +41,11 @@ class ResNet(torchvision.models.ResNet):
         zero_init_residual: start each residual branch at zero (https://arxiv.org/abs/1706.02677).
     """
 
+    class_names: list[str] | None = None
+    """Readable names in the order of the logits; None if they are not recorded."""
+    preprocessing: EvalPreprocessing = DEFAULT_PREPROCESSING
+    """Preprocessing of `predict`, equal to that of the weights' evaluation."""
+
     def __init__(
         self, architecture: Architecture = "resnet50", num_classes: int = 1000, zero_init_residual: bool = False
     ):
@@ -40,17 +53,60 @@ class ResNet(torchvision.models.ResNet):
         super().__init__(block, list(blocks), num_classes=num_classes, zero_init_residual=zero_init_residual)
         self.architecture = architecture
 
+    @classmethod
+    def from_pretrained(cls, checkpoint: str | Path, *, revision: str | None = None, **client_options: Any) -> "ResNet":
+        """Load weights, class names and preprocessing, strictly, in eval mode. No pickle is executed.
+
+        Args:
+            checkpoint: a run folder, checkpoint folder or file; USER/NAME on the Hub; or `torchvision/MODEL.WEIGHTS`.
+            revision: branch, tag or commit of the repository.
+            client_options: `token`, `cache_dir` … of huggingface_hub's snapshot_download.
+
+        Raises:
+            UserError: if there are no weights of a ResNet, or the repository cannot be downloaded.
+        """
+        weights = resolve_checkpoint(checkpoint, revision=revision, **client_options)
+        model, names = load_model(weights.file), weights.class_names
+        model.class_names = human_names(names) if names and len(names) == model.fc.out_features else None
+        model.preprocessing = weights.preprocessing
+        return model.eval()
+
     def features(self, images: Tensor) -> Tensor:
         """Compute the input of the last layer: (B, 3, S, S) float32, normalized, to (B, F) float32."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return self.avgpool(maps).flatten(1)
 
+    def predict(self, image: str | Path | Image.Image, top_k: int = 5) -> list[tuple[str, float]]:
+        """Return names and probabilities of the most probable classes, best first, as scripts/predict.py prints them.
 
-Model = TypeVar("Model", bound=ResNet)
+        Args:
+            image: a file, or a Pillow image; a Pillow image is not rotated by its EXIF orientation.
+
+        Raises:
+            UserError: if the file cannot be read.
+        """
+        if isinstance(image, Image.Image):
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        else:
+            try:
+                pixels = decode(np.frombuffer(bytearray(Path(image).read_bytes()), dtype=np.uint8))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{image} cannot be read ({error})") from None
+        preprocessing, device, was_training = self.preprocessing, self.fc.weight.device, self.training
+        square = preprocessing.crop(pixels).unsqueeze(0).to(device)
+        self.eval()
+        try:
+            with torch.inference_mode(), reproducible_float32():
+                probabilities = self(normalize(square, preprocessing.mean, preprocessing.std)).softmax(dim=1)[0]
+        finally:
+            self.train(was_training)
+        best = probabilities.topk(min(top_k, len(probabilities)))
+        names = self.class_names or [f"class {number}" for number in range(len(probabilities))]
+        return [(names[index], value) for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def load_model(checkpoint: Path, model_class: type[Model] = ResNet) -> Model:
+def load_model(checkpoint: Path) -> ResNet:
     """Load a model; the tensors decide the architecture and the number of classes.
 
     Raises:
@@ -61,8 +117,11 @@ def load_model(checkpoint: Path, model_class: type[Model] = ResNet) -> Model:
     architecture, last_layer = architecture_of(state, file), state["fc.weight"]
     if last_layer.numel() == 0 or last_layer.ndim == 0:  # an empty tensor may claim any number of classes
         raise UserError(f"{file}: its last layer, of shape {tuple(last_layer.shape)}, has no classes")
-    model = model_class(architecture, num_classes=len(last_layer))
-    load_strictly(model, state, file)
+    model = ResNet(architecture, num_classes=len(last_layer))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # tensors of other shapes
+        raise UserError(f"{file} does not fit a {architecture}: {' '.join(str(error).split())[:200]}") from None
     return model
 
 

@@ -5,21 +5,22 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.model import foreign
-from resnet_in1k.model.exported import is_exported, read_facts
-from resnet_in1k.model.foreign import ForeignConfig, as_rgb, check_size
+from resnet_in1k.model.exported import SUFFIXES, ExportedNetwork, load_exported
 from resnet_in1k.model.weights import PICKLE_NAME, WEIGHTS_NAME, weights_file
-from resnet_in1k.recipes.recipe import PublishedWeights, Recipe, crop_ratio_for, resize_size_for
+from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, find_run, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import file_size, first_line, printable
 
 DEFAULT_PREPROCESSING = EvalPreprocessing(image_size=224, resize_size=256)
+MAX_IMAGE_SIZE, MAX_RESIZE_RATIO = 4096, 10
+"""An image of that size takes 1 GB in a ResNet-50; larger ones could exhaust the memory of any machine."""
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 """USER/NAME on the Hub."""
 JSON_NAMES = (foreign.CONFIG_NAME, foreign.PREPROCESSOR_NAME, EVALUATION_NAME, RECIPE_NAME)
@@ -28,14 +29,12 @@ MAX_BYTES = {WEIGHTS_NAME: 10**9, PICKLE_NAME: 10**9, **dict.fromkeys(JSON_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights(ForeignConfig):
-    """A weights file with its preprocessing, class names and other metadata.
-
-    Raises:
-        UserError: for sizes, ratios or names that cannot be used, since the files may come from anywhere.
-    """
+class Weights:
+    """A weights file with its preprocessing, class names and other metadata."""
 
     file: Path
+    preprocessing: EvalPreprocessing
+    class_names: list[str] | None = None
     data: str | None = None
     """Training data, as `--data` named them; None if not recorded."""
     kind: PublishedWeights = "model"
@@ -48,26 +47,8 @@ class Weights(ForeignConfig):
     """Share of the images that the run held out for validation; 0 if the data have a val split."""
     origin: str = ""
     """USER/NAME on the Hub or torchvision/MODEL.WEIGHTS; "" for a file of this machine."""
-    exported_from: str = ""
-    """sha256 of the weights that an exported network was made from; "" if it is not recorded."""
-
-    def __post_init__(self) -> None:
-        ratio, names = self.eval_crop_ratio, self.class_names
-        check_size(self.image_size, "image size", foreign.MAX_IMAGE_SIZE, self.file)
-        if type(ratio) not in (int, float) or not foreign.MIN_CROP_RATIO <= ratio <= 1:
-            raise UserError(f"{self.file}: crop ratio {ratio!r:.40} is not a number from {foreign.MIN_CROP_RATIO} to 1")
-        if not isinstance(self.data, str | None):
-            raise UserError(f"{self.file}: the name of its data, {self.data!r:.40}, is not a text")
-        if names is not None:
-            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-                raise UserError(f"{self.file}: its class names are not a list of texts")
-            object.__setattr__(self, "class_names", [printable(name) for name in names])
-
-    def preprocessing(self, image_size: int | None = None) -> EvalPreprocessing:
-        """Return the recorded preprocessing, for another image size if one is given."""
-        size = image_size or self.image_size
-        resize_size = resize_size_for(size, self.eval_crop_ratio)
-        return EvalPreprocessing(size, resize_size, self.interpolation, self.mean, self.std)
+    exported: ExportedNetwork | None = None
+    """The network, if the file is one that was exported."""
 
 
 def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights:
@@ -78,7 +59,8 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
         client_options: `revision`, `token`, `cache_dir` … of huggingface_hub's snapshot_download.
 
     Raises:
-        UserError: if there are no weights, they cannot be downloaded, or the files with them cannot be read.
+        UserError: if there are no weights, they cannot be downloaded, or the files with them cannot be read or have
+            values that cannot be used: they may come from anywhere.
     """
     path, name = Path(checkpoint), str(checkpoint)
     if not path.exists() and name.startswith(foreign.TORCHVISION):
@@ -87,33 +69,37 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
     if is_downloaded:
         path = download(name, **client_options)
     file = weights_file(path)
-    exported = read_facts(file) if is_exported(file) else {}
-    sha256 = exported.get("exported_from") if is_exported(file) else files.sha256_of(file)
-    evaluation, note = _evaluation_of(file, sha256)
-    config, run = foreign.read_foreign_config(file.parent), find_run(path)
-    recipe, facts = read_recipe(run) if run is not None else (None, {})
-    measured, kind = exported or evaluation or {}, "ema" if file.stem == "ema" else "model"
+    exported = load_exported(file) if file.suffix in SUFFIXES else None
+    evaluation, note = _evaluation_of(file, exported.facts.get("exported_from") if exported else files.sha256_of(file))
+    run = find_run(path)
+    recipe, facts = read_recipe(run) if run is not None else (None, {"data": {}})
+    measured, kind = (exported.facts if exported else evaluation) or {}, "ema" if file.stem == "ema" else "model"
     if recipe is not None and run is not None and file == run.weights:
         kind = recipe.publish
     try:
-        data = facts["data"] if facts else {}
-        source, val_share = data["source"] if facts else None, data.get("val_share", 0.0)
-        names = measured.get("class_names") or data.get("class_names") or (config.class_names if config else None)
-        preprocessing = _recorded_preprocessing(measured, config, recipe, file)
+        config, data = foreign.read_foreign_config(file.parent), facts["data"]
+        preprocessing, names = config or (DEFAULT_PREPROCESSING, None)
+        if measured:  # the facts in an exported network, or else the eval.json of these weights
+            recorded = {name: measured[name] for name in vars(DEFAULT_PREPROCESSING) if name in measured}
+            preprocessing = EvalPreprocessing(**recorded)
+        elif config is None and recipe is not None:
+            preprocessing = EvalPreprocessing.from_recipe(recipe)
+        return Weights(
+            file=file,
+            preprocessing=_checked(preprocessing),
+            class_names=_checked_names(measured.get("class_names") or data.get("class_names") or names),
+            kind="ema" if measured.get("weights", kind) == "ema" else "model",
+            # A path in a downloaded recipe.json could name any folder of this machine.
+            data=str(data["source"]) if data and (not is_downloaded or data["source"] in SOURCES) else None,
+            recorded_evaluation=evaluation,
+            note=note,
+            val_share=float(data.get("val_share", 0.0)),
+            origin=name if is_downloaded else "",
+            exported=exported,
+        )
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"the files with {file} are incomplete ({type(error).__name__}: {error})") from None
-    return Weights(
-        file=file,
-        **vars(replace(preprocessing, class_names=names)),
-        kind="ema" if measured.get("weights", kind) == "ema" else "model",
-        # A path in a downloaded recipe.json could name any folder of this machine.
-        data=None if is_downloaded and source not in SOURCES else source,
-        recorded_evaluation=evaluation,
-        note=note,
-        val_share=val_share if isinstance(val_share, float) else 0.0,
-        origin=name if is_downloaded else "",
-        exported_from=str(exported.get("exported_from", "")),
-    )
+        problem = f"the JSON files with {file} cannot be used ({type(error).__name__}: {error})"
+        raise UserError(f"{problem}; correct or remove them") from None
 
 
 def _evaluation_of(file: Path, sha256: Any) -> tuple[dict[str, Any] | None, str]:
@@ -126,46 +112,39 @@ def _evaluation_of(file: Path, sha256: Any) -> tuple[dict[str, Any] | None, str]
     return None, f"{file} is not the file that {EVALUATION_NAME} was measured on: it was replaced or is damaged"
 
 
-def _recorded_preprocessing(
-    measured: dict[str, Any], config: ForeignConfig | None, recipe: Recipe | None, file: Path
-) -> ForeignConfig:
-    """Return the first preprocessing that is recorded, in this order:
+def _checked(found: EvalPreprocessing) -> EvalPreprocessing:
+    """Return it with tuples in place of lists; raises ValueError or TypeError for values that cannot be used."""
+    size, resize_size = found.image_size, found.resize_size
+    is_possible = type(size) is type(resize_size) is int and 1 <= size <= min(resize_size, MAX_IMAGE_SIZE)
+    if not is_possible or resize_size > MAX_RESIZE_RATIO * size:
+        raise ValueError(f"a crop of {size!r:.40} px from images resized to {resize_size!r:.40} px")
+    if found.interpolation not in get_args(Interpolation):
+        raise ValueError(f"images resized by {found.interpolation!r:.40} interpolation")
+    mean, std = (tuple(map(float, values)) for values in (found.mean, found.std))
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(f"mean {found.mean!r:.60}, std {found.std!r:.60}")
+    return replace(found, mean=mean, std=std)
 
-    1. `measured`: the facts in an exported network, or else the eval.json of these weights;
-    2. config.json, as timm, transformers and this project publish it;
-    3. the run's recipe;
-    4. 224 px, cropped from 256 px, bilinear.
-    """
-    otherwise = config or ForeignConfig()
-    if config is None and recipe is not None:
-        otherwise = ForeignConfig(recipe.eval_size, recipe.eval_crop_ratio, recipe.eval_interpolation)
-    if not measured:
-        return otherwise
-    image_size, resize_size = measured["image_size"], measured["resize_size"]
-    # Checked first, since crop_ratio_for does not end for a resize size that is not an integer.
-    check_size(image_size, "image size", foreign.MAX_IMAGE_SIZE, file)
-    check_size(resize_size, "resize size", math.ceil(foreign.MAX_IMAGE_SIZE / foreign.MIN_CROP_RATIO), file)
-    return ForeignConfig(
-        image_size=image_size,
-        eval_crop_ratio=crop_ratio_for(image_size, resize_size, otherwise.eval_crop_ratio),
-        interpolation=measured.get("interpolation", "bilinear"),
-        mean=as_rgb(measured.get("mean", imagenet.MEAN)),
-        std=as_rgb(measured.get("std", imagenet.STD), above=0),
-    )
+
+def _checked_names(names: Any) -> list[str] | None:
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError("its class names are not a list of texts")
+    return [printable(name) for name in names] if names else None
 
 
 def _resolve_torchvision(name: str) -> Weights:
     weights = foreign.torchvision_weights(name)
     transforms = weights.transforms()
-    (image_size,), (resize_size,) = transforms.crop_size, transforms.resize_size
+    (image_size,), (resize_size,), interpolation = (
+        transforms.crop_size,
+        transforms.resize_size,
+        transforms.interpolation,
+    )
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
     return Weights(
         file=foreign.download_torchvision_weights(name, weights),
         class_names=list(imagenet.names_by_wnid()),
-        image_size=image_size,
-        eval_crop_ratio=crop_ratio_for(image_size, resize_size, foreign.DEFAULT_CROP_RATIO),
-        interpolation=transforms.interpolation.value,
-        mean=as_rgb(transforms.mean),
-        std=as_rgb(transforms.std),
+        preprocessing=EvalPreprocessing(image_size, resize_size, interpolation.value, mean, std),
         origin=name,
     )
 

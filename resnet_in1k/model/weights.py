@@ -100,18 +100,3 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     # safetensors' own save_file ignores the umask: only the owner could read its files.
     path.write_bytes(safetensors.torch.save(dict(tensors), metadata={"format": "pt"}))
-
-
-def load_strictly(model: torch.nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
-    """Load a state dict; raises UserError with the file and the first keys or shapes that do not fit."""
-    check_fits(model, state, file)
-    model.load_state_dict(state, strict=True)
-
-
-def check_fits(model: torch.nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
-    expected = model.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    misshapen = [key for key in expected if key in state and expected[key].shape != state[key].shape]
-    for problem, keys in (("missing", missing), ("unexpected", unexpected), ("different shape of", misshapen)):
-        if keys:
-            raise UserError(f"{file} does not fit a {type(model).__name__}: {problem} {', '.join(keys[:3])}")

@@ -269,11 +269,9 @@ def resize_size_for(image_size: int, eval_crop_ratio: float) -> int:
     return math.floor(image_size / eval_crop_ratio)
 
 
-def crop_ratio_for(image_size: int, resize_size: int, preferred: float) -> float:
-    """Return a crop ratio for which `resize_size_for` gives `resize_size`; the preferred one, if possible."""
-    ratio = preferred
-    if resize_size_for(image_size, ratio) != resize_size:
-        ratio = image_size / resize_size
+def crop_ratio_for(image_size: int, resize_size: int) -> float:
+    """Return a crop ratio for which `resize_size_for` gives `resize_size`."""
+    ratio = image_size / resize_size
     while resize_size_for(image_size, ratio) < resize_size:  # the division was rounded up
         ratio = math.nextafter(ratio, 0)
     return ratio

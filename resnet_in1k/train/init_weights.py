@@ -65,11 +65,9 @@ def initial_weights(
     head = _fit_head(tensors, weights, class_names)
     facts = {"checkpoint": checkpoint, "origin": weights.origin, "sha256": sha256, "architecture": model, "head": head}
     note = ""
-    if (weights.mean, weights.std) != (imagenet.MEAN, imagenet.STD):
-        note = (
-            f"the initial weights were trained on images normalized by mean {weights.mean} and std {weights.std}; this "
-            "run normalizes by ImageNet's"
-        )
+    mean, std = weights.preprocessing.mean, weights.preprocessing.std
+    if (mean, std) != (imagenet.MEAN, imagenet.STD):
+        note = f"the initial weights were trained on images of mean {mean} and std {std}; this run uses ImageNet's"
     return InitialWeights(facts, tensors, note)
 
 
