@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -64,23 +64,8 @@ class PredictOptions(PreprocessingOptions):
             raise UserError(f"--picture {self.picture}: must end in .png or .svg")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of one file, or an error."""
-
-    file: str
-    classes: tuple[tuple[str, str, float], ...] = ()
-    """(folder name, name, probability), most probable first."""
-    error: str = ""
-
-    def to_json(self) -> str:
-        classes = [{"class": folder, "name": name, "probability": share} for folder, name, share in self.classes]
-        content = {"error": self.error} if self.error else {"predictions": classes}
-        return json.dumps({"file": self.file, **content}, ensure_ascii=False)
-
-    def to_table(self) -> str:
-        lines = [f"  cannot be read: {self.error}"] if self.error else []
-        return "\n".join([self.file, *lines, *(f"  {share:7.2%}  {name}" for _, name, share in self.classes)])
+Prediction = dict[str, Any]
+"""`file`, and either `predictions`, the most probable classes, or `error`."""
 
 
 def main() -> None:
@@ -102,16 +87,19 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
     predictions = []
     for file, answer in _probabilities(options, model, preprocessing):
         if isinstance(answer, str):
-            prediction = Prediction(file, error=answer)
+            prediction, lines = {"file": file, "error": answer}, [f"  cannot be read: {answer}"]
         else:
             order = np.argsort(-answer, kind="stable")[: options.top_k]
-            prediction = Prediction(file, tuple((folders[i], names[i], float(answer[i])) for i in order))
+            best = [{"class": folders[i], "name": names[i], "probability": float(answer[i])} for i in order]
+            lines = [f"  {each['probability']:7.2%}  {each['name']}" for each in best]
+            prediction = {"file": file, "predictions": best}
         predictions.append(prediction)
-        report(prediction.to_json() if options.json else prediction.to_table())
-    if options.picture is not None and (good := [each for each in predictions if not each.error]):
+        report(json.dumps(prediction, ensure_ascii=False) if options.json else "\n".join([file, *lines]))
+    good, bad = ([each for each in predictions if key in each] for key in ("predictions", "error"))
+    if options.picture is not None and good:
         _draw(good[:MAX_IMAGES_IN_FIGURE], options.picture, preprocessing)
-    if bad := [each for each in predictions if each.error]:
-        raise UserError(f"{len(bad)} of {len(predictions)} images cannot be read: {bad[0].file} ({bad[0].error})")
+    if bad:
+        raise UserError(f"{len(bad)} of {len(predictions)} images cannot be read: {bad[0]['file']} ({bad[0]['error']})")
     return predictions
 
 
@@ -144,8 +132,9 @@ def _probabilities(options: PredictOptions, model: ResNet, preprocessing: EvalPr
 
 
 def _draw(shown: Sequence[Prediction], path: Path, preprocessing: EvalPreprocessing) -> None:
-    images = [preprocessing.square(np.fromfile(each.file, dtype=np.uint8)) for each in shown]
-    captions = ["\n".join(f"{name} {share:.0%}" for _, name, share in each.classes[:3]) for each in shown]
+    images = [preprocessing.square(np.fromfile(each["file"], dtype=np.uint8)) for each in shown]
+    best = [[f"{found['name']} {found['probability']:.0%}" for found in each["predictions"][:3]] for each in shown]
+    captions = ["\n".join(lines) for lines in best]
     with files.user_errors("--picture: "):
         save_figure(image_grid(images, captions), path)
     print(f"figure of {count(len(shown), 'image')} written to {path}", file=sys.stderr)
