@@ -77,13 +77,11 @@ class RunFolder:
         """
         if not self.log.exists():
             return []
-        try:
+        with files.content_errors(self.log):
             lines = files.read_text(self.log).splitlines(keepends=True)
             records = [json.loads(line) for line in lines if line.endswith("\n")]
             if not all(record["step"] >= 1 and record["kind"] in ("train", "epoch") for record in records):
                 raise ValueError("a record without kind or step")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.log} cannot be read ({error}); repair or remove the line") from None
         return records
 
     def truncate_log(self, step: int, evaluation_pending: bool = False) -> None:
@@ -178,12 +176,10 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts:
             "other random augmentation; resume it with that version, or start again in another --output-dir"
         )
     differences = started_with.incompatibilities(recipe)
-    try:
+    with files.content_errors(run.recipe):
         if written["data"]["fingerprint"] != data["fingerprint"]:
             differences.append(f"data {written['data']['source']} → {data['source']} (other files)")
         precisions = [entry["mixed_precision"] for entry in (written, facts)]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{run.recipe} is incomplete: {error} is missing; restore the file") from None
     if precisions[0] != precisions[1]:
         labels = [PRECISIONS[name].label if name in PRECISIONS else name for name in precisions]
         differences.append("precision " + " → ".join(labels))

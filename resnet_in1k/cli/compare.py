@@ -130,10 +130,8 @@ def _recipes(rows: Sequence[Compared]) -> str:
 def _pairs(rows: Sequence[Compared]) -> str:
     lines = ["image by image:"]
     for a, b in itertools.combinations(rows, 2):
-        try:
+        with files.content_errors(f"the evaluation of {a.name} or {b.name}"):
             found = paired(a.evaluation, b.evaluation)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the evaluations of {a.name} and {b.name} cannot be compared ({error})") from None
         if found is not None:
             lines.append(f"  {found.describe(a.name, b.name)}")
     if len(lines) == 1:

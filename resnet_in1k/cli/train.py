@@ -105,7 +105,7 @@ def find_recipe(given: str) -> GivenRecipe:
     else:
         lookup(RECIPES, given, "recipe")  # raises UserError with the nearest name
     recipe, facts = read_recipe(file)
-    try:
+    with files.content_errors(file):
         name = facts["recipe"]["name"]
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"recipe name {name!r:.40}")
@@ -118,8 +118,6 @@ def find_recipe(given: str) -> GivenRecipe:
         )
         found = GivenRecipe(name, named, given, facts, files.read_json_object(file.with_name(EVALUATION_NAME)))
         _ = found.options, found.differences(recipe, facts)  # raise here, not after hours of training
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"--recipe {given}: {file} is incomplete ({type(error).__name__}: {error})") from None
     return found
 
 

@@ -76,7 +76,7 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
     measured, kind = (exported.facts if exported else evaluation) or {}, "ema" if file.stem == "ema" else "model"
     if recipe is not None and run is not None and file == run.weights:
         kind = recipe.publish
-    try:
+    with files.content_errors(f"{EVALUATION_NAME}, {foreign.CONFIG_NAME} or {RECIPE_NAME} with {file}"):
         config, data = foreign.read_foreign_config(file.parent), facts["data"]
         preprocessing, names = config or (DEFAULT_PREPROCESSING, None)
         if measured:  # the facts in an exported network, or else the eval.json of these weights
@@ -97,9 +97,6 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
             origin=name if is_downloaded else "",
             exported=exported,
         )
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
-        problem = f"the JSON files with {file} cannot be used ({type(error).__name__}: {error})"
-        raise UserError(f"{problem}; correct or remove them") from None
 
 
 def _evaluation_of(file: Path, sha256: Any) -> tuple[dict[str, Any] | None, str]:

@@ -38,10 +38,8 @@ def weights_file(checkpoint: Path) -> Path:
     state = file.with_name(STATE_NAME)
     if file.name != WEIGHTS_NAME or not state.is_file():
         return file
-    try:
+    with files.content_errors(state):
         is_damaged = files.read_json(state)["sha256"][file.name] != files.sha256_of(file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: its sha256 in {state} cannot be read ({type(error).__name__}: {error})") from None
     if is_damaged:  # a file with a flipped bit is still a valid safetensors file
         raise UserError(f"{file} is damaged: its sha256 does not match the recorded one; take another checkpoint")
     return file

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -236,20 +235,16 @@ def load_checkpoint(folder: Path, groups: Mapping[str, TensorGroup], recipe_sha2
 
 
 def _read_tensors(file: Path, recorded_sha256: str) -> dict[str, Tensor]:
-    try:
+    with files.content_errors(file):
         if files.sha256_of(file) != recorded_sha256:
             raise UserError(f"{file} is damaged: its sha256 does not match the recorded one")
         return files.retry_once(lambda: load_file(file))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{file} is not a complete safetensors file ({error})") from None
 
 
 def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     """Return the state and the recorded sha256 of each tensor file."""
     path = folder / STATE_NAME
-    try:
+    with files.content_errors(path):
         values = files.read_json(path)
         version = values["format_version"]
         if version != FORMAT_VERSION:
@@ -260,9 +255,6 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
         sums = dict(values["sha256"])
         intact = state_sha256(values) == sums.pop(STATE_NAME)
         state = TrainState(**{key: value for key, value in values.items() if key not in ("format_version", "sha256")})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} cannot be read ({reason})") from None
     if not intact:
         raise UserError(f"{path} is damaged: its sha256 does not match the recorded one")
     if folder.name != checkpoint_folder(folder.parent, state.step).name:

@@ -53,6 +53,16 @@ def user_errors(prefix: str = "") -> Iterator[None]:
         raise UserError(f"{prefix}{error.filename or 'a file'} cannot be written: {error.strerror or error}") from None
 
 
+@contextlib.contextmanager
+def content_errors(where: object) -> Iterator[None]:
+    """Raise UserError for the errors of the body, which reads a file that may have any content."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{where} cannot be read ({reason}); restore, correct or remove it") from None
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path next to `path`, then rename the result to `path`.
 
