@@ -27,19 +27,32 @@ LOADED_IMAGES_PER_WORKER = 256
 
 def describe_plan(run: Trainer) -> str:
     """Return one line for each decision of the recipe, the data and the machine."""
-    recipe, train, val = run.recipe, run.train_source, run.val_source
+    recipe, counts, train, val = run.recipe, run.counts, run.train_source, run.val_source
     named = RECIPES.get(run.recipe_name)
     changed = named.recipe.differences(recipe) if named else []
     precision = PRECISIONS[run.accelerator.mixed_precision].label
+    first, last = (train_image_size(recipe, epoch) for epoch in (1, recipe.epochs))
+    sizes = f"{first} px" + (f", growing to {last} px" if last != first else "")
+    sizes += f", evaluated at {recipe.eval_size} px" if recipe.eval_size != last else ""
+    processes, accumulation = count(counts.num_processes, "process", "es"), counts.gradient_accumulation_steps
+    batch = f"{recipe.global_batch_size} global = {processes} × {counts.per_process_batch_size}"
+    batch += f" in {accumulation} accumulation steps of {counts.per_device_batch_size}" if accumulation > 1 else ""
+    left_over = counts.num_train_images - counts.steps_per_epoch * recipe.global_batch_size
+    dropped = f" ({count(left_over, 'image')} dropped, different images each epoch)" if left_over else ""
+    steps = f"{counts.steps_per_epoch:,} an epoch{dropped} × {count(recipe.epochs, 'epoch')} = {counts.total_steps:,}"
+    average = (
+        f"of the weights, every {count(counts.ema_every_steps, 'step')}, decay {adjusted_ema_decay(counts):.4g}; both "
+        f"are evaluated, {'the average' if recipe.publish == 'ema' else 'the model'} is published"
+    )
     rows = [
         ("recipe", run.recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
-        ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {_sizes(recipe)}"),
+        ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {sizes}"),
         *([("starts from", f"{run.initial.facts['checkpoint']}, {run.initial.facts['head']}")] if run.initial else []),
         ("data", f"{train.name}: {len(train):,} training and {len(val):,} validation images"),
-        ("batch", _batch(run.counts)),
-        ("steps", _steps(run.counts)),
+        ("batch", batch),
+        ("steps", steps),
         ("learning rate", describe_lr(recipe)),
-        *([("average", _average(run.counts))] if recipe.ema_decay else []),
+        *([("average", average)] if recipe.ema_decay else []),
         ("precision", f"{precision}, channels_last; evaluation in float32"),
         ("device", hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")),
         ("per process", f"{count(run.num_workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
@@ -50,35 +63,6 @@ def describe_plan(run: Trainer) -> str:
     if len(train.class_names) < 5:
         rows.append(("note", f"fewer than five classes: top-5 below means top-{len(train.class_names)}"))
     return "\n".join(["plan", *(f"  {name:<14}{text}" for name, text in rows)])
-
-
-def _sizes(recipe: Recipe) -> str:
-    first, last = (train_image_size(recipe, epoch) for epoch in (1, recipe.epochs))
-    train = f"{first} px" + (f", growing to {last} px" if last != first else "")
-    return train + (f", evaluated at {recipe.eval_size} px" if recipe.eval_size != last else "")
-
-
-def _average(counts: StepCounts) -> str:
-    published = "the average" if counts.recipe.publish == "ema" else "the model"
-    return (
-        f"of the weights, every {count(counts.ema_every_steps, 'step')}, decay {adjusted_ema_decay(counts):.4g}; both "
-        f"are evaluated, {published} is published"
-    )
-
-
-def _batch(counts: StepCounts) -> str:
-    processes = count(counts.num_processes, "process", "es")
-    text = f"{counts.recipe.global_batch_size} global = {processes} × {counts.per_process_batch_size}"
-    if counts.gradient_accumulation_steps > 1:
-        text += f" in {counts.gradient_accumulation_steps} accumulation steps of {counts.per_device_batch_size}"
-    return text
-
-
-def _steps(counts: StepCounts) -> str:
-    left_over = counts.num_train_images - counts.steps_per_epoch * counts.recipe.global_batch_size
-    dropped = f" ({count(left_over, 'image')} dropped, different images each epoch)" if left_over else ""
-    epochs = count(counts.recipe.epochs, "epoch")
-    return f"{counts.steps_per_epoch:,} an epoch{dropped} × {epochs} = {counts.total_steps:,}"
 
 
 def describe_schedule(counts: StepCounts) -> str:

@@ -53,7 +53,10 @@ def preflight(run: Trainer) -> None:
     """
     launch = run.launch
     check_same_data(launch, (run.train_source, run.val_source))
-    results = {"classes": describe_classes(run.train_source, run.val_source), **check_machines(run)}
+    class_sizes = [Counter(source.labels.tolist()).values() for source in (run.train_source, run.val_source)]
+    train, val = (f"{min(c):,} to {max(c):,}" if min(c) < max(c) else f"{min(c):,}" for c in class_sizes)
+    classes = f"{len(run.train_source.class_names):,}, with {train} training and {val} validation images each"
+    results = {"classes": classes, **check_machines(run)}
     with run.train_step.rolled_back():
         results["step"] = smoke_test(run)
         tensors = {name: group.tensors() for name, group in run.groups.items()}
@@ -96,13 +99,6 @@ def check_machines(run: Trainer) -> dict[str, str]:
         lines = [f"{machine}: {results['machine']}" for machine, _, results in machines]
         found["machine"] = f"\n  {'':<14}".join(lines)
     return found
-
-
-def describe_classes(train: Source, val: Source) -> str:
-    """Return the number of classes, and the numbers of images in the smallest and the largest."""
-    counts = [Counter(source.labels.tolist()).values() for source in (train, val)]
-    spans = [f"{min(c):,}" if min(c) == max(c) else f"{min(c):,} to {max(c):,}" for c in counts]
-    return f"{len(train.class_names):,}, with {spans[0]} training and {spans[1]} validation images each"
 
 
 def check_images(source: Source, on_bad_image: OnBadImage) -> str:
