@@ -1,8 +1,6 @@
 """Comparison of all processes before the first step: an unequal launch must not train."""
 
-import dataclasses
 import time
-from typing import Any
 
 from resnet_in1k.data.dataset import Source, sample_sums
 from resnet_in1k.recipes.recipe import Recipe
@@ -23,75 +21,52 @@ VISIBLE_WITHIN_SECONDS = 10.0
 """A network file system may show a new file that much later."""
 
 
-def check_same_program(launch: Launch, recipe: Recipe, options: TrainOptions, folder: RunFolder) -> None:
-    """Compare commit, library versions, recipe, options, recipe.json and clock of all processes.
+def refuse_differences(launch: Launch, values: dict[str, str], doing: str, advice: str) -> None:
+    """Compare values of all processes, by their names.
 
     Raises:
-        UserError: on all processes, naming the first machine that differs from the main process's.
+        UserError: on all processes, naming the first machine and value that differ from the main process's.
     """
+    everyone = launch.gather((launch.machine, values), doing)
+    main_machine, main = everyone[0]
+    for machine, other in everyone:
+        for name, value in other.items():
+            if value != main.get(name):
+                difference = f"{name} is {value} there, {main.get(name)} here"
+                raise UserError(f"{machine} differs from {main_machine}: {difference}; {advice}")
+
+
+def check_same_program(launch: Launch, recipe: Recipe, options: TrainOptions, folder: RunFolder) -> None:
+    """Refuse differences in commit, library versions, recipe, options, recipe.json and clock."""
     if launch.world_size == 1:
         return
-    made_by, values = provenance(), dataclasses.asdict(options)
-    own: dict[str, Any] = {
-        "commit": made_by["commit"],
-        **{f"version of {name}": version for name, version in made_by["versions"].items()},
-        **{f"recipe field {name}": value for name, value in dataclasses.asdict(recipe).items()},
-        **{
-            f"option --{name.replace('_', '-')}": str(value)
-            for name, value in values.items()
-            if name not in OPTIONS_OF_ONE_MACHINE
-        },
-        f"{folder.recipe}": files.sha256_of(folder.recipe) if folder.recipe.exists() else "no such file",
-    }
-    launch.wait_for_everyone("starting")  # so that the clocks are read at the same time
-    everyone = launch.gather((launch.machine, time.time(), own), "starting")
-    main_machine, main_clock, main = everyone[0]
-    for rank, (machine, clock, other) in enumerate(everyone):
-        for name in main:
-            if other.get(name) != main[name]:
-                raise UserError(
-                    f"process {rank} on {machine} differs from process 0 on {main_machine}: {name} is "
-                    f"{other.get(name)} there, {main[name]} here; all processes need the same program, command and run "
-                    "folder"
-                )
-        if abs(clock - main_clock) > MAX_CLOCK_DIFFERENCE_SECONDS:
+    made_by = provenance()
+    values = {"commit": made_by["commit"], **made_by["versions"], **vars(recipe)}
+    values |= {name: str(value) for name, value in vars(options).items() if name not in OPTIONS_OF_ONE_MACHINE}
+    values[str(folder.recipe)] = files.sha256_of(folder.recipe) if folder.recipe.exists() else "missing"
+    refuse_differences(launch, values, "starting", "all processes need the same program, command and run folder")
+    everyone = launch.gather((launch.machine, time.time()), "starting")  # at the same time, after the exchange above
+    main_machine, main_clock = everyone[0]
+    for machine, clock in everyone:
+        if (difference := abs(clock - main_clock)) > MAX_CLOCK_DIFFERENCE_SECONDS:
             raise UserError(
-                f"the clocks of {machine} and {main_machine} differ by {duration(abs(clock - main_clock))}; set them "
-                "by NTP"
+                f"the clocks of {machine} and {main_machine} differ by {duration(difference)}; set them by NTP"
             )
 
 
 def check_same_data(launch: Launch, sources: tuple[Source, Source]) -> None:
-    """Compare the bytes of a sample of images on all machines.
-
-    Raises:
-        UserError: on all processes, naming the first machine and image that differ from the main process's.
-    """
-    if launch.world_size == 1:
-        return
-    sums: dict[str, str] = {}
-    if local_rank() == 0:  # one process of each machine
-        for source in sources:
-            sums.update(sample_sums(source, COMPARED_IMAGES))
-    everyone = launch.gather((launch.machine, sums), "reading images")
-    main_machine, main = everyone[0]
-    for machine, other in everyone:
-        for name in other:
-            if other[name] != main[name]:
-                raise UserError(
-                    f"{machine} has different data from {main_machine}: {name} has the sha256 {main[name]} on "
-                    f"{main_machine}, {other[name]} on {machine}; all machines need the same files at this path"
-                )
+    """Refuse differences in the bytes of a sample of images on all machines."""
+    if launch.world_size > 1:
+        compared = sources if local_rank() == 0 else ()  # by one process of each machine
+        sums = {name: sha256 for source in compared for name, sha256 in sample_sums(source, COMPARED_IMAGES).items()}
+        refuse_differences(launch, sums, "reading images", "all machines need the same files at this path")
 
 
 def check_run_folder_is_shared(launch: Launch, folder: RunFolder) -> None:
-    """Check that all machines see the run folder, which the main process has just locked.
+    """Refuse machines that do not see the run folder, which the main process has just locked.
 
     Only the main process writes to it, but all read checkpoints from it, and after a requeue any machine may be the
     first.
-
-    Raises:
-        UserError: on all processes, naming the first machine that does not see it.
     """
     if launch.world_size == 1:
         return
@@ -100,16 +75,11 @@ def check_run_folder_is_shared(launch: Launch, folder: RunFolder) -> None:
         try:
             return folder.lock.read_text(encoding="utf-8")
         except OSError:
-            return ""
+            return "missing"
 
     written = launch.broadcast_from_main(lock_text, "locking the run folder")
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
     while (seen := lock_text()) != written and time.monotonic() < deadline:
         time.sleep(0.5)
-    everyone = launch.gather((launch.machine, seen == written), "reading the run folder")
-    for machine, visible in everyone:
-        if not visible:
-            raise UserError(
-                f"{machine} does not see the run folder {folder.path} of {everyone[0][0]}; put it on storage that all "
-                "machines share, and start all of them in the same folder"
-            )
+    advice = "put the run folder on storage that all machines share, and start all of them in the same folder"
+    refuse_differences(launch, {str(folder.lock): seen}, "reading the run folder", advice)

@@ -13,8 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.data.dataset import Source
-from resnet_in1k.data.decode import OnBadImage, decode
+from resnet_in1k.data.dataset import Source, spread_over
+from resnet_in1k.data.decode import IfBad, OnBadImage, read_image
 from resnet_in1k.data.loader import Batch, prefetch_to_device, shared_bytes_needed
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
@@ -30,14 +30,14 @@ from resnet_in1k.utils.device import (
     translate_memory_errors,
     usable_cores,
 )
-from resnet_in1k.utils.errors import BadImageError, UserError
+from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count, file_size, first_line
 from resnet_in1k.utils.launch import local_rank
 from resnet_in1k.utils.pool import worker_context
 from resnet_in1k.utils.rng import Stream
 
-SAMPLED_AT_EACH_PLACE = 4
-"""Images decoded from the start, the middle and the end of a split."""
+NUM_SAMPLED_IMAGES = 13
+"""Images of each split that are decoded: an odd number has the first, the middle and the last."""
 CPU_SMOKE_TEST_IMAGES = 16
 """On a CPU a complete batch would take minutes, and memory is not what fails there."""
 
@@ -102,29 +102,19 @@ def check_machines(run: Trainer) -> dict[str, str]:
 
 
 def check_images(source: Source, on_bad_image: OnBadImage) -> str:
-    """Decode a sample from both ends and the middle.
+    """Decode a sample, with the first, the middle and the last image.
 
     Raises:
         BadImageError: for a training image, unless bad ones are to be skipped; in validation they count as wrong.
     """
-    middle, last = len(source) // 2, len(source) - 1
-    indices = {
-        min(max(index, 0), last)
-        for first in (0, middle, last - SAMPLED_AT_EACH_PLACE + 1)
-        for index in range(first, first + SAMPLED_AT_EACH_PLACE)
-    }
-    bad: list[str] = []
-    for index in sorted(indices):
-        try:
-            decode(files.retry_once(lambda index=index: source.read(index)))
-        except OSError as error:
-            raise UserError(f"{source.image_name(index)} cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
-            if source.split == "train" and on_bad_image == "fail":
-                raise BadImageError.about(source.image_name(index), str(error)) from None
-            bad.append(f"{source.image_name(index)} ({error})")
+    bad: dict[int, str] = {}
+    if_bad: IfBad = "fail" if source.split == "train" and on_bad_image == "fail" else "blank"
+    indices = spread_over(source, NUM_SAMPLED_IMAGES)
+    for index in indices:
+        read_image(source, index, if_bad, bad)
     text = f"{len(indices)} {source.split} images decoded"
-    return f"{text}; {len(bad)} cannot be read: {'; '.join(bad)}" if bad else text
+    names = [f"{source.image_name(index)} ({reason})" for index, reason in bad.items()]
+    return f"{text}; {len(bad)} cannot be read: {'; '.join(names)}" if bad else text
 
 
 def check_memory(num_workers: int, shared_bytes: int) -> str:
