@@ -135,14 +135,16 @@ def download_torchvision_weights(name: str, weights: WeightsEnum) -> Path:
     """Return the file in torch.hub's cache; raises UserError if it is not there and cannot be downloaded."""
     url = str(weights.url)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+    digits = file.stem.rpartition("-")[2]  # its name ends with the first digits of its sha256
     if not file.exists():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Its name ends with the first digits of its sha256, which torch compares.
-            torch.hub.download_url_to_file(url, str(file), file.stem.rpartition("-")[2], progress=False)
+            torch.hub.download_url_to_file(url, str(file), digits, progress=False)
         except Exception as error:  # from urllib, the disk, or torch if the sha256 is wrong
             raise UserError(
                 f"{name} could not be downloaded from {url} ({first_line(error)}); without a network, copy the file to "
                 f"{file.parent}"
             ) from None
+    if not files.sha256_of(file).startswith(digits):
+        raise UserError(f"{file} is damaged: its sha256 does not begin with {digits}; remove it and try again")
     return file

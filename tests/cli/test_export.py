@@ -15,7 +15,7 @@ from resnet_in1k.cli import export as export_module
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.cli.export import ExportOptions, export
 from resnet_in1k.hub.hub_folder import build_hub_folder
-from resnet_in1k.model.exported import read_facts
+from resnet_in1k.model.exported import load_exported
 from resnet_in1k.model.resnet import load_model
 from resnet_in1k.model.weights import write_tensors
 from resnet_in1k.run_folder import RunFolder
@@ -45,7 +45,7 @@ def test_an_exported_network_is_evaluated_with_its_own_metadata(
     """Class names, preprocessing and origin are in the file; the counts equal those of the weights."""
     network = Path(shutil.copy(exported.path / f"model.{format}", tmp_path))
     expected = json.loads(exported.evaluation.read_text())
-    facts = read_facts(network)
+    facts = load_exported(network).facts
     assert facts["class_names"] == expected["class_names"]
     assert facts["exported_from"] == sha256_of(exported.weights)
 

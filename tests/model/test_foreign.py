@@ -32,7 +32,7 @@ def randomized(model: torch.nn.Module) -> torch.nn.Module:
 
 def prepared(weights: Weights, image: Image.Image) -> torch.Tensor:
     """Prepare an image for these weights, (1, 3, S, S), with the code of this project."""
-    preprocessing = weights.preprocessing()
+    preprocessing = weights.preprocessing
     square = preprocessing.crop(torch.from_numpy(np.array(image)).permute(2, 0, 1))
     return normalize(square.unsqueeze(0), preprocessing.mean, preprocessing.std)
 

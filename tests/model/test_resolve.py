@@ -48,7 +48,7 @@ def write_run(weights: Path, recipe: Recipe) -> None:
 def test_a_file_without_metadata_has_the_default_preprocessing(weights: Path):
     found = resolve_checkpoint(weights)
     assert (found.file, found.class_names, found.data, found.recorded_evaluation) == (weights, None, None, None)
-    assert found.preprocessing() == EvalPreprocessing(224, 256, "bilinear")
+    assert found.preprocessing == EvalPreprocessing(224, 256, "bilinear")
     assert found.note == ""
 
 
@@ -57,21 +57,21 @@ def test_precedence_of_the_preprocessing(weights: Path, tiny: Recipe):
     write_run(weights, tiny)
     found = resolve_checkpoint(weights.parent)
     assert (found.class_names, found.data) == (["a", "b"], "digits")
-    assert found.preprocessing() == EvalPreprocessing(32, 36, "bilinear")
+    assert found.preprocessing == EvalPreprocessing(32, 36, "bilinear")
     publish_config(weights)
-    assert resolve_checkpoint(weights.parent).preprocessing() == EvalPreprocessing(96, 101, "bicubic")
+    assert resolve_checkpoint(weights.parent).preprocessing == EvalPreprocessing(96, 101, "bicubic")
     recorded = record_evaluation(weights)
     found = resolve_checkpoint(weights.parent)
     assert (found.recorded_evaluation, found.class_names, found.note) == (recorded, ["ant", "bee"], "")
-    assert found.preprocessing() == EvalPreprocessing(64, 73, "bicubic")
-    assert found.preprocessing(image_size=32) == EvalPreprocessing(32, 36, "bicubic")
+    assert found.preprocessing == EvalPreprocessing(64, 73, "bicubic")
+    assert found.preprocessing.at(32) == EvalPreprocessing(32, 36, "bicubic")
 
 
 def test_an_evaluation_recorded_before_interpolations_was_bilinear(weights: Path):
     recorded = record_evaluation(weights)
     del recorded["interpolation"]
     (weights.parent / "eval.json").write_text(json.dumps(recorded))
-    assert resolve_checkpoint(weights).preprocessing() == EvalPreprocessing(64, 73, "bilinear")
+    assert resolve_checkpoint(weights).preprocessing == EvalPreprocessing(64, 73, "bilinear")
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,10 @@ def test_crop_ratio_makes_the_same_resize_again():
     """By timm's own rule, floor(size / crop_pct), for all sizes that are likely."""
     for size in range(32, 321, 8):
         for resize_size in range(size, size + 65):
-            ratio = crop_ratio_for(size, resize_size, preferred=0.875)
+            ratio = crop_ratio_for(size, resize_size)
             assert int(size / ratio) == resize_size_for(size, ratio) == resize_size
-    assert crop_ratio_for(224, 256, preferred=0.875) == 0.875
-    assert crop_ratio_for(224, 232, preferred=0.875) == pytest.approx(224 / 232)
+    assert crop_ratio_for(224, 256) == 0.875
+    assert crop_ratio_for(224, 232) == pytest.approx(224 / 232)
 
 
 def test_fingerprint_covers_the_weights_that_a_run_starts_from():
