@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from resnet_in1k.model.weights import STATE_NAME, check_fits, contiguous_copy, weights_to_save, write_tensors
+from resnet_in1k.model.weights import STATE_NAME, contiguous_copy, weights_to_save, write_tensors
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 
@@ -27,16 +27,6 @@ NUMBER = ":number"
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 
 
-class TensorGroup(Protocol):
-    """The tensors of one safetensors file of a checkpoint."""
-
-    def tensors(self) -> dict[str, Tensor]: ...  # contiguous copies on the CPU
-
-    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None: ...  # UserError if `load` would fail
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None: ...  # what `tensors` returned, after `check`
-
-
 class ModelGroup:
     """A model's state dict, with clean keys."""
 
@@ -44,10 +34,8 @@ class ModelGroup:
         self._model = model
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return contiguous copies on the CPU, for one safetensors file of a checkpoint."""
         return weights_to_save(self._model)
-
-    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
-        check_fits(self._model, tensors, file)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self._model.load_state_dict(tensors, strict=True)
@@ -81,12 +69,6 @@ class OptimizerGroup:
                     tensors.update(_as_tensor(f"param_groups.{number}.{key}", value))
         return tensors
 
-    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
-        known = {*self._names, *(f"param_groups.{number}" for number in range(len(self._optimizer.param_groups)))}
-        for name in tensors:
-            if name.rpartition(".")[0] not in known:
-                raise UserError(f"{file} does not fit the model: it has {name}")
-
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         index_of = {name: index for index, name in enumerate(self._names)}
         state: dict[int, dict[str, Any]] = {}
@@ -103,6 +85,9 @@ class OptimizerGroup:
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             state.setdefault(index_of[name], {})[key] = value
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+TensorGroup = ModelGroup | OptimizerGroup
 
 
 def _as_tensor(name: str, value: Any) -> dict[str, Tensor]:
@@ -213,22 +198,17 @@ def load_newest_checkpoint(
 
 
 def load_checkpoint(folder: Path, groups: Mapping[str, TensorGroup], recipe_sha256: str) -> TrainState:
-    """Load all groups of tensors, after all have been checked.
+    """Load all groups of tensors, after all files have been read. With the same recipe they fit.
 
     Raises:
-        UserError: if a file is missing, damaged or does not fit, or if it was trained by another recipe; nothing is
-            loaded then.
+        UserError: if a file is missing or damaged, or if it was trained by another recipe; nothing is loaded then.
     """
     state, sums = _read_state(folder)
     if state.recipe_sha256 != recipe_sha256:
         raise UserError(f"{folder} belongs to a run with another recipe or other initial weights")
     if different := sums.keys() ^ {f"{name}.safetensors" for name in groups}:
         raise UserError(f"{folder}: the run and this checkpoint differ in {', '.join(sorted(different))}")
-    loaded = {}
-    for name, group in groups.items():
-        file = folder / f"{name}.safetensors"
-        loaded[name] = _read_tensors(file, sums[file.name])
-        group.check(loaded[name], file)
+    loaded = {name: _read_tensors(folder / f"{name}.safetensors", sums[f"{name}.safetensors"]) for name in groups}
     for name, group in groups.items():
         group.load(loaded[name])
     return state
