@@ -60,7 +60,7 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder. Raises UserError if that fails, or if it cannot be written to."""
 
-        with files.user_errors("--output-dir: "):
+        with files.user_errors(f"--output-dir {self.path}: "):
             files.retry_once(lambda: self.checkpoints.mkdir(parents=True, exist_ok=True))
             files.write_text(self.path / ".writable", "")
             (self.path / ".writable").unlink()

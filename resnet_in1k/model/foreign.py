@@ -46,14 +46,15 @@ def read_foreign_config(folder: Path) -> Config | None:
     """Read the config.json of timm, transformers or this project; None if there is none.
 
     Raises:
-        UserError: if the model differs from torchvision's ResNets, or if its images are prepared in a way that is not
-            implemented here. An incomplete file raises errors such as KeyError.
+        UserError: if the model differs from torchvision's ResNets, if its images are prepared in a way that is not
+            implemented here, or if the file is incomplete.
     """
     file = folder / CONFIG_NAME
     config = files.read_json_object(file) or {}
-    if config.get("model_type") == "resnet":
-        return _from_transformers(config, files.read_json_object(folder / PREPROCESSOR_NAME) or {}, file)
-    return _from_timm(config, file) if "pretrained_cfg" in config else None
+    with files.content_errors(file):
+        if config.get("model_type") == "resnet":
+            return _from_transformers(config, files.read_json_object(folder / PREPROCESSOR_NAME) or {}, file)
+        return _from_timm(config, file) if "pretrained_cfg" in config else None
 
 
 def _from_timm(config: dict[str, Any], file: Path) -> Config:

@@ -76,21 +76,31 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
     measured, kind = (exported.facts if exported else evaluation) or {}, "ema" if file.stem == "ema" else "model"
     if recipe is not None and run is not None and file == run.weights:
         kind = recipe.publish
-    with files.content_errors(f"{EVALUATION_NAME}, {foreign.CONFIG_NAME} or {RECIPE_NAME} with {file}"):
-        config, data = foreign.read_foreign_config(file.parent), facts["data"]
-        preprocessing, names = config or (DEFAULT_PREPROCESSING, None)
-        if measured:  # the facts in an exported network, or else the eval.json of these weights
-            recorded = {name: measured[name] for name in vars(DEFAULT_PREPROCESSING) if name in measured}
-            preprocessing = EvalPreprocessing(**recorded)
-        elif config is None and recipe is not None:
-            preprocessing = EvalPreprocessing.from_recipe(recipe)
+    config = foreign.read_foreign_config(file.parent)
+    # The first that is recorded: in the exported network, eval.json of these weights, config.json, the run's recipe.
+    where: Path = file
+    if measured:
+        where = file if exported else file.parent / EVALUATION_NAME
+        recorded = {name: measured[name] for name in vars(DEFAULT_PREPROCESSING) if name in measured}
+        preprocessing = EvalPreprocessing(**{**vars(DEFAULT_PREPROCESSING), **recorded})
+    elif config is not None:
+        where, preprocessing = file.parent / foreign.CONFIG_NAME, config[0]
+    else:
+        preprocessing = EvalPreprocessing.from_recipe(recipe) if recipe else DEFAULT_PREPROCESSING
+    with files.content_errors(where):
+        preprocessing = _checked(preprocessing)
+    with files.content_errors(run.recipe if run else file):
+        data = facts["data"]
+        if data and not isinstance(data["source"], str):
+            raise ValueError("its data have no name")
+        names = measured.get("class_names") or data.get("class_names") or (config[1] if config else None)
         return Weights(
             file=file,
-            preprocessing=_checked(preprocessing),
-            class_names=_checked_names(measured.get("class_names") or data.get("class_names") or names),
+            preprocessing=preprocessing,
+            class_names=_checked_names(names),
             kind="ema" if measured.get("weights", kind) == "ema" else "model",
             # A path in a downloaded recipe.json could name any folder of this machine.
-            data=str(data["source"]) if data and (not is_downloaded or data["source"] in SOURCES) else None,
+            data=data["source"] if data and (not is_downloaded or data["source"] in SOURCES) else None,
             recorded_evaluation=evaluation,
             note=note,
             val_share=float(data.get("val_share", 0.0)),
@@ -116,7 +126,7 @@ def _checked(found: EvalPreprocessing) -> EvalPreprocessing:
     if not is_possible or resize_size > MAX_RESIZE_RATIO * size:
         raise ValueError(f"a crop of {size!r:.40} px from images resized to {resize_size!r:.40} px")
     if found.interpolation not in get_args(Interpolation):
-        raise ValueError(f"images resized by {found.interpolation!r:.40} interpolation")
+        raise ValueError(f"images resized by {found.interpolation!r:.40}, which is not bilinear or bicubic")
     mean, std = (tuple(map(float, values)) for values in (found.mean, found.std))
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise ValueError(f"mean {found.mean!r:.60}, std {found.std!r:.60}")

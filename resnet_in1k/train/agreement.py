@@ -32,7 +32,7 @@ def refuse_differences(launch: Launch, values: dict[str, str], doing: str, advic
     for machine, other in everyone:
         for name, value in other.items():
             if value != main.get(name):
-                difference = f"{name} is {value} there, {main.get(name)} here"
+                difference = f"{name}: {value} there, {main.get(name)} here"
                 raise UserError(f"{machine} differs from {main_machine}: {difference}; {advice}")
 
 

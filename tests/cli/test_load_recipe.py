@@ -102,8 +102,8 @@ def test_what_is_no_recipe_is_one_line(hub: HubServer, original: RunFolder, fact
         ("hub:someone/none", r"it has no recipe\.json, so its training is not published"),
         ("hub:someone/nowhere", "no such repository could be downloaded"),
         (tmp_path / "empty", r"no .*empty/recipe\.json; give a run folder"),
-        (tmp_path / "broken.json", r"broken\.json is incomplete \(TypeError"),
-        (tmp_path / "named.json", r"is incomplete \(ValueError: recipe name '\.\./"),
+        (tmp_path / "broken.json", r"broken\.json cannot be read \(TypeError"),
+        (tmp_path / "named.json", r"cannot be read \(ValueError: recipe name '\.\./"),
         (original.log, r"no .*recipe\.json|cannot be read as a run's recipe"),
     ):
         with pytest.raises(UserError, match=message) as caught:

@@ -28,17 +28,17 @@ def test_against_a_plain_torchvision_loop(evaluated: RunFolder, image_folder: Pa
     transform = v1.Compose([v1.Resize(36), v1.CenterCrop(32), v1.ToTensor()])
     normalize = v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     found = predictions(evaluated.path, image_folder / "val", top_k=6, batch_size=5, workers=2)
-    assert [Path(p.file).relative_to(image_folder / "val") for p in found] == [
+    assert [Path(p["file"]).relative_to(image_folder / "val") for p in found] == [
         Path(name, f"{number}.jpg") for name in NAMES for number in range(2)
     ]
     for prediction in found:
         with torch.inference_mode():
-            image = normalize(transform(Image.open(prediction.file).convert("RGB")))
+            image = normalize(transform(Image.open(prediction["file"]).convert("RGB")))
             expected = model(image[None]).softmax(dim=1)[0].numpy()
-        ours = {name: share for _, name, share in prediction.classes}
+        ours = {each["name"]: each["probability"] for each in prediction["predictions"]}
         assert sum(ours.values()) == pytest.approx(1, abs=1e-5)
         assert [ours[name] for name in NAMES] == pytest.approx(expected, abs=0.02)
-        shares = [share for _, _, share in prediction.classes]
+        shares = [each["probability"] for each in prediction["predictions"]]
         assert shares == sorted(shares, reverse=True)
 
 
@@ -69,7 +69,7 @@ def test_unreadable_files_are_reported_in_their_place_after_which_it_fails(
     assert "truncated" in lines[3]["error"].lower()
     assert all(len(line["predictions"]) == 2 for line in lines if "error" not in line)
     single = predictions(evaluated.path, image_folder / "val/fox/0.jpg")[0]
-    assert [each["name"] for each in lines[-1]["predictions"]] == [name for _, name, _ in single.classes[:2]]
+    assert [each["name"] for each in lines[-1]["predictions"]] == [each["name"] for each in single["predictions"][:2]]
 
 
 def test_a_figure_shows_the_images(evaluated: RunFolder, image_folder: Path, tmp_path: Path):
@@ -83,7 +83,7 @@ def test_a_figure_shows_the_images(evaluated: RunFolder, image_folder: Path, tmp
 def test_classes_without_names_are_numbered(evaluated: RunFolder, image_folder: Path, tmp_path: Path):
     shutil.copy(evaluated.weights, tmp_path / "weights.safetensors")
     (found,) = predictions(tmp_path / "weights.safetensors", image_folder / "val/ant/0.jpg", image_size=32)
-    assert {name for _, name, _ in found.classes} < {f"class {number}" for number in range(6)}
+    assert {each["name"] for each in found["predictions"]} < {f"class {number}" for number in range(6)}
 
 
 @pytest.mark.parametrize(

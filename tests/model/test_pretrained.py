@@ -22,10 +22,12 @@ def test_predictions_are_those_of_the_script(finished: RunFolder, image_folder: 
     model = ResNet.from_pretrained(finished.path)
     files = sorted((image_folder / "val").rglob("*.jpg"))[:4]
     for expected in predict(PredictOptions(images=tuple(files), ckpt=str(finished.path), workers=0), lambda text: None):
-        ours = model.predict(expected.file, top_k=3)
-        assert [name for name, _ in ours] == [name for _, name, _ in expected.classes[:3]]
-        assert [share for _, share in ours] == pytest.approx([share for _, _, share in expected.classes[:3]], abs=1e-5)
-        assert model.predict(Image.open(expected.file), top_k=3) == ours
+        ours = model.predict(expected["file"], top_k=3)
+        assert [name for name, _ in ours] == [each["name"] for each in expected["predictions"][:3]]
+        assert [share for _, share in ours] == pytest.approx(
+            [each["probability"] for each in expected["predictions"][:3]], abs=1e-5
+        )
+        assert model.predict(Image.open(expected["file"]), top_k=3) == ours
 
 
 def test_predict_restores_the_mode_of_the_model(finished: RunFolder, photographs: list[np.ndarray]):

@@ -75,18 +75,15 @@ def test_an_evaluation_recorded_before_interpolations_was_bilinear(weights: Path
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        *(
-            ({"input_size": [3, size, size]}, "image size .* 1 to 4096")
-            for size in (0, 10**9, True, "224", 224.0, None)
-        ),
-        *(({"crop_pct": ratio}, r"crop ratio .* 0\.1 to 1") for ratio in (0, 1e-9, 1.5, "0.9", True, None, 10**400)),
+        *({"input_size": [3, size, size]} for size in (0, 10**9, True, "224", 224.0, None)),
+        *({"crop_pct": ratio} for ratio in (0, 1e-9, 1.5, "0.9", None, 10**400)),
     ],
 )
-def test_an_impossible_preprocessing_is_an_error(weights: Path, changes: dict, message: str):
+def test_an_impossible_preprocessing_is_an_error(weights: Path, changes: dict):
     publish_config(weights, **changes)
-    with pytest.raises(UserError, match=rf"model\.safetensors: {message}"):
+    with pytest.raises(UserError, match=r"config\.json cannot be read \(\w+Error: "):
         resolve_checkpoint(weights)
 
 
@@ -106,7 +103,7 @@ def test_a_recorded_evaluation_of_impossible_sizes_is_an_error_at_once(weights: 
     record_evaluation(weights, **{name: "SIZE"})
     file = weights.parent / "eval.json"
     file.write_text(file.read_text().replace('"SIZE"', size))
-    with pytest.raises(UserError, match=r"size \S{1,40} is not an integer from 1 to \d+$"):
+    with pytest.raises(UserError, match=r"eval\.json cannot be read \(ValueError: a crop of"):
         resolve_checkpoint(weights)
 
 
@@ -142,7 +139,7 @@ def test_class_names_cannot_write_to_the_terminal(weights: Path):
 def test_json_that_is_nested_too_deeply_is_like_none(weights: Path):
     for name in ("config.json", "eval.json"):
         (weights.parent / name).write_text('{"a":' + "[" * 100_000)
-    assert resolve_checkpoint(weights).image_size == 224
+    assert resolve_checkpoint(weights).preprocessing.image_size == 224
     (weights.parent / "recipe.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"recipe\.json cannot be read .*nested too deeply"):
         resolve_checkpoint(weights)

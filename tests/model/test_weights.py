@@ -121,5 +121,5 @@ def test_weights_of_a_checkpoint_must_have_the_recorded_sum(tmp_path: Path):
         with pytest.raises(UserError, match=r"model.safetensors is damaged: its sha256 does not match"):
             weights_file(checkpoint)
     (tmp_path / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"its sha256 in .*state.json cannot be read \(JSONDecodeError"):
+    with pytest.raises(UserError, match=r"state.json cannot be read \(JSONDecodeError"):
         weights_file(tmp_path)

@@ -27,7 +27,7 @@ def test_report_of_a_dry_run_that_writes_nothing(tiny: Recipe, image_folder: Pat
     printed = capsys.readouterr().out
     for part in (
         "classes       6, with 6 to 7 training and 2 validation images each",
-        "images        12 train images decoded; 10 val images decoded",
+        "images        12 train images decoded; 12 val images decoded",
         " free, ",
         "needed for 4 checkpoints and the best weights",
         "forward and backward of 8 images in ",
@@ -48,7 +48,7 @@ def test_bad_image_at_either_end_or_in_the_middle(image_folder: Path, tmp_path: 
     with pytest.raises(BadImageError, match=rf"{place} cannot be read as an image .*--on-bad-image skip"):
         preflight.check_images(train, "fail")
     text = preflight.check_images(val, "fail")
-    assert text.startswith("10 val images decoded; 1 cannot be read: ")
+    assert text.startswith("12 val images decoded; 1 cannot be read: ")
     assert "val/ant/0.jpg (no known image format)" in text
 
 
