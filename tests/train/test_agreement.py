@@ -125,7 +125,7 @@ def test_run_folder_must_be_shared(tmp_path: Path, monkeypatch):
     said = outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, own if launch.rank else shared))
     for text in said:  # each with the path as it knows it
         assert text.startswith(f"node1 differs from node0: {own.lock}: ")
-        assert "of node0; put it on storage that all machines share" in text
+        assert "put the run folder on storage that all machines share" in text
     del lock
 
 

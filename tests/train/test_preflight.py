@@ -27,7 +27,7 @@ def test_report_of_a_dry_run_that_writes_nothing(tiny: Recipe, image_folder: Pat
     printed = capsys.readouterr().out
     for part in (
         "classes       6, with 6 to 7 training and 2 validation images each",
-        "images        12 train images decoded; 12 val images decoded",
+        "images        13 train images decoded; 12 val images decoded",
         " free, ",
         "needed for 4 checkpoints and the best weights",
         "forward and backward of 8 images in ",
