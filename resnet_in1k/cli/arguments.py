@@ -16,6 +16,7 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 from resnet_in1k.utils.format import printable
+from resnet_in1k.utils.launch import local_rank, rank
 from resnet_in1k.utils.validation import above, at_least
 
 T = TypeVar("T")
@@ -78,11 +79,11 @@ def _run(main: Callable[[], Any]) -> None:
         record(main_with_short_traceback)()  # a launcher of several processes repeats the message in its own report
     except UserError as error:
         # The first process of each machine prints: an error may concern one machine only.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, ProcessError):
+        if local_rank() == 0 or isinstance(error, ProcessError):
             _print_error(str(error))
         sys.exit(BAD_INPUT)
     except Preempted as stopped:
-        if is_main_process():
+        if rank() == 0:
             print(stopped, file=sys.stderr, flush=True)
         sys.exit(PREEMPTED)
     except KeyboardInterrupt:
@@ -101,16 +102,12 @@ def parse(cls: type[T], default: T | None = None) -> T:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(cls, config=(tyro.conf.OmitArgPrefixes,), **options)
     except SystemExit as exit_:
-        if exit_.code and is_main_process():
+        if exit_.code and rank() == 0:
             # tyro prints a box: keep its text, without the frame and the hint about --help.
             lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in errors.getvalue().splitlines()[1:]]
             text = " ".join(line for line in lines if not line.startswith("For full helptext"))
             _print_error(re.sub(r"\s+", " ", text).strip() + " (see --help)")
         sys.exit(BAD_INPUT if exit_.code else 0)
-
-
-def is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_error(message: str) -> None:

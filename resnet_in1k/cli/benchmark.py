@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.cli.arguments import is_main_process, parse
+from resnet_in1k.cli.arguments import parse
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Prefetched, Tensors, prefetch_to_device
@@ -42,7 +42,7 @@ from resnet_in1k.utils import device as devices
 from resnet_in1k.utils import format, imagenet
 from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.launch import Launch, rank
 from resnet_in1k.utils.pool import translate_worker_errors, worker_context
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize
 from resnet_in1k.utils.validation import at_least, check_options
@@ -89,7 +89,7 @@ class BenchmarkOptions:
 def main() -> None:
     options = parse(BenchmarkOptions)
     result = benchmark(options)
-    if is_main_process():
+    if rank() == 0:
         print(json.dumps(result) if options.json else table(result))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from resnet_in1k.cli.arguments import is_main_process, parse
+from resnet_in1k.cli.arguments import parse
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.evaluate.statistics import describe_distance, distance
 from resnet_in1k.model.resolve import REPOSITORY, download
@@ -22,7 +22,7 @@ from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import world_size
+from resnet_in1k.utils.launch import rank, world_size
 from resnet_in1k.utils.validation import lookup
 
 HUB = "hub:"
@@ -214,6 +214,6 @@ def main() -> Path | None:
         print(describe_recipes())
         return None
     folder = train(given.name, arguments.fields, arguments.options, command=sys.argv)
-    if not arguments.options.dry_run and is_main_process() and (outcome := describe_outcome(given, RunFolder(folder))):
+    if not arguments.options.dry_run and rank() == 0 and (outcome := describe_outcome(given, RunFolder(folder))):
         print(outcome)
     return folder

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ PICKLE_NAME = "pytorch_model.bin"
 """Weights in repositories that have no safetensors file."""
 STATE_NAME = "state.json"
 """File in a checkpoint folder with the sha256 of each of its safetensors files."""
-PREFIXES = ("module.", "_orig_mod.")
-"""Key prefixes that DDP and torch.compile add to a state dict."""
+PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
+"""What DDP and torch.compile put before the keys of a state dict, in any order and number."""
 
 
 def weights_file(checkpoint: Path) -> Path:
@@ -60,29 +59,20 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             state = files.retry_once(lambda: safetensors.torch.load_file(file))
         else:
             state = files.retry_once(lambda: torch.load(file, map_location="cpu", weights_only=True))
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{file} is not a complete safetensors file ({error}); take another checkpoint") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # the weights-only reader raises many kinds of errors for files that torch did not write
-        raise UserError(f"{file} holds no plain tensors ({first_line(error)}); no code in it was executed") from None
+    except Exception as error:  # both readers raise many kinds of errors for files that are not theirs
+        problem = f"{file} cannot be read as plain tensors ({first_line(error)})"
+        raise UserError(f"{problem}; no code in it was executed: take another checkpoint") from None
     for wrapper in ("state_dict", "model"):  # training scripts save the weights under one of these keys
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not (isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())):
         raise UserError(f"{file} is not a state dict, a mapping from names to tensors")
-    return {torchvision_key(key): tensor for key, tensor in clean_keys(state).items()}
-
-
-def clean_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of DDP and torch.compile, in any order and number."""
-    prefixes = re.compile(rf"^({'|'.join(map(re.escape, PREFIXES))})+")
-    return {prefixes.sub("", key): tensor for key, tensor in state.items()}
+    return {torchvision_key(PREFIXES.sub("", key)): tensor for key, tensor in state.items()}
 
 
 def weights_to_save(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Copy a model's state dict to contiguous CPU tensors with clean keys."""
-    return {key: contiguous_copy(tensor) for key, tensor in clean_keys(model.state_dict()).items()}
+    """Copy the state dict of a plain model to contiguous CPU tensors."""
+    return {key: contiguous_copy(tensor) for key, tensor in model.state_dict().items()}
 
 
 def contiguous_copy(tensor: Tensor) -> Tensor:

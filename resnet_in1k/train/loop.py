@@ -55,7 +55,8 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
             check_same_program(launch, recipe, options, options.run_folder(recipe_name))
             run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
             run.console.print(describe_plan(run))
-            check_can_start(run)
+            if run.folder.recipe.exists() and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
+                run.console.print(note)
             preflight(run)
             stop_if_requested(run, step=0, poll=0)
             if options.dry_run:
@@ -195,13 +196,6 @@ def evaluate(run: Trainer) -> None:
 def evaluation_is_pending(run: Trainer) -> bool:
     """True if the state is that of the end of an epoch without its evaluation."""
     return bool(run.state.epoch_losses) and run.counts.is_last_in_epoch(run.state.step)
-
-
-def check_can_start(run: Trainer) -> None:
-    """Raise UserError if the folder's run was started with other settings; print what a resume will change."""
-    if run.folder.recipe.exists() and (note := check_resumable(run.folder, run.recipe, run.data_facts, run.facts)):
-        run.console.print(note)
-    run.launch.wait_for_everyone("reading the run folder")  # before the main process writes to it
 
 
 def start_or_resume(run: Trainer) -> None:
