@@ -19,7 +19,7 @@ from resnet_in1k.hub.model_card import RunRecord, make_card, published_facts
 from resnet_in1k.model.exported import SUFFIXES
 from resnet_in1k.model.foreign import CONFIG_NAME
 from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
-from resnet_in1k.model.weights import PREFIXES, WEIGHTS_NAME
+from resnet_in1k.model.weights import WEIGHTS_NAME
 from resnet_in1k.recipes.recipe import crop_ratio_for
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
@@ -99,11 +99,11 @@ def _checked_model(run: RunFolder) -> ResNet:
         raise UserError(f"{run.path} has no {WEIGHTS_NAME}; a run has one after its first epoch")
     model = load_model(run.weights)
     with safetensors.safe_open(run.weights, framework="pt") as file:
-        prefixed = [key for key in file.keys() if key.startswith(PREFIXES)]  # noqa: SIM118
-    if prefixed:
+        foreign = sorted(set(file.keys()) - model.state_dict().keys())
+    if foreign:
         raise UserError(
-            f"{run.weights} has keys with a prefix ({prefixed[0]}), which other libraries cannot load; "
-            "export.py --format safetensors removes the prefix"
+            f"{run.weights} has names of tensors that other libraries cannot load, such as {foreign[0]}; export.py "
+            "--format safetensors renames them"
         )
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():

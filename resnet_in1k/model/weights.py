@@ -71,8 +71,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def weights_to_save(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Copy the state dict of a plain model to contiguous CPU tensors."""
-    return {key: contiguous_copy(tensor) for key, tensor in model.state_dict().items()}
+    """Copy a model's state dict to contiguous CPU tensors with clean keys."""
+    return {PREFIXES.sub("", key): contiguous_copy(tensor) for key, tensor in model.state_dict().items()}
 
 
 def contiguous_copy(tensor: Tensor) -> Tensor:

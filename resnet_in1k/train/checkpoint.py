@@ -7,7 +7,6 @@ rate are functions of the step.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from resnet_in1k.utils.errors import UserError
 FORMAT_VERSION = 5
 NUMBER = ":number"
 """Name suffix for optimizer values that are Python numbers, not tensors."""
-_STEP_FOLDER = re.compile(r"step_(\d+)")
 
 
 class ModelGroup:
@@ -158,10 +156,8 @@ def state_sha256(values: Mapping[str, Any]) -> str:
 
 def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of each complete checkpoint, oldest first."""
-    if not checkpoints.is_dir():
-        return []
-    matches = [(match, path) for path in checkpoints.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in matches)
+    steps = ((path.name.removeprefix("step_"), path) for path in checkpoints.glob("step_*"))
+    return sorted((int(step), path) for step, path in steps if step.isdecimal())
 
 
 def prune_checkpoints(checkpoints: Path, keep: int, best_step: int, damaged: Container[int] = ()) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
+
 from resnet_in1k.utils.errors import UserError
 
 T = TypeVar("T")
@@ -58,7 +60,7 @@ def content_errors(where: object) -> Iterator[None]:
     """Raise UserError for the errors of the body, which reads a file that may have any content."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(f"{where} cannot be read ({reason}); restore, correct or remove it") from None
 

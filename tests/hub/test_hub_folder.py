@@ -88,13 +88,13 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
     ),
     "keys with a prefix": (
         lambda run: rewrite_weights(run, lambda weights: {f"module.{key}": value for key, value in weights.items()}),
-        "keys with a prefix .module",
+        "names of tensors that other libraries cannot load, such as module",
     ),
     "weights that have diverged": (
         lambda run: rewrite_weights(run, lambda weights: weights | {"fc.bias": torch.full((6,), math.nan)}),
         "fc.bias is not finite",
     ),
-    "truncated weights": (lambda run: run.weights.write_bytes(b"\0" * 99), "not a complete safetensors file"),
+    "truncated weights": (lambda run: run.weights.write_bytes(b"\0" * 99), "cannot be read as plain tensors"),
     "a recipe.json without versions": (
         lambda run: run.recipe.write_text(run.recipe.read_text().replace('"versions"', '"version"')),
         "records in .* are incomplete",

@@ -87,7 +87,7 @@ REFUSED = {
         lambda hub: publish(hub, save(timm.create_model("resnet18d", num_classes=6).state_dict()), {}),
         "is not a torchvision ResNet",
     ),
-    "a damaged download": (lambda hub: publish(hub, weights_of(6)[:99_999], {}), "not a complete safetensors file"),
+    "a damaged download": (lambda hub: publish(hub, weights_of(6)[:99_999], {}), "cannot be read as plain tensors"),
 }
 
 
