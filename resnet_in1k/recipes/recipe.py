@@ -168,46 +168,28 @@ class Recipe:
             if get_origin(each.type) is Literal and getattr(self, each.name) not in get_args(each.type):
                 choices = ", ".join(get_args(each.type))
                 problems.append(f"{each.name} must be one of {choices}, not {getattr(self, each.name)!r}")
-        problems += self._contradictions()
+        problems += [problem for problem, is_wrong in self._contradictions().items() if is_wrong]
         if problems:
             raise UserError("invalid recipe: " + "; ".join(problems))
 
-    def _contradictions(self) -> list[str]:
-        """Problems between two fields, each within its own range."""
-        problems = []
-        if self.warmup_epochs > self.epochs:
-            problems.append(f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})")
-        if self.initial_image_size > self.image_size:
-            problems.append(
-                f"initial_image_size ({self.initial_image_size}) must not exceed image_size ({self.image_size})"
-            )
-        if self.initial_image_size and self.image_size_ramp_end <= self.image_size_ramp_start:
-            problems.append(
-                f"image_size_ramp_end ({self.image_size_ramp_end}) must be after image_size_ramp_start "
-                f"({self.image_size_ramp_start})"
-            )
-        if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
-            problems.append(f"lr_milestones {list(self.lr_milestones)} must increase")
-        if self.lr_schedule == "multi_step" and not self.lr_milestones:
-            problems.append("lr_schedule multi_step needs lr_milestones")
-        if self.lr_floor > self.lr:
-            problems.append(f"lr_floor ({self.lr_floor}) must not exceed lr ({self.lr})")
-        if self.nesterov and not self.momentum:
-            problems.append("nesterov needs a momentum")
-        if self.alternating_flip and self.hflip_probability > 0:
-            problems.append("alternating_flip replaces hflip_probability, which must be 0")
-        if self.mixes and self.global_batch_size % 2:
-            problems.append(f"global_batch_size ({self.global_batch_size}) must be even, because neighbors are mixed")
+    def _contradictions(self) -> dict[str, Any]:
+        """Problems between two fields, each within its own range, with whether this recipe has them."""
         highest = 10 if self.augment_policy == "timm_rand_augment" else 30
-        if self.rand_augment_magnitude % 1 or self.rand_augment_magnitude > highest:
-            problems.append(
-                f"rand_augment_magnitude ({self.rand_augment_magnitude:g}) must be an integer up to {highest}"
-            )
-        if self.shuffle_window and self.sampling != "uniform":
-            problems.append("shuffle_window needs sampling uniform, because balanced sampling draws from all images")
-        if self.publish == "ema" and not self.ema_decay:
-            problems.append("publish ema needs an ema_decay")
-        return problems
+        magnitude, grows = self.rand_augment_magnitude, self.image_size_ramp_end > self.image_size_ramp_start
+        return {
+            "warmup_epochs must not exceed epochs": self.warmup_epochs > self.epochs,
+            "initial_image_size must not exceed image_size": self.initial_image_size > self.image_size,
+            "image_size_ramp_end must be after image_size_ramp_start": self.initial_image_size and not grows,
+            "lr_milestones must increase": list(self.lr_milestones) != sorted(set(self.lr_milestones)),
+            "lr_schedule multi_step needs lr_milestones": self.lr_schedule == "multi_step" and not self.lr_milestones,
+            "lr_floor must not exceed lr": self.lr_floor > self.lr,
+            "nesterov needs a momentum": self.nesterov and not self.momentum,
+            "alternating_flip needs hflip_probability 0": self.alternating_flip and self.hflip_probability,
+            "global_batch_size must be even, because neighbors are mixed": self.mixes and self.global_batch_size % 2,
+            f"rand_augment_magnitude must be an integer up to {highest}": magnitude % 1 or magnitude > highest,
+            "shuffle_window needs sampling uniform": self.shuffle_window and self.sampling != "uniform",
+            "publish ema needs an ema_decay": self.publish == "ema" and not self.ema_decay,
+        }
 
     @property
     def mixes(self) -> bool:
