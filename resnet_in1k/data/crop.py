@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop
 
-from resnet_in1k.augment.auto_augment import Policy, build_policy
+from resnet_in1k.augment.auto_augment import build_policy
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.sampler import Sample
-from resnet_in1k.recipes.recipe import Interpolation, Recipe, TrainInterpolation
+from resnet_in1k.recipes.recipe import Interpolation, Recipe
 from resnet_in1k.utils import imagenet, rng
 from resnet_in1k.utils.rng import Stream
 
@@ -34,66 +34,39 @@ class TrainCrop:
     All draws are a function of (seed, sample).
     """
 
-    def __init__(
-        self,
-        *,
-        scale_min: float,
-        seed: int,
-        interpolation: TrainInterpolation = "bilinear",
-        policy: Policy | None = None,
-        alternating_flip: bool = False,
-    ):
+    def __init__(self, recipe: Recipe):
+        """Raises UserError if the recipe's augment_policy is not registered."""
         # The draws do not depend on the size, which may change from epoch to epoch.
-        self._crop = RandomResizedCrop(1, scale=(scale_min, 1.0), ratio=CROP_ASPECT_RATIOS)
-        self._seed, self._interpolation = seed, interpolation
-        self._policy, self._alternating_flip = policy, alternating_flip
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe) -> "TrainCrop":
-        """Make the recipe's crop. Raises UserError if its augment_policy is not registered."""
-        return cls(
-            scale_min=recipe.crop_scale_min,
-            seed=recipe.seed,
-            interpolation=recipe.train_interpolation,
-            policy=build_policy(recipe),
-            alternating_flip=recipe.alternating_flip,
-        )
+        self._crop = RandomResizedCrop(1, scale=(recipe.crop_scale_min, 1.0), ratio=CROP_ASPECT_RATIOS)
+        self._recipe, self._policy = recipe, build_policy(recipe)
 
     def __call__(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
         # Draw for all images before resizing the first: see GROUP_IMAGES in the loader.
         drawn = [self._draw(image, sample) for image, sample in zip(images, samples, strict=True)]
         for (cut, mode), sample in zip(drawn, samples, strict=True):
-            square = _resize(cut, size, mode)
+            # Equal to torchvision's `resize`. Copied to channels_last, the decoder's layout, first: PyTorch would
+            # convert any other layout twice.
+            packed = cut.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+            square = interpolate(packed, [size, size], mode=mode, align_corners=False, antialias=True).squeeze(0)
             if self._policy is not None:
-                rng.key_global_generators(self._seed, Stream.POLICY, *sample.key)
-                square = _apply_policy(self._policy, square)
-            yield square.flip(-1) if self._alternating_flip and self._is_mirrored(sample) else square
+                rng.key_global_generators(self._recipe.seed, Stream.POLICY, *sample.key)
+                picture = self._policy(Image.fromarray(square.permute(1, 2, 0).numpy()))
+                square = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            yield square.flip(-1) if self._recipe.alternating_flip and self._is_mirrored(sample) else square
 
     def _draw(self, image: Tensor, sample: Sample) -> tuple[Tensor, str]:
         """The part of the image to resize, and the interpolation."""
-        rng.key_global_generator(self._seed, Stream.CROP, *sample.key)
+        rng.key_global_generator(self._recipe.seed, Stream.CROP, *sample.key)
         box = self._crop.make_params([image])
-        mode = self._interpolation
+        mode = self._recipe.train_interpolation
         if mode == "random":
             mode = "bicubic" if torch.rand(()) < 0.5 else "bilinear"
         return image[:, box["top"] :, box["left"] :][:, : box["height"], : box["width"]], mode
 
     def _is_mirrored(self, sample: Sample) -> bool:
         """True in every other epoch; a random bit of the image decides between even and odd ones."""
-        bit = rng.key(self._seed, Stream.FLIP, sample.index)
+        bit = rng.key(self._recipe.seed, Stream.FLIP, sample.index)
         return (bit + sample.epoch + sample.copy) % 2 == 1
-
-
-def _resize(image: Tensor, size: int, mode: str) -> Tensor:
-    """(3, H, W) uint8 to (3, size, size), antialiased, equal to torchvision's `resize`."""
-    # Copied to channels_last first, which is the decoder's layout: PyTorch would convert any other layout twice.
-    packed = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return interpolate(packed, [size, size], mode=mode, align_corners=False, antialias=True).squeeze(0)
-
-
-def _apply_policy(policy: Policy, image: Tensor) -> Tensor:
-    picture = policy(Image.fromarray(image.permute(1, 2, 0).numpy()))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)

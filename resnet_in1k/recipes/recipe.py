@@ -12,10 +12,7 @@ from resnet_in1k.utils.validation import above, at_least, at_least_and_below, be
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Interpolation = Literal["bilinear", "bicubic"]
-TrainInterpolation = Literal["bilinear", "bicubic", "random"]
-BatchRule = Literal["none", "linear", "sqrt"]
 PublishedWeights = Literal["model", "ema"]
-Sampling = Literal["uniform", "balanced"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class Recipe:
     """Optimizer: a name of resnet_in1k/optim/optimizers.py."""
     lr: float = field(metadata=above(0))
     """Peak learning rate for the global batch."""
-    lr_batch_rule: BatchRule = "none"
+    lr_batch_rule: Literal["none", "linear", "sqrt"] = "none"
     """How lr scales if only the batch size changes: in proportion, by the square root, or not."""
     lr_schedule: str = "step"
     """Schedule: `step` multiplies by lr_step_factor every lr_step_epochs, `multi_step` at lr_milestones; `cosine`,
@@ -107,9 +104,9 @@ class Recipe:
     """First epoch at image_size."""
     crop_scale_min: float = field(default=0.08, metadata=above(0, at_most=1))
     """Smallest share of the image's area that a training crop covers; the largest is 1."""
-    train_interpolation: TrainInterpolation = "bilinear"
+    train_interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
     """Interpolation of training crops, antialiased; `random` draws one of the two for each image."""
-    sampling: Sampling = "uniform"
+    sampling: Literal["uniform", "balanced"] = "uniform"
     """`uniform`: each image once an epoch; `balanced`: the same number of draws, each class with equal probability."""
     shuffle_window: int = field(default=0, metadata=at_least(0))
     """Shards to shuffle together, for shards on disks that are slow at random reads; 0 shuffles all images."""

@@ -224,7 +224,7 @@ class Trainer:
 def train_loader(source: Source, counts: StepCounts, num_workers: int, on_bad_image: OnBadImage = "fail") -> Loader:
     return Loader(
         source,
-        TrainCrop.from_recipe(counts.recipe),
+        TrainCrop(counts.recipe),
         batch_size=counts.per_process_batch_size,
         largest_image_size=counts.recipe.image_size,
         num_workers=num_workers,
