@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import imagenet
-from resnet_in1k.utils.validation import lookup
 
 Policy = Callable[[Image.Image], Image.Image]
 """A square RGB image to one of the same size."""
@@ -75,8 +74,3 @@ POLICIES: dict[str, Callable[[Recipe], Policy | None]] = {
     "timm_rand_augment": TimmRandAugment,
     "auto_augment": auto_augment,
 }
-
-
-def build_policy(recipe: Recipe) -> Policy | None:
-    """Make the recipe's policy; None if it has none. Raises UserError for a name that is not in POLICIES."""
-    return lookup(POLICIES, recipe.augment_policy, "augment_policy")(recipe)

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop
 
-from resnet_in1k.augment.auto_augment import build_policy
+from resnet_in1k.augment.auto_augment import POLICIES
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.sampler import Sample
 from resnet_in1k.recipes.recipe import Interpolation, Recipe
 from resnet_in1k.utils import imagenet, rng
 from resnet_in1k.utils.rng import Stream
+from resnet_in1k.utils.validation import lookup
 
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Range of the aspect ratio of training crops (https://arxiv.org/abs/1409.4842)."""
@@ -38,7 +39,7 @@ class TrainCrop:
         """Raises UserError if the recipe's augment_policy is not registered."""
         # The draws do not depend on the size, which may change from epoch to epoch.
         self._crop = RandomResizedCrop(1, scale=(recipe.crop_scale_min, 1.0), ratio=CROP_ASPECT_RATIOS)
-        self._recipe, self._policy = recipe, build_policy(recipe)
+        self._recipe, self._policy = recipe, lookup(POLICIES, recipe.augment_policy, "augment_policy")(recipe)
 
     def __call__(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
         # Draw for all images before resizing the first: see GROUP_IMAGES in the loader.

@@ -7,14 +7,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.validation import lookup
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Function from (logits, targets) to the mean loss over the batch, ()."""
-
-
-def cross_entropy(recipe: Recipe) -> Loss:
-    return torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
 
 
 def binary_cross_entropy(recipe: Recipe) -> Loss:
@@ -35,11 +30,6 @@ def binary_cross_entropy(recipe: Recipe) -> Loss:
 
 
 LOSSES: dict[str, Callable[[Recipe], Loss]] = {
-    "cross_entropy": cross_entropy,
+    "cross_entropy": lambda recipe: torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
     "binary_cross_entropy": binary_cross_entropy,
 }
-
-
-def build_loss(recipe: Recipe) -> Loss:
-    """Make the recipe's loss. Raises UserError if it is not in LOSSES."""
-    return lookup(LOSSES, recipe.loss, "loss")(recipe)

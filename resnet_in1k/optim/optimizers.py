@@ -10,7 +10,6 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.utils.validation import lookup
 
 NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
 
@@ -109,19 +108,6 @@ OPTIMIZERS: dict[str, Callable[[torch.nn.Module, Recipe, bool], torch.optim.Opti
     "muon": muon,
 }
 """Constructors from (model, recipe, whether to use fused kernels)."""
-
-
-def build_optimizer(model: torch.nn.Module, recipe: Recipe, *, fused: bool = True) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer, with fused kernels if it has them.
-
-    Args:
-        fused: False under a gradient scaler. If the scaler skips the first step, fused SGD uses momentum that was never
-            written.
-
-    Raises:
-        UserError: if the recipe's optimizer is not in OPTIMIZERS.
-    """
-    return lookup(OPTIMIZERS, recipe.optimizer, "optimizer")(model, recipe, fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor
 from resnet_in1k.model.layers import FrozenBody, StochasticDepth, synchronize_norms
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights import weights_to_save
-from resnet_in1k.optim.losses import build_loss
-from resnet_in1k.optim.optimizers import build_optimizer, set_lr
+from resnet_in1k.optim.losses import LOSSES
+from resnet_in1k.optim.optimizers import OPTIMIZERS, set_lr
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils import imagenet, rng
 from resnet_in1k.utils.device import capabilities
 from resnet_in1k.utils.rng import Stream
+from resnet_in1k.utils.validation import lookup
 
 
 class TrainStep:
@@ -55,11 +56,12 @@ class TrainStep:
         if initial is not None:
             self.model.load_state_dict({**self.model.state_dict(), **initial})
         self._max_grad_norm = recipe.max_grad_norm
+        # Not under a gradient scaler: if it skips the first step, fused SGD uses momentum that was never written.
         fused = accelerator.scaler is None and "fused_optimizers" in capabilities(device.type)
-        self.optimizer = build_optimizer(self.model, recipe, fused=fused)
+        self.optimizer = lookup(OPTIMIZERS, recipe.optimizer, "optimizer")(self.model, recipe, fused)
         if compile:
             self.model.compile()  # in place: no wrapper, no prefix of the keys
-        self._loss_function = build_loss(recipe)
+        self._loss_function = lookup(LOSSES, recipe.loss, "loss")(recipe)
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
         self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
         # DDP would broadcast the norm statistics before each forward, which does not read them: see broadcast_buffers.
