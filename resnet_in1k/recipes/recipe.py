@@ -221,14 +221,9 @@ class Recipe:
         if initial_weights_sha256:
             deciding["init_from"] = initial_weights_sha256
         deciding.pop("lr_batch_rule", None)
-        if self.allows_more_epochs:
+        if self.lr_schedule in ("step", "multi_step") and not self.ema_decay:
             del deciding["epochs"]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def allows_more_epochs(self) -> bool:
-        """True if a run may be resumed with more epochs, because no step depends on their number."""
-        return self.lr_schedule in ("step", "multi_step") and not self.ema_decay
 
     def incompatibilities(self, other: "Recipe") -> list[str]:
         """Return why a run of this recipe cannot be resumed by `other`: all differences, except allowed extra
