@@ -165,28 +165,43 @@ class Recipe:
             if get_origin(each.type) is Literal and getattr(self, each.name) not in get_args(each.type):
                 choices = ", ".join(get_args(each.type))
                 problems.append(f"{each.name} must be one of {choices}, not {getattr(self, each.name)!r}")
-        problems += [problem for problem, is_wrong in self._contradictions().items() if is_wrong]
+        problems += self._contradictions()
         if problems:
             raise UserError("invalid recipe: " + "; ".join(problems))
 
-    def _contradictions(self) -> dict[str, Any]:
-        """Problems between two fields, each within its own range, with whether this recipe has them."""
-        highest = 10 if self.augment_policy == "timm_rand_augment" else 30
-        magnitude, grows = self.rand_augment_magnitude, self.image_size_ramp_end > self.image_size_ramp_start
-        return {
-            "warmup_epochs must not exceed epochs": self.warmup_epochs > self.epochs,
-            "initial_image_size must not exceed image_size": self.initial_image_size > self.image_size,
-            "image_size_ramp_end must be after image_size_ramp_start": self.initial_image_size and not grows,
-            "lr_milestones must increase": list(self.lr_milestones) != sorted(set(self.lr_milestones)),
-            "lr_schedule multi_step needs lr_milestones": self.lr_schedule == "multi_step" and not self.lr_milestones,
-            "lr_floor must not exceed lr": self.lr_floor > self.lr,
+    def _contradictions(self) -> list[str]:
+        """Return the problems between two fields, each within its own range."""
+        start, end, milestones = self.image_size_ramp_start, self.image_size_ramp_end, list(self.lr_milestones)
+        magnitude, highest = self.rand_augment_magnitude, 10 if self.augment_policy == "timm_rand_augment" else 30
+        problems = {
+            f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})": (
+                self.warmup_epochs > self.epochs
+            ),
+            f"initial_image_size ({self.initial_image_size}) must not exceed image_size ({self.image_size})": (
+                self.initial_image_size > self.image_size
+            ),
+            f"image_size_ramp_end ({end}) must be after image_size_ramp_start ({start})": (
+                self.initial_image_size and end <= start
+            ),
+            f"lr_milestones {milestones} must increase": milestones != sorted(set(milestones)),
+            "lr_schedule multi_step needs lr_milestones": self.lr_schedule == "multi_step" and not milestones,
+            f"lr_floor ({self.lr_floor}) must not exceed lr ({self.lr})": self.lr_floor > self.lr,
             "nesterov needs a momentum": self.nesterov and not self.momentum,
-            "alternating_flip needs hflip_probability 0": self.alternating_flip and self.hflip_probability,
-            "global_batch_size must be even, because neighbors are mixed": self.mixes and self.global_batch_size % 2,
-            f"rand_augment_magnitude must be an integer up to {highest}": magnitude % 1 or magnitude > highest,
-            "shuffle_window needs sampling uniform": self.shuffle_window and self.sampling != "uniform",
+            "alternating_flip replaces hflip_probability, which must be 0": (
+                self.alternating_flip and self.hflip_probability
+            ),
+            f"global_batch_size ({self.global_batch_size}) must be even, because neighbors are mixed": (
+                self.mixes and self.global_batch_size % 2
+            ),
+            f"rand_augment_magnitude ({magnitude:g}) must be an integer up to {highest}": (
+                magnitude % 1 or magnitude > highest
+            ),
+            "shuffle_window needs sampling uniform, because balanced sampling draws from all images": (
+                self.shuffle_window and self.sampling != "uniform"
+            ),
             "publish ema needs an ema_decay": self.publish == "ema" and not self.ema_decay,
         }
+        return [problem for problem, is_there in problems.items() if is_there]
 
     @property
     def mixes(self) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import count
 
 NETWORK_STRIDE = 32
 """Factor by which a ResNet reduces images: a size between two multiples costs as much as the larger one."""
@@ -40,8 +41,9 @@ class StepCounts:
         batch, parts = self.recipe.global_batch_size, self.num_processes * self.gradient_accumulation_steps
         if batch % parts:
             raise UserError(
-                f"--global-batch-size {batch} cannot be divided evenly among {self.num_processes} processes × "
-                f"{self.gradient_accumulation_steps} accumulation steps; use a multiple of {parts}"
+                f"--global-batch-size {batch} cannot be divided evenly among "
+                f"{count(self.num_processes, 'process', 'es')} × "
+                f"{count(self.gradient_accumulation_steps, 'accumulation step')}; use a multiple of {parts}"
             )
         if self.recipe.mixes and self.per_process_batch_size % 2:
             raise UserError(

@@ -13,7 +13,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from resnet_in1k.augment.auto_augment import build_policy
+from resnet_in1k.augment.auto_augment import POLICIES
 from resnet_in1k.data.crop import TrainCrop
 from resnet_in1k.data.sampler import Sample
 from resnet_in1k.recipes.published import RECIPES
@@ -58,7 +58,7 @@ def test_policy_is_the_librarys_for_the_samples_seed(
 ):
     """On the crop without a policy, as Pillow image; bit for bit, over 60 draws, most of which change the image."""
     recipe, theirs = with_policy(tiny, name, interpolation), librarys(name, interpolation)
-    crop, plain = TrainCrop.from_recipe(recipe), TrainCrop.from_recipe(replace(recipe, augment_policy="none"))
+    crop, plain = TrainCrop(recipe), TrainCrop(replace(recipe, augment_policy="none"))
     num_changed = 0
     for index in range(60):
         image, sample = as_tensor(photographs[index % 2]), Sample(3, index, copy=1)
@@ -71,7 +71,7 @@ def test_policy_is_the_librarys_for_the_samples_seed(
 
 def test_timms_policy_follows_the_image_size_at_the_greatest_strength(tiny: Recipe, photographs: list[np.ndarray]):
     recipe = with_policy(tiny, "timm_rand_augment", "bilinear")
-    policy = build_policy(replace(recipe, rand_augment_magnitude=10))
+    policy = POLICIES[recipe.augment_policy](replace(recipe, rand_augment_magnitude=10))
     for size in (32, 96):
         image = Image.fromarray(photographs[0][:size, :size])
         theirs = librarys("timm_rand_augment", "bilinear", size, magnitude=10)
@@ -84,6 +84,6 @@ def test_timms_policy_follows_the_image_size_at_the_greatest_strength(tiny: Reci
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_crop_of_every_recipe_can_be_sent_to_a_worker(name: str, photographs: list[np.ndarray]):
-    crop, image = TrainCrop.from_recipe(RECIPES[name].recipe), as_tensor(photographs[0])
+    crop, image = TrainCrop(RECIPES[name].recipe), as_tensor(photographs[0])
     copy = pickle.loads(pickle.dumps(crop))
     assert torch.equal(*(next(each([image], [Sample(1, 2)], 64)) for each in (copy, crop)))

@@ -38,7 +38,7 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Reci
     assert all(torch.equal(batch.labels, batch.indices) for batch in batches)
     assert set().union(*(batch.bad_images for batch in batches)) == bad
 
-    row, expected = wanted.index(2999), next(TrainCrop.from_recipe(tiny)([decode(dirty.read(0))], [Sample(1, 2999)], 8))
+    row, expected = wanted.index(2999), next(TrainCrop(tiny)([decode(dirty.read(0))], [Sample(1, 2999)], 8))
     assert torch.equal(batches[row // 100].images[row % 100], expected)
 
 

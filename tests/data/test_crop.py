@@ -10,7 +10,13 @@ from PIL import Image
 
 from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.sampler import Sample
+from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.rng import Stream, key
+
+
+def recipe_of(**changes: object) -> Recipe:
+    fields = {"model": "resnet18", "epochs": 1, "global_batch_size": 1, "lr": 0.1, "image_size": 32, "seed": 5}
+    return Recipe(**fields | changes)
 
 
 def as_tensor(photograph: np.ndarray) -> torch.Tensor:
@@ -21,7 +27,7 @@ def as_tensor(photograph: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("image_size", [32, 224, 500])
 def test_train_crop_has_the_bits_of_torchvisions(photographs: list[np.ndarray], image_size: int, interpolation: str):
     """However the image lies in memory. They draw the same crop from the same generator, for any size."""
-    crop = TrainCrop(scale_min=0.08, seed=5, interpolation=interpolation)
+    crop = TrainCrop(recipe_of(train_interpolation=interpolation))
     theirs = v2.RandomResizedCrop(image_size, interpolation=v2.InterpolationMode(interpolation), antialias=True)
     for index, photograph in enumerate(photographs):
         image = as_tensor(photograph)
@@ -55,7 +61,7 @@ def test_a_pixel_and_a_line_can_be_cropped(shape: tuple[int, int]):
     num_pixels = shape[0] * shape[1]
     levels = (torch.arange(num_pixels) * 255 // num_pixels).to(torch.uint8).reshape(shape)
     image = levels.expand(3, *shape)
-    train = next(TrainCrop(scale_min=0.08, seed=0)([image], [Sample(1, 0)], 32))
+    train = next(TrainCrop(recipe_of())([image], [Sample(1, 0)], 32))
     evaluation = EvalPreprocessing(224, 256).crop(image)
     assert (train.shape, evaluation.shape) == ((3, 32, 32), (3, 224, 224))
     center = int(image[0, shape[0] // 2, shape[1] // 2])
@@ -66,7 +72,7 @@ def test_random_interpolation_is_either_as_drawn_for_the_sample(photographs: lis
     image, num_bicubic = as_tensor(photographs[0]), 0
     for index in range(40):
         bilinear, bicubic, either = (
-            next(TrainCrop(scale_min=0.08, seed=5, interpolation=name)([image], [Sample(1, index)], 64))
+            next(TrainCrop(recipe_of(train_interpolation=name))([image], [Sample(1, index)], 64))
             for name in ("bilinear", "bicubic", "random")
         )
         is_bicubic = torch.equal(either, bicubic)
@@ -77,7 +83,7 @@ def test_random_interpolation_is_either_as_drawn_for_the_sample(photographs: lis
 
 def test_alternating_flip_mirrors_each_image_in_every_other_epoch(photographs: list[np.ndarray]):
     image = as_tensor(photographs[0])
-    plain, alternating = (TrainCrop(scale_min=0.5, seed=1, alternating_flip=on) for on in (False, True))
+    plain, alternating = (TrainCrop(recipe_of(crop_scale_min=0.5, alternating_flip=on)) for on in (False, True))
     in_first_epoch = 0
     for index in range(60):
         mirrored = []

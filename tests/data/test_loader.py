@@ -34,7 +34,7 @@ def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: S
     order = list(train_sampler(source, tiny, 6, first_step=3))
     batches = train_batches(source, tiny, 6, first_step=3)
     assert [batch.step for batch in batches] == [3, 4, 5, 6]
-    crop = TrainCrop.from_recipe(tiny)
+    crop = TrainCrop(tiny)
     for batch, spec in zip(batches, order, strict=True):
         assert (batch.images.dtype, batch.images.shape, batch.bad_images) == (torch.uint8, (8, 3, 32, 32), {})
         assert batch.images.is_contiguous(memory_format=torch.channels_last)

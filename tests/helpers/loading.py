@@ -33,7 +33,7 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
     """For one process."""
     return Loader(
         source,
-        TrainCrop.from_recipe(recipe),
+        TrainCrop(recipe),
         batch_size=recipe.global_batch_size,
         largest_image_size=recipe.image_size,
         num_workers=num_workers,
