@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import torch
@@ -20,7 +20,7 @@ from resnet_in1k.model.exported import SUFFIXES
 from resnet_in1k.model.foreign import CONFIG_NAME
 from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
 from resnet_in1k.model.weights import WEIGHTS_NAME
-from resnet_in1k.recipes.recipe import crop_ratio_for
+from resnet_in1k.recipes.recipe import Interpolation, crop_ratio_for
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
@@ -177,6 +177,8 @@ def _inconsistency(result: dict[str, Any], num_classes: int) -> str | None:
         return "the loss is not finite"
     if {len(columns[0]), len(result["class_names"])} != {num_classes}:
         return f"the weights have {num_classes} classes, but {len(result['class_names'])} are named"
+    if result["interpolation"] not in get_args(Interpolation):
+        return f"unknown interpolation {result['interpolation']!r}"
     return None if isinstance(result["data"], str) and result["data"] else "the data have no name"
 
 
