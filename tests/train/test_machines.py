@@ -69,7 +69,7 @@ def test_machine_with_other_images_is_refused(machines, image_folder: Path, tmp_
     outputs = [process.communicate(timeout=300) for process in processes]
     assert all(process.returncode != 0 for process in processes)
     for _, errors in outputs:
-        message = f"error: {machines[1].name} has different data from {machines[0].name}: "
+        message = f"error: {machines[1].name} differs from {machines[0].name}: "
         assert errors.count(message) == 1, errors
     assert "step 1/8" not in outputs[0][0]
 
