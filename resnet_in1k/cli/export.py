@@ -66,7 +66,7 @@ def export(options: ExportOptions) -> float:
     batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in COMPARED_BATCH_SIZES]
     with files.user_errors():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=files.TEMPORARY_FOLDER) as temporary:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
             path = Path(temporary, options.output.name)  # the suffix stays: it tells torch and us the format
             _write(options.format, model, batches[-1], path, facts)
             written = load_model(path).eval() if options.format == "safetensors" else load_exported(path)

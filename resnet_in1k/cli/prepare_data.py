@@ -3,7 +3,6 @@
 Rerun the command to continue after an interruption.
 """
 
-import contextlib
 import csv
 import io
 import itertools
@@ -25,7 +24,6 @@ from resnet_in1k.prepare.verify import SPLITS, Problem, open_for_verification, v
 from resnet_in1k.utils import files
 from resnet_in1k.utils.device import usable_cores
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import FolderLock
 from resnet_in1k.utils.format import count, printable, shorten
 from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
 
@@ -118,7 +116,8 @@ def prepare_data(options: PrepareOptions, print_line: Print = print) -> bool:
     num_undecodable = 0
     with files.user_errors("--output: "):
         output.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(FolderLock(output)):
+    with files.lock_folder(output):
+        files.remove_temporaries(output, files.TEMPORARY)
         for source in sources:
             how = (processes, options.resize_to(source.split))
             if options.shards:

@@ -39,7 +39,8 @@ def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") 
     _check_names(repo_id, license)
     try:
         record = read_run(run, repo_id, license)
-        with files.new_folder(run.path / "hub") as folder:
+        with files.replacing(run.path / "hub") as folder:
+            folder.mkdir()
             shutil.copyfile(run.weights, folder / WEIGHTS_NAME)
             if files.sha256_of(folder / WEIGHTS_NAME) != record.evaluation["weights_sha256"]:
                 raise UserError(f"{run.weights} changed while it was copied; wait until the training has ended")

@@ -296,7 +296,7 @@ def _begin(folder: Path, plan_name: str, plan: dict[str, Any]) -> None:
         raise UserError(f"{folder} is not empty, and was not written by this command; choose another folder")
     with files.user_errors():
         folder.mkdir(parents=True, exist_ok=True)
-        files.remove_temporaries(folder, below=False)
+        files.remove_temporaries(folder, files.TEMPORARY)
         files.write_json(folder / plan_name, plan)
 
 

@@ -125,7 +125,8 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 def save_checkpoint(checkpoints: Path, state: TrainState, groups: Mapping[str, Mapping[str, Tensor]]) -> Path:
     """Write `checkpoints/step_<state.step>/` and return it; `groups` are contiguous CPU tensors, by group and name."""
     folder = checkpoint_folder(checkpoints, state.step)
-    with files.new_folder(folder) as temporary:
+    with files.replacing(folder) as temporary:
+        temporary.mkdir()  # not its parents: a run folder that has vanished is an error
         sums = {}
         for name, tensors in groups.items():
             file = temporary / f"{name}.safetensors"

@@ -202,7 +202,7 @@ def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]])
         UserError: if the loaded tensors differ from the saved ones.
     """
     start_seconds, folder = time.monotonic(), files.nearest_existing(run.folder.path)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=files.TEMPORARY_FOLDER) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
         state = TrainState(step=1, grad_scaler=run.train_step.scaler_state())
         load_checkpoint(save_checkpoint(Path(temporary), state, tensors), run.groups, recipe_sha256="")
     for name, group in run.groups.items():

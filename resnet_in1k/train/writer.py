@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from resnet_in1k.evaluate.evaluation import Evaluation
 from resnet_in1k.model.resnet import ResNet
@@ -21,7 +21,6 @@ from resnet_in1k.train.checkpoint import (
 )
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import FolderLock
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.plots import LiveFigure, draw_curves, save_curves
 
@@ -36,7 +35,7 @@ class RunWriter:
     def __init__(self, folder: RunFolder, launch: Launch, keep_checkpoints: int):
         self._folder, self._launch, self._keep_checkpoints = folder, launch, keep_checkpoints
         self._damaged: set[int] = set()  # steps of checkpoints that were skipped when the run was resumed
-        self._lock: FolderLock | None = None
+        self._lock: TextIO | None = None
         self._live_figure = LiveFigure()
 
     def acquire_lock(self) -> None:
@@ -45,7 +44,7 @@ class RunWriter:
         def acquire() -> None:
             self._folder.create()
             if self._lock is None:  # this may be a retry, and a second lock would release the first
-                self._lock = FolderLock(self._folder.path)
+                self._lock = files.lock_folder(self._folder.path)
             files.remove_temporaries(self._folder.path)
 
         self._launch.on_main_process(acquire, "locking the run folder", advice="")

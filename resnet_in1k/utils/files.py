@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from safetensors import SafetensorError
 
@@ -23,8 +23,8 @@ from resnet_in1k.utils.errors import UserError
 T = TypeVar("T")
 
 LOCK_NAME = ".lock"
-TEMPORARY_FOLDER = ".temporary."
-"""Prefix of a folder that only its own process uses."""
+TEMPORARY = ".*.tmp"
+"""Names of what killed writers leave."""
 TRANSIENT_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
 """Errors that a network file system may return once and not a moment later."""
 RETRY_AFTER_SECONDS = 1.0
@@ -44,11 +44,8 @@ def retry_once(call: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def user_errors(prefix: str = "") -> Iterator[None]:
-    """Raise UserError for an OSError in the body, naming the file and the system's reason.
-
-    Args:
-        prefix: put before the message, such as "--output: ".
-    """
+    """Raise UserError for an OSError in the body, naming the file and the system's reason, after a `prefix` such as
+    "--output: "."""
     try:
         yield
     except OSError as error:
@@ -65,28 +62,36 @@ def content_errors(where: object) -> Iterator[None]:
         raise UserError(f"{where} cannot be read ({reason}); restore, correct or remove it") from None
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path next to `path`, then rename the result to `path`.
-
-    A transient error of the file system is retried once.
-    """
-    retry_once(lambda: _write_atomically(path, write))
-
-
-def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, where the body makes a file or folder. It replaces `path` only if the body succeeds."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        _sync(temporary)
+        _remove(temporary)
+        yield temporary
+        for written in (temporary, *temporary.rglob("*")):
+            _sync(written)
+        if temporary.is_dir() and path.exists():  # rename() does not replace a folder that has files
+            delete_folder(path)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (str(temporary), temporary):
-            error.filename = str(path)  # the name that the user gave
-        _add_filename(error, path)
+            _remove(temporary)
+        # A failed write, unlike a failed open, names no file; and the user gave `path`.
+        if isinstance(error, OSError) and error.filename in (None, temporary, str(temporary)):
+            error.filename = str(path)
         raise
     _sync(path.parent)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace `path` by the file that `write` makes at a temporary path. A transient error is retried once."""
+
+    def attempt() -> None:
+        with replacing(path) as temporary:
+            write(temporary)
+
+    retry_once(attempt)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -123,27 +128,6 @@ def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder in the body. It is renamed to `path`, replacing an old one, only if the body succeeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()  # not its parents: a run folder that has vanished is an error
-    try:
-        yield temporary
-        for path_below in temporary.rglob("*"):
-            _sync(path_below)
-        _sync(temporary)
-        if path.exists():  # rename() does not replace a folder that has files
-            delete_folder(path)
-        os.rename(temporary, path)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _add_filename(error, path)
-        raise
-    _sync(path.parent)
-
-
 def delete_folder(path: Path) -> None:
     """Delete a folder: `path` is gone at once. Content that cannot be deleted now is deleted when the run is
     resumed."""
@@ -163,18 +147,14 @@ def append_line(path: Path, line: str) -> None:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.truncate(path, size)
-            _add_filename(error, path)
+            error.filename = str(path)
             raise
 
 
-def remove_temporaries(folder: Path, below: bool = True) -> None:
-    """Delete what killed writers have left, at any depth or, without `below`, in the folder itself.
-
-    No writer may be running.
-    """
-    found = folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")
-    for left in [*found, *folder.glob(f"{TEMPORARY_FOLDER}*")]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, pattern: str = f"**/{TEMPORARY}") -> None:
+    """Delete what killed writers have left, by default at any depth. No writer may be running."""
+    for left in [*folder.glob(pattern)]:
+        _remove(left)
 
 
 def nearest_existing(folder: Path) -> Path:
@@ -198,9 +178,8 @@ def sha256_of(path: Path) -> str:
     return retry_once(read_all)
 
 
-def _add_filename(error: BaseException, path: Path) -> None:
-    if isinstance(error, OSError) and error.filename is None:  # a failed write, unlike a failed open, names no file
-        error.filename = str(path)
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -222,32 +201,26 @@ def cache_file(kind: str, paths: Sequence[Path], suffix: str) -> Path:
     return cache / f"{kind}-{hashlib.sha256(os.fsencode(names)).hexdigest()[:16]}{suffix}"
 
 
-class FolderLock:
-    """Lock a folder until `close` or until this process ends, however it ends.
+def lock_folder(folder: Path) -> TextIO:
+    """Lock a folder until the returned file is closed or this process ends, however it ends.
 
     Raises:
         UserError: if another process holds the lock, or the file system has no locks.
     """
+    import fcntl  # not on all systems, and prediction does not need it
 
-    def __init__(self, folder: Path):
-        import fcntl  # not on all systems, and prediction does not need it
-
+    file = (folder / LOCK_NAME).open("a+")
+    try:
         # A record lock: the kernel releases it with the process, and children such as loader workers do not inherit it.
-        self._file = (folder / LOCK_NAME).open("a+")
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise UserError(
-                    f"{folder} cannot be locked ({error.strerror}); choose a file system with locks"
-                ) from None
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        with file:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+        if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(f"{folder} is being written to by {holder}; wait for it or stop it first") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        raise UserError(f"{folder} cannot be locked ({error.strerror}); choose a file system with locks") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file

@@ -17,7 +17,7 @@ from resnet_in1k.train import agreement, preflight
 from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import device as memory
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import FolderLock
+from resnet_in1k.utils.files import lock_folder
 from resnet_in1k.utils.launch import Launch
 
 
@@ -120,7 +120,7 @@ def test_run_folder_must_be_shared(tmp_path: Path, monkeypatch):
     for folder in (shared, own):
         folder.create()
     own.lock.write_text("process 1 on node1")  # of an earlier run
-    lock = FolderLock(shared.path)
+    lock = lock_folder(shared.path)
     assert outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, shared)) == ["", "", ""]
     said = outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, own if launch.rank else shared))
     for text in said:  # each with the path as it knows it

@@ -157,9 +157,9 @@ def test_vanished_folder_is_not_made_anew(tiny: Recipe, image_folder: Path, tmp_
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
-from resnet_in1k.utils.files import FolderLock
+from resnet_in1k.utils.files import lock_folder
 
-lock = FolderLock(Path(sys.argv[1]))
+lock = lock_folder(Path(sys.argv[1]))
 print("locked", flush=True)
 sys.stdin.read()
 """

@@ -100,11 +100,12 @@ def test_new_folder_replaces_one_of_its_name(tmp_path: Path, monkeypatch: pytest
     failing_once(os, "rename", OSError(errno.EIO, "Input/output error"), monkeypatch)
 
     def replace() -> None:
-        with files.new_folder(tmp_path / "step") as folder:
+        with files.replacing(tmp_path / "step") as folder:
+            folder.mkdir()
             (folder / "file").write_text("new")
             assert (tmp_path / "step" / "file").read_text() == "old"
 
-    with pytest.raises(OSError, match="No space left"), files.new_folder(tmp_path / "step"):
+    with pytest.raises(OSError, match="No space left"), files.replacing(tmp_path / "step"):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="Input/output error"):
         replace()
@@ -118,7 +119,7 @@ def test_new_folder_replaces_one_of_its_name(tmp_path: Path, monkeypatch: pytest
 def test_temporaries_of_killed_writers_are_removed(tmp_path: Path):
     (tmp_path / ".step_1.77.tmp").mkdir()
     (tmp_path / ".step_1.77.tmp" / "file").write_text("half")
-    (tmp_path / f"{files.TEMPORARY_FOLDER}abc").mkdir()
+    (tmp_path / ".abc.tmp").mkdir()
     (tmp_path / ".state.json.77.tmp").write_text("{")
     (tmp_path / "notes.tmp").write_text("a user's")
     (tmp_path / "checkpoints" / "step_1").mkdir(parents=True)
@@ -180,4 +181,4 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("fcntl.lockf", no_locks)
     with pytest.raises(UserError, match=r"cannot be locked \(No locks available\); choose a file system with locks"):
-        files.FolderLock(tmp_path)
+        files.lock_folder(tmp_path)
