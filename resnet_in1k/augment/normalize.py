@@ -20,17 +20,12 @@ def normalize(images: Tensor, mean: RGB = imagenet.MEAN, std: RGB = imagenet.STD
     Returns:
         (B, 3, H, W) float32, channels_last.
     """
-    means, stds = _in_gray_levels(images.device, mean, std)
+    means, stds = in_gray_levels(images.device, mean, std)
     return images.to(torch.float32, memory_format=torch.channels_last).sub(means).div_(stds)
 
 
-def mean_color(device: torch.device) -> Tensor:
-    """ImageNet's mean color in gray levels, (3, 1, 1): `normalize` maps it to 0."""
-    return _in_gray_levels(device, imagenet.MEAN, imagenet.STD)[0]
-
-
 @functools.cache
-def _in_gray_levels(device: torch.device, mean: RGB, std: RGB) -> tuple[Tensor, Tensor]:
+def in_gray_levels(device: torch.device, *values: RGB) -> list[Tensor]:
+    """Return each triple as a (3, 1, 1) tensor of gray levels."""
     # Cached, because a new tensor from Python numbers makes the host wait for the device.
-    means, stds = (torch.tensor(values, device=device) * 255 for values in (mean, std))
-    return means.view(3, 1, 1), stds.view(3, 1, 1)
+    return [torch.tensor(rgb, device=device).view(3, 1, 1) * 255 for rgb in values]

@@ -1,7 +1,7 @@
 """The training loop: it decides when to log, save, evaluate and stop.
 
 A training image takes this path: data/dataset (bytes); data/decode and data/crop in a worker; data/loader (a batch on
-the device); augment/pipeline with the operations that it lists; train/step; model/resnet; optim/losses.
+the device); augment/pipeline with augment/operations; train/step; model/resnet; optim/losses.
 """
 
 import contextlib

@@ -24,65 +24,57 @@ def images(images: torch.Tensor) -> torch.Tensor:
     return images[::4].contiguous()
 
 
-def columns_of(augmentation: Augmentation, step: int) -> dict[str, torch.Tensor]:
-    """The draws of a step by operation, (B, k)."""
-    draws = augmentation.draw(step)
-    names = [operation.name for operation in augmentation.operations]
-    return dict(zip(names, draws.per_image.split(draws.widths, dim=1), strict=True))
-
-
 def test_all_operations_are_torchvisions_one_after_the_other(images: torch.Tensor):
     """Each image through torchvision's functionals, rounding to integer levels after each."""
     augmentation = Augmentation(RECIPE, NUM_CLASSES)
     ours, targets = augmentation(images, TARGETS, step=1)
     assert torch.equal(targets, TARGETS)
-    columns, (_, _, order) = columns_of(augmentation, 1), augmentation.draw(1).shared
-    factors = dict(zip(("brightness", "contrast", "saturation", "hue"), columns["color_jitter"].T, strict=True))
-    differences = []
+    draws, differences = augmentation.draw(1), []
     for i, image in enumerate(images):
-        expected = F.hflip(image) if columns["horizontal_flip"][i] else image
-        expected = F.rotate(expected, float(columns["rotation"][i]))
-        for name in order:
-            expected = getattr(F, f"adjust_{name}")(expected, float(factors[name][i]))
+        expected = F.hflip(image) if draws["is_mirrored"][i] else image
+        expected = F.rotate(expected, float(draws["degrees"][i]))
+        for name in list(draws)[2:]:
+            expected = getattr(F, f"adjust_{name}")(expected, float(draws[name][i]))
         differences.append((ours[i] - normalize(expected[None])[0]).abs().mean().item())
     # A level is about 1/58 after normalizing; torchvision loses up to one in each of its four roundings.
     assert max(differences) < 3 / 58
 
 
-def test_operations_have_the_numbers_of_the_recipe():
-    flip, rotation, jitter = Augmentation(
-        replace(RECIPE, hflip_probability=0.3, brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4), NUM_CLASSES
-    ).operations
-    assert (flip.probability, rotation.max_degrees) == (0.3, 10)
-    assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.1, 0.2, 0.3, 0.4)
+def assert_equal_draws(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """The same in the same order, which is that of the color adjustments."""
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(values, theirs[name]) for name, values in ours.items())
 
 
 def test_draws_depend_on_seed_and_step_alone():
     first = Augmentation(RECIPE, NUM_CLASSES).draw(step=4)
     torch.rand(10)
-    again = Augmentation(RECIPE, NUM_CLASSES).draw(step=4)
-    assert torch.equal(again.per_image, first.per_image)
-    assert again.shared == first.shared
+    assert_equal_draws(Augmentation(RECIPE, NUM_CLASSES).draw(step=4), first)
     for recipe, step in ((RECIPE, 5), (replace(RECIPE, seed=4), 4)):
-        other = Augmentation(recipe, NUM_CLASSES).draw(step).per_image
-        assert not any(torch.equal(ours, theirs) for ours, theirs in zip(other.T, first.per_image.T, strict=True))
+        other = Augmentation(recipe, NUM_CLASSES).draw(step)
+        assert not any(torch.equal(values, first[name]) for name, values in other.items())
 
 
 def test_operations_draw_independently():
     """From the same uniform numbers, an image would be mirrored whenever it turns clockwise."""
-    columns = columns_of(Augmentation(RECIPE, NUM_CLASSES), 1)
-    mirrored, clockwise = columns["horizontal_flip"] == 1, columns["rotation"] < 0
-    assert 4 < (mirrored == clockwise).sum() < 20
+    draws = Augmentation(RECIPE, NUM_CLASSES).draw(1)
+    assert 4 < ((draws["is_mirrored"] == 1) == (draws["degrees"] < 0)).sum() < 20
 
 
 @pytest.mark.parametrize(
-    "off", ["hflip_probability", "rotation_degrees", "random_erasing_probability", "mixup_alpha cutmix_alpha"]
+    ("fields", "names"),
+    [
+        ("hflip_probability", "is_mirrored"),
+        ("rotation_degrees", "degrees"),
+        ("hue", "hue"),
+        ("random_erasing_probability", "erased_sides erased_corner"),
+        ("mixup_alpha cutmix_alpha", "is_cutmix mixing_weight cutmix_center"),
+    ],
 )
-def test_switching_an_operation_off_leaves_the_draws_of_the_others(off: str):
-    everything = columns_of(Augmentation(EVERYTHING, NUM_CLASSES), 1)
-    fewer = columns_of(Augmentation(replace(EVERYTHING, **dict.fromkeys(off.split(), 0.0)), NUM_CLASSES), 1)
-    assert len(fewer) == 4
-    assert all(torch.equal(columns, everything[name]) for name, columns in fewer.items())
+def test_switching_an_operation_off_leaves_the_draws_of_the_others(fields: str, names: str):
+    everything = Augmentation(EVERYTHING, NUM_CLASSES).draw(1)
+    fewer = Augmentation(replace(EVERYTHING, **dict.fromkeys(fields.split(), 0.0)), NUM_CLASSES).draw(1)
+    assert_equal_draws(fewer, {name: values for name, values in everything.items() if name not in names.split()})
 
 
 def test_recipe_without_augmentation_normalizes_only_as_torchvision_does(images: torch.Tensor):
@@ -98,12 +90,12 @@ def test_recipe_without_augmentation_normalizes_only_as_torchvision_does(images:
 def test_parts_of_a_batch_are_augmented_as_in_the_whole(
     images: torch.Tensor, monkeypatch: pytest.MonkeyPatch, num_processes: int
 ):
-    """Each process its share, on a CPU a few images at a time, the same pairs mixed."""
+    """Each process its share, a few images at a time, the same pairs mixed."""
     parts = []
     for rank, rows in enumerate(torch.arange(24).chunk(num_processes)):
         augmentation = Augmentation(EVERYTHING, NUM_CLASSES, rank, num_processes)
         parts.append(augmentation(images[rows], TARGETS[rows], step=2))
-    monkeypatch.setattr(pipeline, "CHUNK_IMAGES", {"cpu": 24})
+    monkeypatch.setattr(pipeline, "CPU_CHUNK_IMAGES", 24)
     whole = Augmentation(EVERYTHING, NUM_CLASSES)(images, TARGETS, step=2)
     for of_parts, of_whole in zip(zip(*parts, strict=True), whole, strict=True):
         torch.testing.assert_close(torch.cat(of_parts), of_whole, atol=1e-4, rtol=0)

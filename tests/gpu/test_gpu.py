@@ -139,7 +139,7 @@ def test_the_host_never_waits_between_two_lines_of_the_log(accelerator: Accelera
     model, stopwatch = step.plain_copy().eval(), Stopwatch(device)
 
     def train(numbers: range) -> None:
-        prefetched = prefetch_to_device(batches(numbers), device, augmentation.prepare)
+        prefetched = prefetch_to_device(batches(numbers), device, augmentation.apply_to)
         for number in numbers:
             with stopwatch.section("load"):
                 batch = next(prefetched)

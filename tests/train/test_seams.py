@@ -16,6 +16,7 @@ from helpers.training import losses, rewind, run
 from safetensors.torch import load_file
 
 from resnet_in1k.augment import pipeline
+from resnet_in1k.augment.operations import Operation
 from resnet_in1k.data.dataset import SourceFacts
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.optim.losses import LOSSES
@@ -100,35 +101,28 @@ def test_source(tiny: Recipe, tmp_path: Path, monkeypatch):
     assert "It is generated." in card
 
 
-class SwapNeighbors:
-    """Mixes the neighbors of a batch, so its targets are probabilities; the weight is drawn for each image."""
+def draw_swap(recipe: Recipe, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"swap_weight": torch.rand(recipe.global_batch_size, 1, generator=generator)}
 
-    name = "swap_neighbors"
-    works_on_uint8 = False
 
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
-
-    def draw(self, generator: torch.Generator, batch_size: int) -> tuple[torch.Tensor, None]:
-        return torch.rand(batch_size, 1, generator=generator), None
-
-    def apply(self, images, targets, draws, shared):
-        weight = draws.view(-1, 2)[:, :1].repeat(1, 2).flatten()
-        neighbor = torch.arange(len(images)) ^ 1
-        mixed = images * weight.view(-1, 1, 1, 1) + images[neighbor] * (1 - weight).view(-1, 1, 1, 1)
-        dense = torch.nn.functional.one_hot(targets, self.num_classes).float()
-        return mixed, dense * weight[:, None] + dense[neighbor] * (1 - weight)[:, None]
+def swap_neighbors(images, targets, draws):
+    """Mix the neighbors of a batch, so targets become probabilities."""
+    weight = draws["swap_weight"].view(-1, 2)[:, :1].repeat(1, 2).view(-1, 1)
+    neighbor = torch.arange(len(images)) ^ 1
+    mixed = images * weight.view(-1, 1, 1, 1) + images[neighbor] * (1 - weight).view(-1, 1, 1, 1)
+    dense = torch.nn.functional.one_hot(targets, 6).float()
+    return mixed, dense * weight + dense[neighbor] * (1 - weight)
 
 
 def test_augmentation_with_dense_targets(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
     """Trained, accumulated and resumed exactly; the draws of the other operations are as without it."""
     before = pipeline.Augmentation(tiny, 6).draw(step=3)
-    monkeypatch.setattr(
-        pipeline, "OPERATIONS", [lambda recipe, num_classes: SwapNeighbors(num_classes), *pipeline.OPERATIONS]
-    )
-    after = pipeline.Augmentation(tiny, 6).draw(step=3)
-    assert torch.equal(after.per_image[:, 1:], before.per_image)
-    assert after.shared[1:] == before.shared
+    # "lr" is never 0; a real one has a field of its own.
+    swap = Operation("swap_neighbors", ("lr",), draw_swap, swap_neighbors)
+    monkeypatch.setattr(pipeline, "OPERATIONS", [swap, *pipeline.OPERATIONS])
+    name, *others = (after := pipeline.Augmentation(tiny, 6).draw(step=3))
+    assert [name, *before] == ["swap_weight", *others]
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
     how = {"gradient_accumulation_steps": 2}
     folder = run(tiny, image_folder, tmp_path / "run", keep_checkpoints=9, **how)
