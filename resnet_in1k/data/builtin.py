@@ -14,9 +14,9 @@ class Digits:
     def facts(data: str) -> SourceFacts:
         limits = (
             "The digits are those of scikit-learn: 8 × 8 pixels, written by 13 people and enlarged "
-            "(the test set of https://archive.ics.uci.edu/dataset/80): a demonstration, not a reader of handwriting.",
+            "(the test set of https://archive.ics.uci.edu/dataset/80): a demonstration, not a reader of handwriting."
         )
-        return SourceFacts(name="digits", data_flag="digits", limits=limits)
+        return SourceFacts("digits", "digits", limits)
 
     @staticmethod
     def open_split(data: str, split: Split) -> PackedSource:
@@ -50,8 +50,8 @@ class Synthetic:
 
     @staticmethod
     def facts(data: str) -> SourceFacts:
-        limits = ("Its images are noise: there is nothing to recognize, and the weights are good for timing only.",)
-        return SourceFacts(name="synthetic", data_flag="synthetic", limits=limits)
+        limits = "Its images are noise: there is nothing to recognize, and the weights are good for timing only."
+        return SourceFacts("synthetic", "synthetic", limits)
 
     @staticmethod
     def open_split(data: str, split: Split) -> PackedSource:

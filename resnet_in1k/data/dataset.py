@@ -6,17 +6,18 @@ import json
 import os
 import zipfile
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from resnet_in1k.utils import files
 
 Split = Literal["train", "val"]
-CACHE_VERSION = 2
+CACHE_KIND = "listing-3"
+"""Prefix of the files of cached listings, with the version of their format."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 """Suffixes of image files. Other files are recognized by their header."""
 UNKNOWN_ORIGIN = "It is not recorded who took the training images, where, or of what; their bias is unknown."
@@ -81,35 +82,34 @@ class Source:
         raise NotImplementedError
 
 
+@dataclass(frozen=True, kw_only=True)
 class DivisibleSource(Source):
     """A source that `--val-share` can divide in two."""
 
-    def key(self, index: int) -> bytes:
-        """Return the image's unique name, the same wherever the source is stored."""
-        raise NotImplementedError
+    keys: PackedBytes
+    """Unique names of the images, the same wherever the source is stored."""
 
     def take(self, indices: np.ndarray, split: Split) -> "DivisibleSource":
         """Return a source of these images only."""
-        raise NotImplementedError
+        keys = PackedBytes(self.keys[index] for index in indices)
+        return replace(self, split=split, labels=self.labels[indices], keys=keys)
 
 
-@dataclass(frozen=True)
-class SourceFacts:
+class SourceFacts(NamedTuple):
     """Facts about the data for a model card."""
 
     name: str
     """Without the folders above it, which are not for publication."""
     data_flag: str
     """The value of `--data` for somebody who reproduces the run."""
-    limits: tuple[str, ...]
-    """Limitations of the data, one sentence each."""
+    limits: str
+    """Limitations of the data, a sentence."""
 
 
 class SourceType(Protocol):
     """A module or class that opens the sources of one prefix of `--data`; UserError if there is no such data.
 
-    It may have `open_whole(data) -> DivisibleSource`, for images without a val split, and `forget(data)`, which deletes
-    caches.
+    It may have `open_whole(data) -> DivisibleSource`, for images without a val split.
     """
 
     def open_split(self, data: str, split: Split) -> Source: ...
@@ -140,29 +140,21 @@ class PackedSource(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource(DivisibleSource):
-    """A source of image files; `paths` are relative to `folder`."""
+    """A source of image files; the keys are their paths relative to `folder`."""
 
-    paths: PackedBytes
     folder: Path
-
-    def key(self, index: int) -> bytes:
-        return self.paths[index]
-
-    def take(self, indices: np.ndarray, split: Split) -> "FileSource":
-        paths = PackedBytes(self.paths[index] for index in indices)
-        return replace(self, split=split, labels=self.labels[indices], paths=paths)
 
     def read(self, index: int) -> np.ndarray:
         # Not np.fromfile, which takes a read error for the end of the file. A bytearray, because torch warns about
         # memory that it cannot write to.
-        with open(os.path.join(os.fsencode(self.folder), self.paths[index]), "rb", buffering=0) as file:
+        with open(os.path.join(os.fsencode(self.folder), self.keys[index]), "rb", buffering=0) as file:
             return np.frombuffer(bytearray(file.readall()), dtype=np.uint8)
 
     def image_name(self, index: int) -> str:
-        return str(Path(self.folder, os.fsdecode(self.paths[index])))
+        return str(Path(self.folder, os.fsdecode(self.keys[index])))
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.class_names, self.labels, self.paths.blob, self.paths.ends)
+        return fingerprint_of(self.class_names, self.labels, self.keys.blob, self.keys.ends)
 
 
 def spread_over(source: Source, num_images: int) -> list[int]:
@@ -186,25 +178,32 @@ def samples_sha256(source: Source, num_images: int) -> str:
     return hashlib.sha256("\0".join(sample_sums(source, num_images).values()).encode()).hexdigest()
 
 
-def write_cache(file: Path, facts: dict[str, Any], items: PackedBytes, **arrays: np.ndarray) -> None:
-    """Write a listing of images. `facts` may have any JSON values. Raises OSError if the file cannot be written."""
+def write_cache(paths: Sequence[Path], facts: dict[str, Any], *, keys: PackedBytes, **arrays: np.ndarray) -> None:
+    """Cache a listing of the images at these paths; `facts` may have any JSON values. The cache may be read-only."""
 
     def write(path: Path) -> None:
-        text = np.frombuffer(json.dumps({"version": CACHE_VERSION, **facts}).encode(), dtype=np.uint8)
         with path.open("wb") as stream:
-            np.savez(stream, facts=text, blob=items.blob, ends=items.ends, **arrays)
+            np.savez(stream, facts=json.dumps(facts), blob=keys.blob, ends=keys.ends, **arrays)
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(file, write)
+    file = files.cache_file(CACHE_KIND, paths, ".npz")
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(file, write)
 
 
-def read_cache(file: Path) -> tuple[dict[str, Any], PackedBytes, dict[str, np.ndarray]] | None:
-    """Read a listing; None if there is none, or the file is damaged or of another version."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
-            arrays = {name: cached[name] for name in cached.files}
-        facts, items = json.loads(arrays.pop("facts").tobytes()), PackedBytes()
-        items.blob, items.ends = arrays.pop("blob"), arrays.pop("ends")
-        if facts["version"] == CACHE_VERSION:
-            return facts, items, arrays
+def read_cache(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the facts, and the keys and arrays by name; None if they are not cached, or the file is damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with np.load(files.cache_file(CACHE_KIND, paths, ".npz")) as cached:
+            fields = dict(cached)
+        keys = fields["keys"] = PackedBytes()
+        keys.blob, keys.ends = fields.pop("blob"), fields.pop("ends")
+        return json.loads(fields.pop("facts").item()), fields
     return None
+
+
+def delete_caches() -> None:
+    """Delete the cached listings of all data."""
+    with contextlib.suppress(OSError):
+        for file in files.cache_file(CACHE_KIND, [], ".npz").parent.glob(f"{CACHE_KIND}-*"):
+            file.unlink(missing_ok=True)

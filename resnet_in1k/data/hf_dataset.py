@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_in1k.data.dataset import DivisibleSource, SourceFacts, Split, fingerprint_of
+from resnet_in1k.data.dataset import DivisibleSource, PackedBytes, SourceFacts, Split, fingerprint_of
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line, shorten
 from resnet_in1k.utils.imagenet import wnids_of
@@ -23,26 +23,14 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid
 
 @dataclass(frozen=True, kw_only=True)
 class TableSource(DivisibleSource):
-    """A column of encoded images and one of labels."""
+    """A column of encoded images and one of labels. Its keys are row numbers: images in a table may have no names."""
 
     table: Any
     """A `datasets.Dataset`, which pickles as the paths of its files."""
     image_column: str
-    rows: np.ndarray | None = None
-    """(N,) int64, the table's rows that are in this source; None for all rows."""
-
-    def _row(self, index: int) -> int:
-        return index if self.rows is None else int(self.rows[index])
 
     def _image(self, index: int) -> Any:
-        return self.table.data.column(self.image_column)[self._row(index)]
-
-    def key(self, index: int) -> bytes:
-        return str(self._row(index)).encode()  # a table's images need not have names
-
-    def take(self, indices: np.ndarray, split: Split) -> "TableSource":
-        rows = indices if self.rows is None else self.rows[indices]
-        return replace(self, split=split, labels=self.labels[indices], rows=rows)
+        return self.table.data.column(self.image_column)[int(self.keys[index])]
 
     def read(self, index: int) -> np.ndarray:
         image = self._image(index)
@@ -55,12 +43,14 @@ class TableSource(DivisibleSource):
 
     def image_name(self, index: int) -> str:
         path = (self._image(index).as_py() or {}).get("path")
-        return f"{self.name}/{self.table.split}[{self._row(index)}]" + (f" ({path})" if path else "")
+        return f"{self.name}/{self.table.split}[{int(self.keys[index])}]" + (f" ({path})" if path else "")
 
     def fingerprint(self) -> str:
         import pyarrow.compute
 
-        arrays = [self.labels] if self.rows is None else [self.labels, self.rows]
+        arrays = [self.labels]
+        if len(self) < len(self.table):  # a part of the rows
+            arrays.append(np.array([int(self.keys[index]) for index in range(len(self))], dtype=np.int64))
         for chunk in self.table.data.column(self.image_column).chunks:
             sizes = pyarrow.compute.binary_length(chunk.field("bytes"))
             arrays.append(sizes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
@@ -88,7 +78,7 @@ class Address(NamedTuple):
 
 def facts(data: str) -> SourceFacts:
     address = Address.parse(data)
-    name, limits = address.name, ("Who took the training images, where and of what: see the page of the dataset.",)
+    name, limits = address.name, "Who took the training images, where and of what: see the page of the dataset."
     if Path(name).exists():
         name = Path(name).name
         address = address._replace(name=f"path/to/{name}")
@@ -162,7 +152,8 @@ def _open(data: str, split: Split, splits: Any, wanted: tuple[str, ...]) -> Tabl
         unlabeled = int((labels < 0).sum())
         raise UserError(f"--data {data}: {unlabeled:,} of {len(labels):,} images in {found} have no label")
     table = table.cast_column(image_columns[0], datasets.Image(decode=False))
-    columns = {"table": table, "image_column": image_columns[0], "labels": labels}
+    keys = PackedBytes(b"%d" % row for row in range(len(labels)))
+    columns = {"table": table, "image_column": image_columns[0], "labels": labels, "keys": keys}
     return TableSource(name=data, split=split, class_names=class_names, **columns)
 
 

@@ -4,14 +4,13 @@ Listing a million files takes minutes on network storage, so the listing of a fo
 no folder in it has changed, which costs one request per folder instead of one per file.
 """
 
-import contextlib
 import os
 import shlex
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from resnet_in1k.data.dataset import (
     read_cache,
     write_cache,
 )
-from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 
@@ -39,22 +37,9 @@ Stamps = dict[str, list[int]]
 """Time of the last change in nanoseconds, inode, size and number of links of each folder, by relative path."""
 
 
-class Listing(NamedTuple):
-    """The images of a split's folder; all paths are relative to this folder."""
-
-    class_names: list[str]
-    counts: list[int]
-    """Number of images of each class."""
-    paths: PackedBytes
-    ignored: list[str]
-    """Files that are not images."""
-    stamps: Stamps
-    """All folders that were read, stamped just before."""
-
-
 def facts(data: str) -> SourceFacts:
     name = Path(data).name or data
-    return SourceFacts(name=name, data_flag=shlex.quote(f"path/to/{name}"), limits=(UNKNOWN_ORIGIN,))
+    return SourceFacts(name, shlex.quote(f"path/to/{name}"), UNKNOWN_ORIGIN)
 
 
 def open_split(data: str, split: Split) -> FileSource:
@@ -72,13 +57,6 @@ def open_whole(data: str) -> FileSource:
     return _open(data, "train", root / "train" if (root / "train").is_dir() else root)
 
 
-def forget(data: str) -> None:
-    """Delete the cached listings, for `--rescan`."""
-    for folder in (Path(data), Path(data, "train"), Path(data, "val")):
-        with contextlib.suppress(OSError):
-            _cache_file(folder).unlink(missing_ok=True)
-
-
 def open_paths(paths: Sequence[str]) -> FileSource:
     """Open image files in this order, each with the label 0, for prediction."""
     return FileSource(
@@ -86,7 +64,7 @@ def open_paths(paths: Sequence[str]) -> FileSource:
         split="val",
         class_names=("",),
         labels=np.zeros(len(paths), dtype=np.int64),
-        paths=PackedBytes(map(os.fsencode, paths)),
+        keys=PackedBytes(map(os.fsencode, paths)),
         folder=Path(),
     )
 
@@ -115,45 +93,26 @@ def _root(data: str) -> Path:
 
 def _open(data: str, split: Split, folder: Path) -> FileSource:
     try:
-        listing = _read_listing(folder) or _list_and_cache(folder)
+        listing = read_cache([folder])
+        if listing is None or not _is_unchanged(folder, listing[0]["stamps"]):
+            listing = _list_and_cache(folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; check its permissions") from None
-    ignored = listing.ignored
-    return FileSource(
-        name=data,
-        split=split,
-        class_names=tuple(listing.class_names),
-        labels=np.repeat(np.arange(len(listing.class_names)), listing.counts),
-        paths=listing.paths,
-        folder=folder,
-        note=f"ignored in {folder}, not images by name or content: {shorten(ignored)}" if ignored else "",
-    )
+    facts, fields = listing
+    ignored, class_names = facts["ignored"], tuple(facts["class_names"])
+    note = f"ignored in {folder}, not images by name or content: {shorten(ignored)}" if ignored else ""
+    return FileSource(name=data, split=split, class_names=class_names, folder=folder, note=note, **fields)
 
 
-def _cache_file(folder: Path) -> Path:
-    return files.cache_file("folder", [folder], ".npz")
-
-
-def _read_listing(folder: Path) -> Listing | None:
-    """Read the cached listing; None if there is none, or a folder has changed since."""
-    cached = read_cache(_cache_file(folder))
-    if cached is None:
-        return None
-    facts, paths, _ = cached
-    listing = Listing(facts["class_names"], facts["counts"], paths, facts["ignored"], facts["stamps"])
-    return listing if _is_unchanged(folder, listing.stamps) else None
-
-
-def _list_and_cache(folder: Path) -> Listing:
+def _list_and_cache(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     started = time.time()
-    listing = _list(folder)
-    last_change = max(stamp[0] for stamp in listing.stamps.values())
+    facts, fields = _list(folder)
+    last_change = max(stamp[0] for stamp in facts["stamps"].values())
     # Both checks are needed: the file system's clock may differ from this machine's, and a change within one tick of it
     # leaves the stamps equal.
-    if last_change < (started - SETTLED_AFTER_SECONDS) * 1e9 and _is_unchanged(folder, listing.stamps):
-        with contextlib.suppress(OSError):  # without a cache the next run lists again
-            write_cache(_cache_file(folder), {**listing._asdict(), "paths": None}, listing.paths)
-    return listing
+    if last_change < (started - SETTLED_AFTER_SECONDS) * 1e9 and _is_unchanged(folder, facts["stamps"]):
+        write_cache([folder], facts, **fields)
+    return facts, fields
 
 
 def _stamp(folder: Path) -> list[int]:
@@ -168,10 +127,16 @@ def _is_unchanged(folder: Path, stamps: Stamps) -> bool:
         return False
 
 
-def _list(folder: Path) -> Listing:
+def _list(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """List a split's folder.
+
+    Returns:
+        `class_names`, `ignored`, the files that are not images, and `stamps`, of all folders just before they are read;
+        and the fields `keys` and `labels` of a FileSource. All paths are relative to the folder.
+    """
     if next(folder.glob(f"{PARTIAL}*"), None):
         raise UserError(f"{folder} is incomplete: rerun the prepare_data.py command that was interrupted there")
-    stamps, ignored, counts = {"": _stamp(folder)}, list[str](), list[int]()
+    stamps, ignored, labels = {"": _stamp(folder)}, list[str](), list[int]()
     entries = sorted(_visible(folder), key=lambda entry: entry.name)
     class_names = [entry.name for entry in entries if entry.is_dir()]
     if others := [entry.name for entry in entries if not entry.is_dir()]:
@@ -180,14 +145,15 @@ def _list(folder: Path) -> Listing:
         raise UserError(f"{folder}: no class folders in it; {LAYOUT}")
 
     def paths() -> Iterator[bytes]:
-        for name in class_names:
+        for label, name in enumerate(class_names):
             images = sorted(images_below(folder / name, name, ignored, stamps))
             if not images:
                 raise UserError(f"{folder / name}: no images in this class; add some or remove the folder")
-            counts.append(len(images))
+            labels.extend([label] * len(images))
             yield from map(os.fsencode, images)
 
-    return Listing(class_names, counts, PackedBytes(paths()), ignored, stamps)
+    fields = {"keys": PackedBytes(paths()), "labels": np.array(labels, dtype=np.int64)}
+    return {"class_names": class_names, "ignored": ignored, "stamps": stamps}, fields
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

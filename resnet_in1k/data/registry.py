@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from resnet_in1k.data import builtin, hf_dataset, image_folder, tar_shards
-from resnet_in1k.data.dataset import DivisibleSource, Source, SourceFacts, SourceType, Split
+from resnet_in1k.data.dataset import DivisibleSource, Source, SourceFacts, SourceType, Split, delete_caches
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 
@@ -50,7 +50,7 @@ def split_by_hash(source: DivisibleSource, split: Split, val_share: float) -> So
     Raises:
         UserError: if a class has one image only.
     """
-    hashes = (int.from_bytes(hashlib.sha256(source.key(index)).digest()[:8], "big") for index in range(len(source)))
+    hashes = (int.from_bytes(hashlib.sha256(source.keys[index]).digest()[:8], "big") for index in range(len(source)))
     fractions = np.fromiter(hashes, np.uint64, len(source)) / 2**64  # uniform in 0 … 1
     is_val = fractions < val_share
     by_class = np.split(np.argsort(source.labels, kind="stable"), np.cumsum(np.bincount(source.labels))[:-1])
@@ -72,13 +72,13 @@ def open_train_and_val(data: str, val_share: float = 0.0, rescan: bool = False) 
     """Open both splits.
 
     Args:
-        rescan: ignore and replace cached listings and indexes.
+        rescan: delete cached listings and indexes, of all data, first.
 
     Raises:
         UserError: as `open_source`, and if the two splits do not have the same classes.
     """
-    if rescan and hasattr(source_type := _source_type(data), "forget"):
-        source_type.forget(data)
+    if rescan:
+        delete_caches()
     train, val = (open_source(data, split, val_share) for split in ("train", "val"))
     check_same_classes(train.class_names, "train", val.class_names, "val", where=data)
     return train, val

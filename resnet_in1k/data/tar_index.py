@@ -4,20 +4,18 @@ The format is WebDataset's (https://github.com/webdataset/webdataset): a sample 
 name up to its first dot. It has an image and its label, a number in `.cls` or, under `label`, in `.json`.
 """
 
-import contextlib
 import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnet_in1k.data.dataset import IMAGE_SUFFIXES, PackedBytes, read_cache, write_cache
 from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.files import cache_file
 from resnet_in1k.utils.pool import run_parallel
 
 MAX_LABEL_BYTES = 1 << 20
@@ -26,78 +24,55 @@ MAX_CLASSES = 1_000_000
 """A larger label is something else, such as a hash."""
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """All images of some shards, sorted by key, then by shard and offset."""
+class Shard(NamedTuple):
+    """A tar file as it was when it was indexed."""
 
-    shards: tuple[str, ...]
-    """Paths."""
-    stats: np.ndarray
-    """(S, 2) int64: size in bytes and time of modification in nanoseconds of each shard."""
-    keys: PackedBytes
-    shard_of: np.ndarray
-    """(N,) int64, as are the next three."""
-    offsets: np.ndarray
-    """Position in the shard, in bytes."""
-    sizes: np.ndarray
-    labels: np.ndarray
+    path: str
+    size: int
+    mtime_ns: int
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: np.ndarray) -> "ShardIndex":
-        arrays = {name: getattr(self, name)[indices] for name in ("shard_of", "offsets", "sizes", "labels")}
-        return replace(self, keys=PackedBytes(self.keys[index] for index in indices), **arrays)
+    @classmethod
+    def of(cls, path: Path) -> "Shard":
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        return cls(str(path), status.st_size, status.st_mtime_ns)
 
 
-def index_shards(shards: Sequence[Path]) -> ShardIndex:
-    """Return the cached index of these shards, or a new one if a shard has changed.
+def index_shards(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return the fields of a ShardSource with all images of some shards, sorted by key, then by shard and offset.
+
+    The index is cached, and made again if a shard has changed.
 
     Raises:
         UserError: naming the shard, if it cannot be read, is incomplete, or has an image without a label.
     """
-    stats, cache = stats_of(shards), cache_file("shards", shards, ".npz")
-    cached = read_cache(cache)
-    if cached and np.array_equal(cached[2].pop("stats", None), stats):
-        return ShardIndex(tuple(map(str, shards)), stats, cached[1], **cached[2])
-    index = _build(shards, stats)
-    columns = {name: getattr(index, name) for name in ("stats", "shard_of", "offsets", "sizes", "labels")}
-    with contextlib.suppress(OSError):  # without a cache the next run indexes again
-        write_cache(cache, {}, index.keys, **columns)
-    return index
-
-
-def forget_index(shards: Sequence[Path]) -> None:
-    """Delete the cached index."""
-    with contextlib.suppress(OSError):
-        cache_file("shards", shards, ".npz").unlink(missing_ok=True)
-
-
-def stats_of(shards: Iterable[Path]) -> np.ndarray:
-    """Return sizes and times, see `ShardIndex.stats`."""
-    try:
-        statuses = [shard.stat() for shard in shards]
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-    return np.array([(status.st_size, status.st_mtime_ns) for status in statuses], dtype=np.int64)
-
-
-def _build(shards: Sequence[Path], stats: np.ndarray) -> ShardIndex:
     from resnet_in1k.utils.device import usable_cores  # imports psutil, which prediction does not need
 
+    shards = tuple(map(Shard.of, paths))
+    stamps, cached = [[shard.size, shard.mtime_ns] for shard in shards], read_cache(paths)
+    if cached and cached[0]["stamps"] == stamps:
+        return {"shards": shards, **cached[1]}
     keys, rows = list[bytes](), list[np.ndarray]()
-    with progress_bar(len(shards), f"index of {shards[0].parent}", "shards", only_if_long=True) as bar:
-        for keys_of_shard, rows_of_shard in run_parallel(read_shard, shards, usable_cores()):
+    with progress_bar(len(paths), f"index of {paths[0].parent}", "shards", only_if_long=True) as bar:
+        for keys_of_shard, rows_of_shard in run_parallel(read_shard, paths, usable_cores()):
             keys += keys_of_shard
             rows.append(rows_of_shard)
             bar.update()
     if not keys:
-        raise UserError(f"{shards[0].parent}: no images with labels in the {len(shards)} shards")
-    shard_of = np.repeat(np.arange(len(shards)), [len(each) for each in rows])
-    numbers = np.concatenate(rows)
+        raise UserError(f"{paths[0].parent}: no images with labels in the {len(paths)} shards")
     order = sorted(range(len(keys)), key=keys.__getitem__)  # stable: equal keys stay in the order of the shards
-    columns = [column[order] for column in (shard_of, *numbers.T)]
-    return ShardIndex(tuple(map(str, shards)), stats, PackedBytes(map(keys.__getitem__, order)), *columns)
+    offsets, sizes, labels = np.concatenate(rows)[order].T.copy()
+    fields = {
+        "keys": PackedBytes(map(keys.__getitem__, order)),
+        "shard_of": np.repeat(np.arange(len(paths)), [len(each) for each in rows])[order],
+        "offsets": offsets,
+        "sizes": sizes,
+        "labels": labels,
+    }
+    write_cache(paths, {"stamps": stamps}, **fields)
+    return {"shards": shards, **fields}
 
 
 def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray]:
@@ -146,27 +121,25 @@ def _read_sample(
     archive: tarfile.TarFile, where: str, members: Iterable[tarfile.TarInfo]
 ) -> tuple[int, int, int] | None:
     """Return the image's offset and size, and its label; None if there is neither image nor label."""
-    image = label = None
+    images, label = list[tarfile.TarInfo](), None
     for member in members:
         suffix = _parts(member)[1]
         if suffix in IMAGE_SUFFIXES and not member.isdir():
-            if not member.isreg():
-                raise UserError(
-                    f"{where}{suffix} is a link or a device; write the shard again, with files (tar "
-                    "--dereference --hard-dereference)"
-                )
-            if image is not None:
-                raise UserError(f"{where} has two images; a sample is one image with its label")
-            image = member
+            images.append(member)
         elif suffix in (".cls", ".json") and member.isreg() and member.size <= MAX_LABEL_BYTES and label is None:
             label = _read_label(archive, member, suffix)
-    if image is not None and label is not None:
-        return image.offset_data, image.size, label
-    if image is not None:
-        raise UserError(f'{where} has no label; it needs a number from 0 in a .cls or, as "label", in a .json entry')
-    if label is not None:
+    if not images and label is None:
+        return None
+    if not images:
         raise UserError(f"{where} has a label, but no image; an image is named KEY.jpg or KEY.png, without other dots")
-    return None
+    if len(images) > 1:
+        raise UserError(f"{where} has two images; a sample is one image with its label")
+    if not images[0].isreg():
+        advice = "write the shard again, with files (tar --dereference --hard-dereference)"
+        raise UserError(f"{where}: its image is a link or a device; {advice}")
+    if label is None:
+        raise UserError(f'{where} has no label; it needs a number from 0 in a .cls or, as "label", in a .json entry')
+    return images[0].offset_data, images[0].size, label
 
 
 def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> int | None:

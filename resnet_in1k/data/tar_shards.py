@@ -20,7 +20,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, DivisibleSource, SourceFacts, Split, fingerprint_of
-from resnet_in1k.data.tar_index import ShardIndex, forget_index, index_shards
+from resnet_in1k.data.tar_index import Shard, index_shards
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
@@ -41,35 +41,38 @@ have been dropped from memory by then."""
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSource(DivisibleSource):
-    """Images in tar shards; `labels` are those of the index."""
+    """Images in tar shards."""
 
-    index: ShardIndex
+    shards: tuple[Shard, ...]
+    shard_of: np.ndarray
+    """(N,) int64, index into shards."""
+    offsets: np.ndarray
+    """(N,) int64, position in the shard, in bytes."""
+    sizes: np.ndarray
+    """(N,) int64, in bytes."""
     in_windows: bool = False
     """The sampler reads a few shards at a time: a shard is read ahead at its first image, and the fingerprint includes
     the shard of each image."""
 
-    def key(self, index: int) -> bytes:
-        return self.index.keys[index]
-
-    def take(self, indices: np.ndarray, split: Split) -> "ShardSource":
-        return replace(self, split=split, labels=self.labels[indices], index=self.index.take(indices))
+    def take(self, indices: np.ndarray, split: Split) -> DivisibleSource:
+        places = {name: getattr(self, name)[indices] for name in ("shard_of", "offsets", "sizes")}
+        return replace(super().take(indices, split), **places)
 
     def read(self, index: int) -> np.ndarray:
-        shard, offset = int(self.index.shard_of[index]), int(self.index.offsets[index])
-        path, stat = self.index.shards[shard], tuple(self.index.stats[shard].tolist())
-        data = np.empty(self.index.sizes[index], dtype=np.uint8)
+        shard, offset = self.shards[self.shard_of[index]], int(self.offsets[index])
+        data = np.empty(self.sizes[index], dtype=np.uint8)
         try:
-            descriptor = _open_shard(path, stat).fileno()
+            descriptor = _open_shard(shard).fileno()
             status = os.fstat(descriptor)
-            if (status.st_size, status.st_mtime_ns) != stat:
-                raise OSError(errno.ENODATA, f"{path} has changed since it was indexed; rerun to index it again")
+            if (status.st_size, status.st_mtime_ns) != (shard.size, shard.mtime_ns):
+                raise OSError(errno.ENODATA, f"{shard.path} has changed since it was indexed; rerun to index it again")
             if self.in_windows:
-                _read_ahead(path, descriptor)
+                _read_ahead(shard, descriptor)
             view = memoryview(data)
             while view:
                 count = os.preadv(descriptor, [view], offset)
                 if count == 0:
-                    raise OSError(errno.ENODATA, f"{path} is truncated: it ends at byte {offset:,}")
+                    raise OSError(errno.ENODATA, f"{shard.path} is truncated: it ends at byte {offset:,}")
                 view, offset = view[count:], offset + count
         except OSError:
             _open_shard.cache_clear()  # a retry opens the shard again
@@ -77,50 +80,49 @@ class ShardSource(DivisibleSource):
         return data
 
     def image_name(self, index: int) -> str:
-        key = self.index.keys[index].decode("utf-8", "surrogateescape")
-        return f"{self.index.shards[int(self.index.shard_of[index])]}:{key}"
+        return f"{self.shards[self.shard_of[index]].path}:{os.fsdecode(self.keys[index])}"
 
     def fingerprint(self) -> str:
-        index = self.index
-        arrays = [index.labels, index.sizes, index.keys.blob, index.keys.ends]
-        return fingerprint_of(self.class_names, *arrays, *([index.shard_of] if self.in_windows else []))
+        arrays = [self.labels, self.sizes, self.keys.blob, self.keys.ends]
+        return fingerprint_of(self.class_names, *arrays, *([self.shard_of] if self.in_windows else []))
 
 
 @functools.lru_cache(MAX_OPEN_SHARDS)
-def _open_shard(path: str, stat: tuple[int, int]) -> io.FileIO:
-    # `stat` is part of the key: a shard that was replaced and indexed again is opened again. A file that leaves the
+def _open_shard(shard: Shard) -> io.FileIO:
+    # A shard that was replaced and indexed again is another key here, so it is opened again. A file that leaves the
     # cache closes itself. Each read passes its offset, so workers share the files that they inherit.
-    return open(path, "rb", buffering=0)
+    return open(shard.path, "rb", buffering=0)
 
 
 _num_reads = itertools.count()
-_last_read: dict[str, int] = {}
+_last_read: dict[Shard, int] = {}
 
 
-def _read_ahead(path: str, descriptor: int) -> None:
+def _read_ahead(shard: Shard, descriptor: int) -> None:
     """Have the kernel read the shard into memory, without waiting for it, when its window begins."""
     number = next(_num_reads)
-    if number - _last_read.get(path, -LEFT_AFTER_READS) >= LEFT_AFTER_READS and hasattr(os, "posix_fadvise"):
-        for offset in range(0, os.fstat(descriptor).st_size, READ_AHEAD_BYTES):
+    if number - _last_read.get(shard, -LEFT_AFTER_READS) >= LEFT_AFTER_READS and hasattr(os, "posix_fadvise"):
+        for offset in range(0, shard.size, READ_AHEAD_BYTES):
             os.posix_fadvise(descriptor, offset, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
-    _last_read[path] = number
+    _last_read[shard] = number
 
 
 def facts(data: str) -> SourceFacts:
-    place = Path(_place(data))
+    place = Path(data.removeprefix("shards:"))
     name = place.parent.name if _is_pattern(str(place)) else place.name
-    return SourceFacts(name or "shards", shlex.quote(f"shards:path/to/{place.name}"), (UNKNOWN_ORIGIN,))
+    return SourceFacts(name or "shards", shlex.quote(f"shards:path/to/{place.name}"), UNKNOWN_ORIGIN)
 
 
 def open_split(data: str, split: Split) -> ShardSource:
-    shards = shards_of_split(_place(data), split)
+    place = data.removeprefix("shards:")
+    shards = find_shards(place, split)
     if not shards:
         or_share = "; for images without a val split give --val-share" if split == "val" else ""
         raise UserError(
             f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar, or in DIR with the word "
             f"{split} in their names, or are named by a pattern with {{split}} in it{or_share}"
         )
-    training = shards_of_split(_place(data), "train") if split == "val" else shards
+    training = find_shards(place, "train") if split == "val" else shards
     if split == "val" and (both := sorted(set(shards) & set(training))):
         raise UserError(f"--data {data}: {both[0]} is in both splits by its name; name them by a pattern")
     return _open(data, split, shards, training)
@@ -128,57 +130,42 @@ def open_split(data: str, split: Split) -> ShardSource:
 
 def open_whole(data: str) -> ShardSource:
     """Open `DIR/train/*.tar` or `DIR/*.tar`, or all shards of a pattern; raises UserError if there is a val split."""
-    place = _place(data)
-    if _has_splits(place) and shards_of_split(place, "val"):
+    place = data.removeprefix("shards:")
+    if _has_splits(place) and find_shards(place, "val"):
         raise UserError(f"--val-share: {data} has a val split; omit --val-share, or name the shards by a pattern")
-    shards = shards_of_both(place)
+    shards = find_shards(place)
     if not shards:
         raise UserError(f"--data {data}: no shards there; they belong in DIR/train/*.tar or DIR/*.tar")
     return _open(data, "train", shards, shards)
 
 
-def forget(data: str) -> None:
-    """Delete cached indexes, for `--rescan`."""
-    place = _place(data)
-    splits = SPLIT_NAMES if _has_splits(place) else ()
-    for shards in (shards_of_both(place), *(shards_of_split(place, split) for split in splits)):
-        forget_index(shards)
-
-
-def _place(data: str) -> str:
-    return data.removeprefix("shards:")
-
-
 def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> ShardSource:
-    index, folder = index_shards(shards), shards[0].parent
-    class_names = read_class_names(folder / CLASSES_NAME)
+    fields, folder = index_shards(shards), shards[0].parent
+    labels, class_names = fields["labels"], read_class_names(folder / CLASSES_NAME)
     # A file above the folder counts only for a folder of one split: above others it may belong to other data.
     if class_names is None and any(folder.name in names for names in SPLIT_NAMES.values()):
         class_names = read_class_names(folder.parent / CLASSES_NAME)
     if class_names is None:  # named by number, as many as the training split has
-        labels = index.labels if training in ([], shards) else index_shards(training).labels
-        class_names = [str(label) for label in range(int(labels.max()) + 1)]
-    largest = int(index.labels.max())
-    if largest >= len(class_names):
+        training_labels = labels if training in ([], shards) else index_shards(training)["labels"]
+        class_names = [str(label) for label in range(training_labels.max() + 1)]
+    if labels.max() >= len(class_names):
         raise UserError(
-            f"--data {data}: label {largest} in the {split} split, but {len(class_names)} classes; labels count from 0"
+            f"--data {data}: label {labels.max()} in the {split} split, but {len(class_names)} classes; labels count "
+            "from 0"
         )
-    missing = np.setdiff1d(np.arange(len(class_names)), index.labels) if split == "train" else ()
+    missing = np.setdiff1d(np.arange(len(class_names)), labels) if split == "train" else ()
     note = f"no training images of {len(missing)} classes, such as {class_names[missing[0]]}" if len(missing) else ""
-    columns = {"labels": index.labels, "index": index, "note": note}
-    return ShardSource(name=data, split=split, class_names=tuple(class_names), **columns)
+    return ShardSource(name=data, split=split, class_names=tuple(class_names), note=note, **fields)
 
 
 def read_class_names(file: Path) -> list[str] | None:
     """Return the names in a classes.json, None if there is no such file; raises UserError for another content."""
-    try:
-        names = files.read_json(file)
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); it must be a list of the class names") from None
-    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{file} is not a list of class names")
+    with files.content_errors(file):
+        names = files.read_json(file)
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+            raise ValueError("not a list of class names")
     return names
 
 
@@ -191,29 +178,26 @@ def _has_splits(place: str) -> bool:
     return not _is_pattern(place) or "{split}" in place
 
 
-def shards_of_split(place: str, split: Split) -> list[Path]:
+def find_shards(place: str, split: Split | None = None) -> list[Path]:
     """Return the sorted shards of one split, see this module; [] if there are none.
 
+    Without `split`, those that `--val-share` divides: the shards of the training split, else all shards.
+
     Raises:
-        UserError: for a pattern without `{split}`, and if shards are missing.
+        UserError: for a split of a pattern without `{split}`, and if shards are missing.
     """
     if not _has_splits(place):
-        raise UserError(f"shards:{place}: the pattern needs {{split}} where the names of train and val differ")
-    for name in SPLIT_NAMES[split]:
+        if split is not None:
+            raise UserError(f"shards:{place}: the pattern needs {{split}} where the names of train and val differ")
+        return _matching(place)
+    for name in SPLIT_NAMES[split or "train"]:
         if _is_pattern(place):
             found = _matching(place.replace("{split}", name))
         else:  # the word `train`, not a part of a word as in `retrained`
             found = _in_folder(f"{place}/{name}") or _in_folder(place, rf"(?<![a-z]){name}(?![a-z])")
         if found:
             return found
-    return []
-
-
-def shards_of_both(place: str) -> list[Path]:
-    """Return the shards that `--val-share` divides: those of the training split, else all shards."""
-    if training := _has_splits(place) and shards_of_split(place, "train"):
-        return training
-    return _matching(place) if _is_pattern(place) else _in_folder(place)
+    return _in_folder(place) if split is None else []
 
 
 def _in_folder(place: str, name_pattern: str = "") -> list[Path]:

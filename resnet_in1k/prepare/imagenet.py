@@ -22,7 +22,7 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 
 from resnet_in1k.data import image_folder
 from resnet_in1k.data.dataset import FileSource, PackedBytes, Source, Split
-from resnet_in1k.data.tar_index import ShardIndex, intact_entries, stats_of
+from resnet_in1k.data.tar_index import Shard, intact_entries
 from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.console import progress_bar
@@ -135,8 +135,8 @@ def _source(
     keys = PackedBytes(f"{wnid}/{name}".encode() for wnid in class_names for name in images[wnid][0])
     labels = np.repeat(np.arange(len(class_names)), [len(images[wnid][0]) for wnid in class_names])
     offsets, sizes = np.concatenate([images[wnid][1] for wnid in class_names]).T.copy()
-    index = ShardIndex((str(path),), stats_of([path]), keys, np.zeros_like(labels), offsets, sizes, labels)
-    return ShardSource(name=str(path), split=split, class_names=class_names, labels=labels, index=index)
+    places = {"shards": (Shard.of(path),), "shard_of": np.zeros_like(labels), "offsets": offsets, "sizes": sizes}
+    return ShardSource(name=str(path), split=split, class_names=class_names, labels=labels, keys=keys, **places)
 
 
 def read_devkit(path: Path) -> dict[int, str]:
@@ -228,7 +228,7 @@ def open_kaggle(folder: Path, refuse: Refuse) -> tuple[FileSource, FileSource]:
         split="val",
         class_names=train.class_names,
         labels=np.array([label for label, _ in rows], dtype=np.int64),
-        paths=PackedBytes(os.fsencode(name) for _, name in rows),
+        keys=PackedBytes(os.fsencode(name) for _, name in rows),
         folder=images / "val",
     )
     _check_counts((train, val), refuse)

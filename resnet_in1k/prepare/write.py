@@ -22,7 +22,7 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 
-from resnet_in1k.data.dataset import IMAGE_SUFFIXES, FileSource, Source, spread_over
+from resnet_in1k.data.dataset import IMAGE_SUFFIXES, DivisibleSource, FileSource, Source, spread_over
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.image_folder import PARTIAL
 from resnet_in1k.data.tar_shards import CLASSES_NAME, PLAN_NAME, planned_shards, read_class_names
@@ -195,7 +195,7 @@ def _check_names(source: Source, by_class: list[np.ndarray]) -> None:
 
 def _name(source: Source, index: int, class_name: str) -> str:
     """Return the path below the class's folder: as in the source, else the image's number without a suffix."""
-    key = os.fsdecode(source.key(index)) if hasattr(source, "key") else ""
+    key = os.fsdecode(source.keys[index]) if isinstance(source, DivisibleSource) else ""
     parts = [part for part in key.split("/") if part not in ("", ".")]
     if class_name in parts[:-1] and not any(part.startswith(".") for part in parts):
         return "/".join(parts[parts.index(class_name) + 1 :])

@@ -129,7 +129,7 @@ class Trainer:
             if not isinstance(self.train_source, ShardSource):
                 raise UserError(f"--shuffle-window needs --data shards:…; {options.data} is not stored in shards")
             self.train_source = replace(self.train_source, in_windows=True)
-            self.shard_of = self.train_source.index.shard_of
+            self.shard_of = self.train_source.shard_of
 
     def _start_workers(self, stack: contextlib.ExitStack) -> None:
         """Start the loader workers, before there is a process group: see Loader."""

@@ -52,4 +52,4 @@ def test_facts_for_the_model_card_come_from_the_source(tmp_path: Path):
         facts = source_facts(data)
         assert (facts.name, facts.data_flag) == (name, flag)
     for data, word in (("folder", "bias"), ("digits", "digits"), ("synthetic", "noise")):
-        assert word in " ".join(source_facts(data).limits)
+        assert word in source_facts(data).limits

@@ -82,10 +82,10 @@ def test_files_are_copied_where_they_cannot_be_linked(
 
 def test_two_images_are_never_one_file(source: FileSource, tmp_path: Path):
     """Checked before anything is written."""
-    paths = [source.key(index) for index in range(len(source))]
+    paths = [source.keys[index] for index in range(len(source))]
     items = PackedBytes(path if index != 9 else b"copies/" + paths[8] for index, path in enumerate(paths))
     for changes, message in (
-        ({"paths": items}, r"2 images would be bee/1\.jpg; --shards can have all"),
+        ({"keys": items}, r"2 images would be bee/1\.jpg; --shards can have all"),
         ({"class_names": ("ant", "ant", *source.class_names[2:])}, "two classes are named 'ant'"),
         ({"class_names": ("..", *source.class_names[1:])}, r"class '\.\.' cannot be a folder's name; write --shards"),
     ):

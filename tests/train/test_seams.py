@@ -84,7 +84,7 @@ class BrightOrDarkType:
         return BrightOrDark(split, int(data.partition(":")[2]) if split == "train" else 10)
 
     def facts(self, data: str) -> SourceFacts:
-        return SourceFacts(name="bright or dark", data_flag=data, limits=("It is generated.",))
+        return SourceFacts(name="bright or dark", data_flag=data, limits="It is generated.")
 
 
 def test_source(tiny: Recipe, tmp_path: Path, monkeypatch):
