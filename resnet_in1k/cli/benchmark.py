@@ -133,7 +133,7 @@ class Bench:
         images, labels = self._batch()
         pixels = images.mul(64).add(128).clamp(0, 255).to(torch.uint8)
         rates = self._measure(
-            ours=lambda: (each.take() for each in self._prefetched(source)),
+            ours=lambda: (take() for _, take in self._prefetched(source)),
             tutorial=lambda: self._tutorial_batches(source),
             decode_only=lambda: (batch for batch in self._torch_loader(ReferenceDataset(source))),
             augment=lambda: (augmentation(pixels, labels, step) for step in steps),
@@ -170,9 +170,9 @@ class Bench:
                 if number == self.num_warmup_steps:
                     stopwatch.lap()  # drops the warm-up
                 with stopwatch.section("load"):
-                    batch = next(batches)
+                    _, take = next(batches)
                 with stopwatch.section("train"):
-                    take_step(*batch.take())
+                    take_step(*take())
                 yield
 
         tutorial = self._reference_step(bare=False)

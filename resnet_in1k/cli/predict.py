@@ -116,11 +116,11 @@ def _probabilities(options: PredictOptions, model: ResNet, preprocessing: EvalPr
 
     def predict_readable() -> Iterator[np.ndarray | str]:
         order = EvalSampler(len(source), options.batch_size, preprocessing.image_size)
-        for prefetched in prefetch_to_device(loader.batches(order), device, prepare):
+        for bad_images, take in prefetch_to_device(loader.batches(order), device, prepare):
             with torch.inference_mode(), reproducible_float32():
-                images, indices = prefetched.take()
+                images, indices = take()
                 rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)
-            yield from map(prefetched.bad_images.get, indices.tolist(), rows)
+            yield from map(bad_images.get, indices.tolist(), rows)
 
     with translate_worker_errors(), translate_memory_errors(options.batch_size), loader:
         device = make_accelerator(Launch(), "fp32").device

@@ -5,10 +5,11 @@ the device, in `augment`. Only uint8 pixels pass between processes.
 """
 
 import functools
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from resnet_in1k.data.crop import Crop
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import IfBad, read_image
-from resnet_in1k.data.sampler import BatchSpec, Sample
+from resnet_in1k.data.sampler import BatchSpec
 from resnet_in1k.utils.device import capabilities, device_type
 from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.pool import (
-    init_worker,
-    shared_bytes,
-    translate_worker_errors,
-    worker_context,
-)
+from resnet_in1k.utils.pool import init_worker, shared_bytes, translate_worker_errors, worker_context
 
 PREFETCH_FACTOR = 4
 """Batches in preparation per worker."""
@@ -55,30 +51,20 @@ class Batch:
         return Batch(*copies, self.step, self.bad_images)
 
 
-class Filled(NamedTuple):
-    """A slot of shared memory that a worker has filled."""
-
-    slot: int
-    spec: BatchSpec
-    labels: np.ndarray
-    indices: np.ndarray
-    bad_images: dict[int, str]
+Job = tuple[int, BatchSpec]
+"""A batch to make, and the slot to write it to."""
 
 
-class _BatchSampler:
-    """The specs of the current call of `Loader.batches`, each with the slot to write it to.
+class _Sampler:
+    """The jobs of the current call of `Loader.batches`.
 
-    A DataLoader is bound to one batch sampler for its life and iterates over it again for each call of `batches`. So
-    this one sampler is given the new specs before each iteration.
+    A DataLoader is bound to one sampler for its life and iterates over it again for each call of `batches`.
     """
 
-    def __init__(self, num_slots: int):
-        self.specs: Iterable[BatchSpec] = ()
-        self._num_slots = num_slots
+    jobs: Iterator[Job] = iter(())
 
-    def __iter__(self) -> Iterator[tuple[int, BatchSpec]]:
-        for number, spec in enumerate(self.specs):
-            yield number % self._num_slots, spec
+    def __iter__(self) -> Iterator[Job]:
+        return self.jobs
 
 
 class Loader:
@@ -103,27 +89,24 @@ class Loader:
         if_bad: IfBad = "fail",
     ):
         """With `num_workers` 0 everything happens in this process, for debugging."""
-        self.batch_size, self._num_workers = batch_size, num_workers
-        self._batch_bytes = batch_size * 3 * largest_image_size**2
-        self._num_slots = _num_slots(num_workers)
-        self._source, self._crop, self._if_bad = source, crop, if_bad
-        self._sampler = _BatchSampler(self._num_slots)
+        self.batch_size, self._num_workers, self._source, self._sampler = batch_size, num_workers, source, _Sampler()
+        # One more than are in preparation: the DataLoader requests the next batch before it returns the current one.
+        num_slots = PREFETCH_FACTOR * num_workers + 1
+        self.slots = shared_bytes((num_slots, batch_size * 3 * largest_image_size**2))
+        workers = {
+            "num_workers": num_workers,
+            "prefetch_factor": PREFETCH_FACTOR,
+            "persistent_workers": True,
+            "multiprocessing_context": worker_context(),
+            "worker_init_fn": functools.partial(init_worker, parent=os.getpid()),
+        }
+        writer = SlotWriter(source, crop, self.slots, if_bad)
+        self._loader = DataLoader(writer, batch_size=None, sampler=self._sampler, **(workers if num_workers else {}))
 
     def __enter__(self) -> "Loader":
-        self._slots = shared_bytes((self._num_slots, self._batch_bytes))
-        self._loader = DataLoader(
-            SlotWriter(self._source, self._crop, self._slots, self._if_bad),
-            batch_sampler=self._sampler,  # type: ignore[arg-type]
-            collate_fn=_identity,
-            num_workers=self._num_workers,
-            prefetch_factor=PREFETCH_FACTOR if self._num_workers else None,
-            persistent_workers=self._num_workers > 0,
-            multiprocessing_context=worker_context() if self._num_workers else None,
-            worker_init_fn=functools.partial(init_worker, parent=os.getpid()),
-        )
         if self._num_workers:
             try:
-                iter(self._loader)  # starts the workers; there are no specs yet
+                iter(self._loader)  # starts the workers; there are no jobs yet
             except OSError as error:  # no semaphore for their queues
                 advice = "is there a /dev/shm, and is it full (df -h /dev/shm)?"
                 raise UserError(f"loader workers cannot be started: {error.strerror}; {advice}") from None
@@ -140,24 +123,22 @@ class Loader:
             ProcessError: if a worker dies or a file cannot be read.
             BadImageError: if an image cannot be decoded and `if_bad` is "fail".
         """
-        self._sampler.specs = specs
+        # The DataLoader takes jobs in advance, and returns their results in the same order.
+        jobs, self._sampler.jobs = itertools.tee((n % len(self.slots), spec) for n, spec in enumerate(specs))
         # Asked only after the workers are forked, because it initializes the device.
         pin = "pinned_memory" in capabilities(device_type())
         with translate_worker_errors():
-            for result in self._loader:
-                # Workers return expected errors: a raised one would include the worker's traceback.
+            for result, (slot, spec) in zip(self._loader, jobs, strict=True):
                 if isinstance(result, ProcessError):
                     raise result
-                yield self._copy(result, pin)
-
-    def _copy(self, filled: Filled, pin: bool) -> Batch:
-        view = _slot_view(self._slots, filled.slot, len(filled.labels), filled.spec.image_size)
-        images = torch.empty(view.shape, dtype=torch.uint8, pin_memory=pin)
-        np.copyto(images.numpy(), view.numpy())  # by one thread; torch's copy would compete with the computing threads
-        labels, indices = (torch.from_numpy(array) for array in (filled.labels, filled.indices))
-        if pin:
-            labels, indices = labels.pin_memory(), indices.pin_memory()
-        return Batch(images.permute(0, 3, 1, 2), labels, indices, filled.spec.step, filled.bad_images)
+                view, (indices, bad_images) = _slot_view(self.slots, slot, spec), result
+                images = torch.empty(view.shape, dtype=torch.uint8, pin_memory=pin)
+                # By one thread: torch's copy would compete with the computing threads.
+                np.copyto(images.numpy(), view.numpy())
+                labels, indices = torch.from_numpy(self._source.labels[indices]), torch.tensor(indices)
+                if pin:
+                    labels, indices = labels.pin_memory(), indices.pin_memory()
+                yield Batch(images.permute(0, 3, 1, 2), labels, indices, spec.step, bad_images)
 
 
 class SlotWriter(Dataset):
@@ -166,72 +147,49 @@ class SlotWriter(Dataset):
     def __init__(self, source: Source, crop: Crop, slots: torch.Tensor, if_bad: IfBad):
         self._source, self._crop, self._slots, self._if_bad = source, crop, slots, if_bad
 
-    def __getitems__(self, job: tuple[int, BatchSpec]) -> Filled | ProcessError:
-        # A DataLoader calls this with what its batch sampler yields: usually indices, here a slot and a spec.
-        slot, spec = job
-        samples = spec.samples
-        images = _slot_view(self._slots, slot, len(samples), spec.image_size).permute(0, 3, 1, 2)
-        indices = np.empty(len(samples), dtype=np.int64)
-        bad_images: dict[int, str] = {}
-        try:
-            for group in self._decode(samples, images, indices, bad_images):
-                # A replacement takes the draws of the image it replaces; it may occur elsewhere in this batch, too.
-                rows = list(group)
-                crops = self._crop(list(group.values()), [samples[row] for row in rows], spec.image_size)
-                for row, square in zip(rows, crops, strict=True):
-                    images[row].copy_(square)
-        except ProcessError as error:
-            return error
-        return Filled(slot, spec, self._source.labels[indices], indices, bad_images)
+    def __getitem__(self, job: Job) -> tuple[list[int], dict[int, str]] | ProcessError:
+        """Return the positions of the images in the source, and `Batch.bad_images`.
 
-    def _decode(
-        self, samples: list[Sample], images: torch.Tensor, indices: np.ndarray, bad_images: dict[int, str]
-    ) -> Iterator[dict[int, torch.Tensor]]:
-        """Yield decoded images in groups, by row of the batch. Blank images are written directly."""
-        group: dict[int, torch.Tensor] = {}
+        The positions are a list: the DataLoader would make a tensor of an array, and allocate shared memory for it.
+        """
+        try:
+            return self._write(*job)
+        except ProcessError as error:  # returned: a raised one would include the worker's traceback
+            return error
+
+    def _write(self, slot: int, spec: BatchSpec) -> tuple[list[int], dict[int, str]]:
+        images = _slot_view(self._slots, slot, spec).permute(0, 3, 1, 2)
+        samples, indices, bad_images = spec.samples, list[int](), dict[int, str]()
+        group: dict[int, torch.Tensor] = {}  # decoded images by row of the batch
         for row, sample in enumerate(samples):
-            indices[row], image = read_image(self._source, sample.index, self._if_bad, bad_images)
+            index, image = read_image(self._source, sample.index, self._if_bad, bad_images)
+            indices.append(index)
             if image is None:
                 images[row].zero_()
             else:
                 group[row] = image
-            if len(group) == GROUP_IMAGES or sum(each.nbytes for each in group.values()) >= GROUP_BYTES:
-                yield group
-                group = {}
-        if group:
-            yield group
+            is_full = len(group) == GROUP_IMAGES or sum(each.nbytes for each in group.values()) >= GROUP_BYTES
+            if is_full or row == len(samples) - 1:
+                # A replacement takes the draws of the image it replaces; it may occur elsewhere in this batch, too.
+                crops = self._crop(list(group.values()), [samples[place] for place in group], spec.image_size)
+                for place, square in zip(group, crops, strict=True):
+                    images[place].copy_(square)
+                group.clear()
+        return indices, bad_images
 
 
-def _identity(result: Any) -> Any:
-    return result
-
-
-def _slot_view(slots: torch.Tensor, slot: int, num_images: int, image_size: int) -> torch.Tensor:
+def _slot_view(slots: torch.Tensor, slot: int, spec: BatchSpec) -> torch.Tensor:
     """(B, S, S, 3): the layout of decoded images and of the network's input."""
-    return slots[slot, : num_images * image_size**2 * 3].view(num_images, image_size, image_size, 3)
-
-
-def _num_slots(num_workers: int) -> int:
-    # One more, because the DataLoader requests the next batch before it returns the current one.
-    return PREFETCH_FACTOR * num_workers + 1
-
-
-def shared_bytes_needed(num_workers: int, batch_size: int, image_size: int) -> int:
-    """Bytes of memory that a loader shares with its workers."""
-    return _num_slots(num_workers) * batch_size * 3 * image_size**2
+    shape = (len(spec.indices), spec.image_size, spec.image_size, 3)
+    return slots[slot, : math.prod(shape)].view(shape)
 
 
 Tensors = tuple[torch.Tensor, ...]
 
 
-@dataclass(frozen=True)
-class Prefetched:
-    """A batch on its way to the device."""
-
-    bad_images: dict[int, str]
-    take: Callable[[], Tensors]
-    """Return the prepared tensors, to be used on the current stream. Call it before the next batch is requested, or
-    that batch would be copied first."""
+Prefetched = tuple[dict[int, str], Callable[[], Tensors]]
+"""`Batch.bad_images`, and a function that returns the prepared tensors, to be used on the current stream. Call it
+before the next batch is requested, or that batch would be copied first."""
 
 
 def prefetch_to_device(
@@ -239,18 +197,18 @@ def prefetch_to_device(
 ) -> Iterator[Prefetched]:
     """Copy each batch to the device and prepare it there.
 
-    Iterating waits for the loader; `Prefetched.take` does work of the device. If the device has streams, copy and
+    Iterating waits for the loader; the function yielded does work of the device. If the device has streams, copy and
     preparation run on a side stream: the host requests the next batch while the device still computes the step before.
     """
     if "streams" not in capabilities(device.type):
         for batch in batches:
-            yield Prefetched(batch.bad_images, functools.partial(prepare, batch.to(device)))
+            yield batch.bad_images, functools.partial(prepare, batch.to(device))
         return
     side_stream = _side_stream(device)
     for batch in batches:
         with side_stream:
             prepared = prepare(batch.to(device))
-        yield Prefetched(batch.bad_images, functools.partial(_on_compute_stream, prepared, side_stream))
+        yield batch.bad_images, functools.partial(_on_compute_stream, prepared, side_stream)
 
 
 @functools.cache

@@ -158,11 +158,11 @@ def evaluate_model(
     bar = Console(accelerator.is_main_process).bar(len(order), f"evaluate {source.split}")
     forward_size = max(pad_to, min(loader.batch_size, len(source)))
     with translate_memory_errors(forward_size), torch.inference_mode(), reproducible_float32(), bar:
-        for number, prefetched in enumerate(prefetch_to_device(loader.batches(order), device, prepare)):
+        for number, (bad, take) in enumerate(prefetch_to_device(loader.batches(order), device, prepare)):
             if number < num_common_batches:
                 stop_if_requested(number)
-            bad_images.update(prefetched.bad_images)
-            outputs.append(predict_batch(model, *prefetched.take()))
+            bad_images.update(bad)
+            outputs.append(predict_batch(model, *take()))
             bar.update()
         # One transfer for all batches: the only point where the host waits for the device.
         arrays = {name: torch.cat([each[name] for each in outputs]).cpu().numpy() for name in (outputs or [{}])[0]}

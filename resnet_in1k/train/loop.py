@@ -86,14 +86,14 @@ def training_loop(run: Trainer) -> None:
     with run.console.bar(counts.total_steps, "train", done=state.step) as bar:
         for step in range(first_step, counts.total_steps + 1):
             with log.stopwatch.section("load"):
-                prefetched = next(batches)
+                bad_images, take = next(batches)
             with log.stopwatch.section("train"):
-                images, targets = prefetched.take()
+                images, targets = take()
                 loss = run.train_step(images, targets, lr_at(step, counts), step)
                 if run.average is not None:
                     run.average.update(run.train_step.model, step)
             log.add(loss)
-            run.uncollected_bad_images.update(prefetched.bad_images)
+            run.uncollected_bad_images.update(bad_images)
             bar.update()
 
             is_epoch_end = counts.is_last_in_epoch(step)

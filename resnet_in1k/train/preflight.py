@@ -15,7 +15,7 @@ from torch import Tensor
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.data.dataset import Source, spread_over
 from resnet_in1k.data.decode import IfBad, OnBadImage, read_image
-from resnet_in1k.data.loader import Batch, prefetch_to_device, shared_bytes_needed
+from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.step_counts import StepCounts
@@ -85,9 +85,8 @@ def check_machines(run: Trainer) -> dict[str, str]:
         try:
             sources = (run.train_source, run.val_source)
             found["images"] = "; ".join(check_images(source, run.options.on_bad_image) for source in sources)
-            train_bytes = shared_bytes_needed(run.num_workers, run.counts.per_process_batch_size, run.recipe.image_size)
-            eval_bytes = shared_bytes_needed(run.num_workers, EVAL_BATCH_SIZE, run.recipe.eval_size)
-            found["machine"] = check_memory(run.num_workers, (train_bytes + eval_bytes) * local_world_size())
+            shared_bytes = run.train_loader.slots.nbytes + run.eval_loader.slots.nbytes
+            found["machine"] = check_memory(run.num_workers, shared_bytes * local_world_size())
         except UserError as error:
             problem = str(error)
     everyone = run.launch.gather((run.launch.machine, problem, found), "checking its machine")
@@ -189,8 +188,8 @@ def take_step(run: Trainer, image_size: int, part_size: int) -> Tensor:
     labels = torch.arange(num_images) % len(run.train_source.class_names)
     first_step = run.counts.frozen_steps + 1  # before it only the last layer would train
     batch = Batch(images, labels, labels, first_step)
-    (prefetched,) = prefetch_to_device([batch], run.device, run.augmentation.apply_to)
-    return run.train_step(*prefetched.take(), lr_at(1, run.counts), first_step)
+    ((_, take),) = prefetch_to_device([batch], run.device, run.augmentation.apply_to)
+    return run.train_step(*take(), lr_at(1, run.counts), first_step)
 
 
 def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -116,10 +116,12 @@ def test_batches_are_prepared_in_order_when_their_tensors_are_asked_for(source: 
         return batch.images.float() + 1, batch.labels
 
     batches = train_batches(source, tiny, 3)
-    for batch, prefetched in zip(batches, prefetch_to_device(batches, torch.device("cpu"), prepare), strict=True):
+    for batch, (bad_images, take) in zip(
+        batches, prefetch_to_device(batches, torch.device("cpu"), prepare), strict=True
+    ):
         assert prepared == list(range(1, batch.step))
-        assert prefetched.bad_images is batch.bad_images
-        images, labels = prefetched.take()
+        assert bad_images is batch.bad_images
+        images, labels = take()
         assert torch.equal(images, batch.images.float() + 1)
         assert torch.equal(labels, batch.labels)
 
@@ -137,8 +139,8 @@ def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(mon
 
     labels = torch.zeros(2, dtype=torch.int64)
     batches = [Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), labels, labels, step) for step in (1, 2)]
-    for number, prefetched in enumerate(prefetch_to_device(batches, META, prepare), start=1):
-        prefetched.take()
+    for number, (_, take) in enumerate(prefetch_to_device(batches, META, prepare), start=1):
+        take()
         log.append(f"step {number}")
     expected = []
     for number in (1, 2):

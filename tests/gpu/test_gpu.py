@@ -95,8 +95,8 @@ def test_prefetching_keeps_every_byte(device: torch.device):
     def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
         return (batch.images + torch.zeros_like(batch.images),)  # memory of the side stream, used and freed there
 
-    for prefetched in prefetch_to_device(given, device, prepare):
-        (prepared,) = prefetched.take()
+    for _, take in prefetch_to_device(given, device, prepare):
+        (prepared,) = take()
         for _ in range(4):
             square = (square @ square).tanh()  # keeps the device behind the host
         kept.append(prepared.clone())
@@ -142,9 +142,9 @@ def test_the_host_never_waits_between_two_lines_of_the_log(accelerator: Accelera
         prefetched = prefetch_to_device(batches(numbers), device, augmentation.apply_to)
         for number in numbers:
             with stopwatch.section("load"):
-                batch = next(prefetched)
+                _, take = next(prefetched)
             with stopwatch.section("train"):
-                step(*batch.take(), 0.01, number)
+                step(*take(), 0.01, number)
 
     def evaluate(numbers: range) -> None:
         with torch.inference_mode(), reproducible_float32():
