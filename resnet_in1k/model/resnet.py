@@ -1,6 +1,5 @@
 """torchvision's ResNet, with weights from a file and predictions for images."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,12 +127,7 @@ def load_model(checkpoint: Path) -> ResNet:
 def architecture_of(state: Mapping[str, Tensor], file: Path) -> Architecture:
     """Return the ResNet that these tensors belong to, by their names. Raises UserError if there is none."""
     for architecture in LAYOUTS:
-        if _keys_of(architecture) == state.keys():
-            return architecture
+        with torch.device("meta"):  # names only: no memory, no initialization
+            if ResNet(architecture).state_dict().keys() == state.keys():
+                return architecture
     raise UserError(f"{file} is not a torchvision ResNet: its tensor names are not those of {', '.join(LAYOUTS)}")
-
-
-@functools.cache
-def _keys_of(architecture: Architecture) -> frozenset[str]:
-    with torch.device("meta"):  # names only: no memory, no initialization
-        return frozenset(ResNet(architecture).state_dict())

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,8 +13,8 @@ from resnet_in1k.model import foreign
 from resnet_in1k.model.exported import SUFFIXES, ExportedNetwork, load_exported
 from resnet_in1k.model.weights import PICKLE_NAME, WEIGHTS_NAME, weights_file
 from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights
-from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, find_run, read_recipe
-from resnet_in1k.utils import files, imagenet
+from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, find_run, read_recipe
+from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import file_size, first_line, printable
 
@@ -33,22 +33,22 @@ class Weights:
     """A weights file with its preprocessing, class names and other metadata."""
 
     file: Path
-    preprocessing: EvalPreprocessing
-    class_names: list[str] | None = None
-    data: str | None = None
-    """Training data, as `--data` named them; None if not recorded."""
-    kind: PublishedWeights = "model"
-    """The model's own weights, or their moving average."""
-    recorded_evaluation: dict[str, Any] | None = None
-    """eval.json in the same folder, if it is of these weights or, for an exported network, of the original ones."""
-    note: str = ""
-    """A warning for the user; "" for none."""
-    val_share: float = 0.0
-    """Share of the images that the run held out for validation; 0 if the data have a val split."""
-    origin: str = ""
+    origin: str
     """USER/NAME on the Hub or torchvision/MODEL.WEIGHTS; "" for a file of this machine."""
-    exported: ExportedNetwork | None = None
+    exported: ExportedNetwork | None
     """The network, if the file is one that was exported."""
+    preprocessing: EvalPreprocessing
+    class_names: list[str] | None
+    kind: PublishedWeights
+    """The model's own weights, or their moving average."""
+    data: str | None
+    """Training data, as `--data` named them; None if not recorded."""
+    val_share: float
+    """Share of the images that the run held out for validation; 0 if the data have a val split."""
+    recorded_evaluation: dict[str, Any] | None
+    """eval.json in the same folder, if it is of these weights or, for an exported network, of the original ones."""
+    note: str
+    """A warning for the user; "" for none."""
 
 
 def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights:
@@ -62,98 +62,83 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
         UserError: if there are no weights, they cannot be downloaded, or the files with them cannot be read or have
             values that cannot be used: they may come from anywhere.
     """
-    path, name = Path(checkpoint), str(checkpoint)
+    path, name, origin, published = Path(checkpoint), str(checkpoint), "", {}
     if not path.exists() and name.startswith(foreign.TORCHVISION):
-        return _resolve_torchvision(name)
-    is_downloaded = not path.exists() and _is_repository(name)
-    if is_downloaded:
-        path = download(name, **client_options)
+        origin, (path, published) = name, foreign.download_torchvision_weights(name)
+    elif not path.exists() and _is_repository(name):
+        origin, path = name, download(name, **client_options)
     file = weights_file(path)
     exported = load_exported(file) if file.suffix in SUFFIXES else None
-    evaluation, note = _evaluation_of(file, exported.facts.get("exported_from") if exported else files.sha256_of(file))
-    run = find_run(path)
-    recipe, facts = read_recipe(run) if run is not None else (None, {"data": {}})
-    measured, kind = (exported.facts if exported else evaluation) or {}, "ema" if file.stem == "ema" else "model"
-    if recipe is not None and run is not None and file == run.weights:
-        kind = recipe.publish
-    config = foreign.read_foreign_config(file.parent)
-    # The first that is recorded: in the exported network, eval.json of these weights, config.json, the run's recipe.
-    where: Path = file
-    if measured:
-        where = file if exported else file.parent / EVALUATION_NAME
-        recorded = {name: measured[name] for name in vars(DEFAULT_PREPROCESSING) if name in measured}
-        preprocessing = EvalPreprocessing(**{**vars(DEFAULT_PREPROCESSING), **recorded})
-    elif config is not None:
-        where, preprocessing = file.parent / foreign.CONFIG_NAME, config[0]
-    else:
-        preprocessing = EvalPreprocessing.from_recipe(recipe) if recipe else DEFAULT_PREPROCESSING
-    with files.content_errors(where):
-        preprocessing = _checked(preprocessing)
-    with files.content_errors(run.recipe if run else file):
+    evaluation, note = _evaluation_of(file, exported)
+    of_run = _read_run(run, file) if (run := find_run(path)) else {}
+    recorded = [  # each takes precedence over those before it
+        (run.recipe if run else file, of_run),
+        (file.parent / foreign.CONFIG_NAME, published or foreign.read_config(file.parent)),
+        (file if exported else file.parent / EVALUATION_NAME, exported.facts if exported else evaluation or {}),
+    ]
+    found, class_names, kind = vars(DEFAULT_PREPROCESSING), None, "ema" if file.stem == "ema" else "model"
+    for where, values in recorded:
+        with files.content_errors(where):
+            found = _checked({name: values.get(name, found[name]) for name in found})
+            class_names = _checked_names(values.get("class_names")) or class_names
+            kind = values.get("weights", kind)
+    data = of_run.get("data")
+    return Weights(
+        file=file,
+        origin=origin,
+        exported=exported,
+        preprocessing=EvalPreprocessing(**found),
+        class_names=class_names,
+        kind="ema" if kind == "ema" else "model",
+        # A path in a downloaded recipe.json could name any folder of this machine.
+        data=data if not origin or data in SOURCES else None,
+        val_share=of_run.get("val_share", 0.0),
+        recorded_evaluation=evaluation,
+        note=note,
+    )
+
+
+def _read_run(run: RunFolder, file: Path) -> dict[str, Any]:
+    """Return what recipe.json records of the weights, by the names of eval.json, and `data` and `val_share`."""
+    recipe, facts = read_recipe(run)
+    with files.content_errors(run.recipe):
         data = facts["data"]
-        if data and not isinstance(data["source"], str):
+        if not isinstance(data.get("source"), str | None):
             raise ValueError("its data have no name")
-        names = measured.get("class_names") or data.get("class_names") or (config[1] if config else None)
-        return Weights(
-            file=file,
-            preprocessing=preprocessing,
-            class_names=_checked_names(names),
-            kind="ema" if measured.get("weights", kind) == "ema" else "model",
-            # A path in a downloaded recipe.json could name any folder of this machine.
-            data=data["source"] if data and (not is_downloaded or data["source"] in SOURCES) else None,
-            recorded_evaluation=evaluation,
-            note=note,
-            val_share=float(data.get("val_share", 0.0)),
-            origin=name if is_downloaded else "",
-            exported=exported,
-        )
+        found = {"data": data.get("source"), "val_share": float(data.get("val_share", 0.0))}
+        found |= {"class_names": data.get("class_names"), **vars(EvalPreprocessing.from_recipe(recipe))}
+        return found | ({"weights": recipe.publish} if file == run.weights else {})
 
 
-def _evaluation_of(file: Path, sha256: Any) -> tuple[dict[str, Any] | None, str]:
-    """Return the eval.json in the file's folder if its weights have that sha256, and a warning if they differ."""
-    evaluation = files.read_json_object(file.parent / EVALUATION_NAME)
-    if evaluation is None or evaluation.get("weights_sha256") == sha256:
-        return evaluation, ""
-    if file.name != WEIGHTS_NAME or "weights_sha256" not in evaluation:
+def _evaluation_of(file: Path, exported: ExportedNetwork | None) -> tuple[dict[str, Any] | None, str]:
+    """Return eval.json of the file's folder if it was measured on these weights; and a warning if it was not."""
+    evaluation = files.read_json_object(file.parent / EVALUATION_NAME) or {}
+    if "weights_sha256" not in evaluation:
         return None, ""
-    return None, f"{file} is not the file that {EVALUATION_NAME} was measured on: it was replaced or is damaged"
+    if evaluation["weights_sha256"] == (exported.facts.get("exported_from") if exported else files.sha256_of(file)):
+        return evaluation, ""
+    problem = f"{file} is not the file that {EVALUATION_NAME} was measured on: it was replaced or is damaged"
+    return None, problem if file.name == WEIGHTS_NAME else ""
 
 
-def _checked(found: EvalPreprocessing) -> EvalPreprocessing:
-    """Return it with tuples in place of lists; raises ValueError or TypeError for values that cannot be used."""
-    size, resize_size = found.image_size, found.resize_size
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of EvalPreprocessing; raises ValueError or TypeError for values that cannot be used."""
+    size, resize_size, interpolation = found["image_size"], found["resize_size"], found["interpolation"]
     is_possible = type(size) is type(resize_size) is int and 1 <= size <= min(resize_size, MAX_IMAGE_SIZE)
     if not is_possible or resize_size > MAX_RESIZE_RATIO * size:
         raise ValueError(f"a crop of {size!r:.40} px from images resized to {resize_size!r:.40} px")
-    if found.interpolation not in get_args(Interpolation):
-        raise ValueError(f"images resized by {found.interpolation!r:.40}, which is not bilinear or bicubic")
-    mean, std = (tuple(map(float, values)) for values in (found.mean, found.std))
+    if interpolation not in get_args(Interpolation):
+        raise ValueError(f"images resized by {interpolation!r:.40}, which is not bilinear or bicubic")
+    mean, std = (tuple(map(float, found[name])) for name in ("mean", "std"))  # JSON has lists
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise ValueError(f"mean {found.mean!r:.60}, std {found.std!r:.60}")
-    return replace(found, mean=mean, std=std)
+        raise ValueError(f"mean {found['mean']!r:.60}, std {found['std']!r:.60}")
+    return {**found, "mean": mean, "std": std}
 
 
-def _checked_names(names: Any) -> list[str] | None:
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+def _checked_names(names: Any) -> list[str]:
+    if not isinstance(names or [], list) or not all(isinstance(name, str) for name in names or []):
         raise ValueError("its class names are not a list of texts")
-    return [printable(name) for name in names] if names else None
-
-
-def _resolve_torchvision(name: str) -> Weights:
-    weights = foreign.torchvision_weights(name)
-    transforms = weights.transforms()
-    (image_size,), (resize_size,), interpolation = (
-        transforms.crop_size,
-        transforms.resize_size,
-        transforms.interpolation,
-    )
-    mean, std = tuple(transforms.mean), tuple(transforms.std)
-    return Weights(
-        file=foreign.download_torchvision_weights(name, weights),
-        class_names=list(imagenet.names_by_wnid()),
-        preprocessing=EvalPreprocessing(image_size, resize_size, interpolation.value, mean, std),
-        origin=name,
-    )
+    return [printable(name) for name in names or []]
 
 
 def _is_repository(checkpoint: str) -> bool:
@@ -166,12 +151,7 @@ def _is_repository(checkpoint: str) -> bool:
 def download(
     repository: str, *, revision: str | None = None, names: Iterable[str] = tuple(MAX_BYTES), **client_options: Any
 ) -> Path:
-    """Download weights and JSON files of a repository to the client's cache; a pickle only if it has no safetensors.
-
-    Args:
-        repository: USER/NAME.
-        names: the files to download; those that the repository does not have are skipped.
-        client_options: `token`, `cache_dir`, `force_download` … of huggingface_hub's snapshot_download.
+    """Download those of the named files that USER/NAME has; a pickle only if there is no safetensors file.
 
     Raises:
         UserError: if there is no such repository, it cannot be reached, or a file is larger than MAX_BYTES.

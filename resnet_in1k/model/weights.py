@@ -8,7 +8,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from resnet_in1k.model.foreign import torchvision_key
 from resnet_in1k.run_folder import WEIGHTS_NAME
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
@@ -20,6 +19,20 @@ STATE_NAME = "state.json"
 """File in a checkpoint folder with the sha256 of each of its safetensors files."""
 PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 """What DDP and torch.compile put before the keys of a state dict, in any order and number."""
+
+
+def torchvision_key(key: str) -> str:
+    """Rename a tensor of transformers' ResNetForImageClassification; other keys are returned unchanged."""
+    parts = {"convolution": "conv", "normalization": "bn"}
+    if match := re.fullmatch(r"resnet\.embedder\.embedder\.(convolution|normalization)\.(\w+)", key):
+        return f"{parts[match[1]]}1.{match[2]}"
+    pattern = r"resnet\.encoder\.stages\.(\d+)\.layers\.(\d+)\.(layer\.\d+|shortcut)\.(\w+)\.(\w+)"
+    if match := re.fullmatch(pattern, key):
+        stage, block, layer, part, tensor = match.groups()
+        is_shortcut = layer == "shortcut"
+        name = f"downsample.{int(part == 'normalization')}" if is_shortcut else f"{parts[part]}{int(layer[6:]) + 1}"
+        return f"layer{int(stage) + 1}.{block}.{name}.{tensor}"
+    return re.sub(r"^classifier\.1\.", "fc.", key)
 
 
 def weights_file(checkpoint: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torchvision.models.resnet import Bottleneck
 
 from helpers.processes import TINY_FIELDS
-from resnet_in1k.model.resnet import LAYOUTS, _keys_of
+from resnet_in1k.model.resnet import LAYOUTS
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.scaling import scaled_fields
@@ -63,10 +63,8 @@ class NarrowBlock(Bottleneck):
 def narrow_resnet18() -> Iterator[None]:
     """In the body a resnet18 has one narrow block in each stage: 1 MB of weights, not 45, to compute and to save."""
     before, LAYOUTS["resnet18"] = LAYOUTS["resnet18"], (NarrowBlock, (1, 1, 1, 1))
-    _keys_of.cache_clear()
     yield
     LAYOUTS["resnet18"] = before
-    _keys_of.cache_clear()
 
 
 def small_version(name: str) -> tuple[Recipe, dict[str, int]]:

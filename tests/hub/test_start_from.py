@@ -1,7 +1,6 @@
 """Weights of other projects on a local Hub, to evaluate and to start from: one line for each that will not do."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save
 from torchvision.models.resnet import BasicBlock
 
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
-from resnet_in1k.model.resnet import LAYOUTS, ResNet, _keys_of
+from resnet_in1k.model.resnet import LAYOUTS, ResNet
 from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.errors import UserError
@@ -24,13 +23,9 @@ CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
 
 @pytest.fixture(autouse=True)
-def small_network() -> Iterator[None]:
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resnet18 has one block in each stage."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(LAYOUTS, "resnet18", (BasicBlock, (1, 1, 1, 1)))
-        _keys_of.cache_clear()
-        yield
-    _keys_of.cache_clear()
+    monkeypatch.setitem(LAYOUTS, "resnet18", (BasicBlock, (1, 1, 1, 1)))
 
 
 def publish(hub: HubServer, weights: bytes, config: dict) -> None:

@@ -90,7 +90,8 @@ def serve(model: torch.nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch,
     file = (folder / "new.pth").rename(folder / (name or f"resnet18-{sha256_of(folder / 'new.pth')[:8]}.pth"))
     real = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     published = SimpleNamespace(url=file.as_uri(), transforms=real.transforms, meta=real.meta)
-    monkeypatch.setattr("resnet_in1k.model.foreign.torchvision_weights", lambda _: published)
+    known = SimpleNamespace(__members__={"DEFAULT": published, "IMAGENET1K_V1": published})
+    monkeypatch.setattr("resnet_in1k.model.foreign.get_model_weights", lambda _: known)
     return file
 
 
@@ -115,9 +116,7 @@ def test_torchvisions_own_files(photograph: Image.Image, torchvision_cache: Path
 
 
 def test_torchvision_weights_that_are_not_available(torchvision_cache: Path, tmp_path: Path, monkeypatch):
-    with pytest.raises(
-        UserError, match=r"torchvision/resnet50.V3: torchvision has resnet50.IMAGENET1K_V1, resnet50.*V2$"
-    ):
+    with pytest.raises(UserError, match=r"torchvision/resnet50.V3: torchvision has resnet50.IMAGENET1K_V1, resnet50"):
         resolve_checkpoint("torchvision/resnet50.V3")
     with pytest.raises(UserError, match="torchvision/vgg16: vgg16 is not one of resnet18"):
         resolve_checkpoint("torchvision/vgg16")
