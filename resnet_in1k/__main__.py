@@ -18,17 +18,21 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the first argument names; without one print the list of commands."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name not in COMMANDS:
-        is_help = name in ("-h", "--help")
-        lines = [f"  {command:<14}{description}" for command, description in COMMANDS.items()]
-        problem = [] if is_help else [f"error: no command {name!r}"]
-        usage = "usage: resnet-in1k COMMAND [-h] …"
-        print("\n".join([*problem, usage, "", *lines]), file=sys.stdout if is_help else sys.stderr)
-        sys.exit(0 if is_help else 2)
+    if name in COMMANDS:
+        sys.argv[:2] = [f"resnet-in1k {name}"]  # as the parser prints it in usage
+        run(name)
+    elif name in ("-h", "--help"):
+        print("usage: resnet-in1k COMMAND [-h] …\n")
+        print("\n".join(f"  {command:<14}{description}" for command, description in COMMANDS.items()))
+    else:
+        print(f"error: no command {name!r} (see --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(command: str) -> None:
     from resnet_in1k.cli.arguments import run_script
 
-    sys.argv[:2] = [f"resnet-in1k {name}"]  # as the parser prints it in usage
-    run_script(importlib.import_module(f"resnet_in1k.cli.{name.replace('-', '_')}").main)
+    run_script(importlib.import_module(f"resnet_in1k.cli.{command.replace('-', '_')}").main)
 
 
 if __name__ == "__main__":

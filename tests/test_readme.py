@@ -57,8 +57,8 @@ COMMANDS = commands(README)
 ELSEWHERE = [
     *(command for path in sorted((ROOT / "docs").glob("*.md")) for command in commands(path)),
     *(
-        shlex.split(path.read_text(encoding="utf-8").splitlines()[0].strip('"').partition(": ")[2])
-        for path in sorted((ROOT / "scripts").glob("*.py"))
+        shlex.split((ROOT / script).read_text(encoding="utf-8").splitlines()[0].strip('"').partition(": ")[2])
+        for script in ("scripts/train.py", *OPTIONS)
     ),
 ]
 """In the other documents, and at the top of the scripts."""

@@ -22,9 +22,6 @@ from resnet_in1k.utils.plots import save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_COMPARED = 10
-"""A plot with more lines is hard to read."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
@@ -38,33 +35,28 @@ class CompareOptions:
     def __post_init__(self) -> None:
         if len(self.items) < 2:
             raise UserError("nothing to compare; name at least two runs, weights or eval.json files")
-        if len(self.items) > MAX_COMPARED:
-            raise UserError(f"{len(self.items)} are too many for one table; at most {MAX_COMPARED}")
         if self.picture is not None and self.picture.suffix not in (".png", ".svg"):
             raise UserError(f"--picture {self.picture}: must end in .png or .svg")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One row of the table."""
+    """One row of the table: an evaluation and, for a run, what its recipe.json and log record."""
 
     name: str
     evaluation: dict[str, Any]
-    """eval.json."""
-    recipe: Recipe | None = None
-    started_from: str = "random weights"
-    rate: float | None = None
-    """Median of the log's images per second."""
+    recipe: tuple[Recipe, dict[str, Any]] | None = None
+    """The recipe, and all of recipe.json."""
+    rates: Sequence[float] = ()
+    """Images per second, at each line of the log."""
     epochs: Sequence[dict[str, Any]] = ()
-    """Records of the log's epochs."""
-    hours: Sequence[float] = ()
-    """Hours of loading, training and validation up to the end of each epoch."""
+    """The log's records of epochs, with `hours` of loading, training and validation up to the end of each."""
 
 
 def compare(options: CompareOptions) -> str:
     """Return the table, the differences of the recipes, and a significance test for evaluations of the same images."""
     rows = [_read(item) for item in options.items]
-    parts = [_table(rows), _recipes([row for row in rows if row.recipe is not None]), _pairs(rows)]
+    parts = [_table(rows), _recipes([row for row in rows if row.recipe]), _pairs(rows)]
     if options.picture is not None:
         if not any(row.epochs for row in rows):
             raise UserError(f"--picture {options.picture}: no item has a log with epochs to plot")
@@ -87,16 +79,14 @@ def _read(item: str) -> Compared:
             f"{item} has no eval.json of its own: python scripts/evaluate.py --ckpt {item} --data DATA --output "
             "NAME.json, and compare NAME.json"
         )
-    run, recipe, initial = RunFolder(path), None, Compared.started_from
-    if run.recipe.exists():
-        recipe, facts = read_recipe(run)
-        initial = facts.get("init_from", {}).get("checkpoint", initial)
-    records = run.records()
+    run, seconds = RunFolder(path), 0.0
+    recipe, records = read_recipe(run) if run.recipe.exists() else None, run.records()
     rates = [record["images_per_second"] for record in records if record["kind"] == "train"]
     epochs = [record for record in records if record["kind"] == "epoch"]
-    seconds = [sum(epoch[f"{part}_seconds"] for part in ("load", "train", "val")) for epoch in epochs]
-    hours = [total / 3600 for total in itertools.accumulate(seconds)]
-    return Compared(path.name or item, evaluation, recipe, initial, median(rates) if rates else None, epochs, hours)
+    for epoch in epochs:
+        seconds += sum(epoch[f"{part}_seconds"] for part in ("load", "train", "val"))
+        epoch["hours"] = seconds / 3600
+    return Compared(path.name or item, evaluation, recipe, rates, epochs)
 
 
 def _table(rows: Sequence[Compared]) -> str:
@@ -106,25 +96,36 @@ def _table(rows: Sequence[Compared]) -> str:
         result, name = row.evaluation, f"{row.name:{width}}"
         low, high = confidence_interval(result["top1_correct"], result["num_images"])
         top1 = f"{result['top1_accuracy']:7.2%} ({low:.2%} to {high:.2%})"
-        took = duration(row.hours[-1] * 3600) if row.epochs else "–"
-        rate = f"{row.rate:,.0f}" if row.rate else "–"
+        took = duration(row.epochs[-1]["hours"] * 3600) if row.epochs else "–"
+        rate = f"{median(row.rates):,.0f}" if row.rates else "–"
         counts = f"{result['top5_accuracy']:7.2%}  {result['num_images']:8,}"
         lines.append(f"{name}  {top1}  {counts}   {took:<14}  {rate:>8}")
     return "\n".join(lines)
 
 
 def _recipes(rows: Sequence[Compared]) -> str:
-    """Differences from the first recipe."""
+    """Return the differences from the first recipe; "" if there is only one."""
     if len(rows) < 2:
         return ""
-    first, *others = rows
-    lines = [f"recipes, compared with {first.name}:"]
-    for row in others:
-        changes = first.recipe.differences(row.recipe)
-        if row.started_from != first.started_from:
-            changes.append(f"started from {first.started_from} → {row.started_from}")
-        lines.append(f"  {row.name}: {'; '.join(changes) or 'the same'}")
+    lines = [f"recipes, compared with {rows[0].name}:"]
+    lines += [f"  {row.name}: {'; '.join(differences(rows[0].recipe, row.recipe)) or 'the same'}" for row in rows[1:]]
     return "\n".join(lines)
+
+
+def differences(first: tuple[Recipe, dict[str, Any]], second: tuple[Recipe, dict[str, Any]]) -> list[str]:
+    """Return how the second of two runs differs, by their recipes and recipe.json, one text per difference."""
+    (recipe, facts), (other_recipe, other_facts) = first, second
+    lines = recipe.differences(other_recipe)
+    data, other_data = (each.get("data", {}).get("fingerprint", {}).get("train") for each in (facts, other_facts))
+    if data != other_data:
+        lines.append("other training images")
+    initial, other = (each.get("init_from") or {"checkpoint": "random weights"} for each in (facts, other_facts))
+    if initial.get("sha256") != other.get("sha256"):
+        lines.append(f"started from {initial['checkpoint']} → {other['checkpoint']}")
+    for name in ("mixed_precision", "world_size", "gradient_accumulation_steps"):
+        if facts.get(name) != other_facts.get(name):
+            lines.append(f"{name} {facts.get(name)} → {other_facts.get(name)}")
+    return lines
 
 
 def _pairs(rows: Sequence[Compared]) -> str:
@@ -135,7 +136,7 @@ def _pairs(rows: Sequence[Compared]) -> str:
         if found is not None:
             lines.append(f"  {found.describe(a.name, b.name)}")
     if len(lines) == 1:
-        return "image by image: not comparable; the images differ, or eval.json does not record which are right"
+        lines = ["image by image: not comparable; the images differ, or eval.json does not record which are right"]
     return "\n".join(lines)
 
 
@@ -146,19 +147,18 @@ def draw(rows: Sequence[Compared]) -> "Figure":
 
     figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
     over_epochs, over_hours = figure.subplots(1, 2, sharey=True)
-    in_minutes = max(row.hours[-1] for row in rows) < 1
+    unit, per_hour = ("minutes", 60) if max(row.epochs[-1]["hours"] for row in rows) < 1 else ("hours", 1)
     for row in rows:
         accuracies = [epoch["top1_accuracy"] for epoch in row.epochs]
         over_epochs.plot([epoch["epoch"] for epoch in row.epochs], accuracies, marker=".", label=row.name)
-        over_hours.plot([hours * (60 if in_minutes else 1) for hours in row.hours], accuracies, marker=".")
+        over_hours.plot([epoch["hours"] * per_hour for epoch in row.epochs], accuracies, marker=".")
     over_epochs.set(xlabel="epoch", ylabel="validation top-1")
     over_epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
     over_epochs.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    over_hours.set(xlabel="minutes" if in_minutes else "hours", xlim=(0, None))
-    over_epochs.grid(alpha=0.25)
-    over_hours.grid(alpha=0.25)
-    legend = figure.legend(loc="outside lower center", ncols=min(4, len(rows)), frameon=False)
-    for text in legend.get_texts():
+    over_hours.set(xlabel=unit, xlim=(0, None))
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+    for text in figure.legend(loc="outside lower center", ncols=min(4, len(rows)), frameon=False).get_texts():
         text.set_parse_math(False)  # text between two $ in a name is not a formula
     return figure
 

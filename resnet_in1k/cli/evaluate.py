@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
-from resnet_in1k.cli.arguments import PreprocessingOptions, parse
+from resnet_in1k.augment.normalize import RGB
+from resnet_in1k.cli.arguments import parse
+from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.dataset import Source, Split
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.class_matching import SelectedLogits, describe_match, match_classes
@@ -15,6 +17,7 @@ from resnet_in1k.evaluate.report import write_report
 from resnet_in1k.evaluate.statistics import describe_reproduction
 from resnet_in1k.model.resnet import load_model
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
+from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
 from resnet_in1k.utils import files
 from resnet_in1k.utils.console import Console
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers
@@ -22,16 +25,49 @@ from resnet_in1k.utils.distributed import make_accelerator, translate_process_er
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.pool import translate_worker_errors
-from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
+from resnet_in1k.utils.validation import above, at_least, at_least_and_below, check_options
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(PreprocessingOptions):
-    """Evaluate saved weights; every image counts once."""
+class InferenceOptions:
+    """Common to evaluate.py and predict.py: the weights, the machine, and preprocessing, which is by default that of
+    the weights' own evaluation or config.json."""
 
     ckpt: str
-    """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, an exported .onnx or .pt2,
-    torchvision/MODEL.WEIGHTS, or USER/NAME on the Hub."""
+    """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, torchvision/MODEL.WEIGHTS,
+    USER/NAME on the Hub or, for evaluate.py, an exported .onnx or .pt2."""
+    batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=at_least(1))
+    """Images per process and forward pass; changes results by float32 rounding only."""
+    workers: int | None = field(default=None, metadata=at_least(0))
+    """Loader workers per process; by default from the number of CPU cores."""
+    cpu_threads: int | None = field(default=None, metadata=at_least(1))
+    """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
+    image_size: int | None = field(default=None, metadata=at_least(1))
+    """Side of the center crop, in pixels; by default as the weights were evaluated."""
+    eval_crop_ratio: float | None = field(default=None, metadata=above(0, at_most=1))
+    """The short side is resized to image_size / this before the crop; by default as the weights were evaluated."""
+    eval_interpolation: Interpolation | None = None
+    """Interpolation of resizing; by default as the weights were evaluated."""
+    mean: RGB | None = None
+    """Mean of the RGB values from 0 to 1, subtracted by normalization; by default as the weights were evaluated."""
+    std: RGB | None = None
+    """Standard deviation that normalization divides by; by default as the weights were evaluated."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def change(self, recorded: EvalPreprocessing) -> EvalPreprocessing:
+        changes = {"interpolation": self.eval_interpolation, "mean": self.mean, "std": self.std}
+        found = recorded.at(self.image_size or recorded.image_size)
+        if self.eval_crop_ratio:
+            changes["resize_size"] = resize_size_for(found.image_size, self.eval_crop_ratio)
+        return replace(found, **{name: value for name, value in changes.items() if value})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(InferenceOptions):
+    """Evaluate saved weights; every image counts once."""
+
     data: str | None = None
     """Data, named as for training; by default the data of the run."""
     split: Split = "val"
@@ -42,15 +78,9 @@ class EvalOptions(PreprocessingOptions):
     """Write the result to this file, in the format of a run folder's eval.json."""
     report: Path | None = None
     """Write accuracy by class, confused pairs, calibration and figures of the worst mistakes to this folder."""
-    batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=at_least(1))
-    """Images per process and forward pass; changes results by float32 rounding only."""
-    workers: int | None = field(default=None, metadata=at_least(0))
-    """Loader workers per process; by default from the number of CPU cores."""
-    cpu_threads: int | None = field(default=None, metadata=at_least(1))
-    """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.output is not None and not self.output.absolute().parent.is_dir():
             raise UserError(f"--output {self.output}: no folder {self.output.parent}")
         if self.report is not None and self.report.exists() and not self.report.is_dir():

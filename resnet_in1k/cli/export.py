@@ -5,7 +5,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.validation import at_least, check_options
 
 COMPARED_BATCH_SIZES = (1, 3)
-MAX_BATCH_SIZE = 1024
 MAX_DIFFERENCE = {"onnx": 1e-4, "pt2": 0.0, "safetensors": 0.0}
 """Largest difference of the logits, relative to the largest logit; ONNX Runtime adds in another order."""
 
@@ -54,21 +53,17 @@ def export(options: ExportOptions) -> float:
     weights = resolve_checkpoint(options.ckpt)
     if weights.note:
         print(weights.note, file=sys.stderr)
-    model = load_model(weights.file).eval()
-    preprocessing = weights.preprocessing.at(options.image_size or weights.preprocessing.image_size)
-    facts = {
-        "exported_from": files.sha256_of(weights.file),
-        "weights": weights.kind,
-        "class_names": weights.class_names,
-    }
-    facts |= vars(preprocessing)
+    model, preprocessing = load_model(weights.file).eval(), weights.preprocessing
+    preprocessing = preprocessing.at(options.image_size or preprocessing.image_size)
+    facts = {"exported_from": files.sha256_of(weights.file), "weights": weights.kind}
+    facts |= {"class_names": weights.class_names, **vars(preprocessing)}
     size, limit, folder = preprocessing.image_size, MAX_DIFFERENCE[options.format], options.output.parent
     batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in COMPARED_BATCH_SIZES]
     with files.user_errors():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
             path = Path(temporary, options.output.name)  # the suffix stays: it tells torch and us the format
-            _write(options.format, model, batches[-1], path, facts)
+            _write(options.format, model, batches[-1], path, json.dumps(facts))
             written = load_model(path).eval() if options.format == "safetensors" else load_exported(path)
             difference = _relative_difference(model, written, batches)
             if not difference <= limit:
@@ -80,22 +75,21 @@ def export(options: ExportOptions) -> float:
     return difference
 
 
-def _write(format: str, model: ResNet, images: Tensor, path: Path, facts: dict[str, Any]) -> None:
+def _write(format: str, model: ResNet, images: Tensor, path: Path, facts: str) -> None:
+    any_batch_size = {"x": {0: torch.export.Dim("batch", min=1, max=1024)}}
     if format == "safetensors":
         write_tensors(weights_to_save(model), path)
-        return
-    any_batch_size = {"x": {0: torch.export.Dim("batch", min=1, max=MAX_BATCH_SIZE)}}
-    if format == "onnx":
+    elif format == "pt2":
+        program = torch.export.export(model, (images,), dynamic_shapes=any_batch_size)
+        torch.export.save(program, path, extra_files={FACTS_NAME: facts})
+    else:
         options = {"dynamo": True, "verbose": False, "input_names": ["images"], "output_names": ["logits"]}
         try:
             program = torch.onnx.export(model, (images,), dynamic_shapes=any_batch_size, **options)
         except ModuleNotFoundError as error:
             raise UserError(f"--format onnx needs {error.name}: pip install 'resnet-in1k[export]'") from None
-        program.model.metadata_props[FACTS_NAME] = json.dumps(facts)
+        program.model.metadata_props[FACTS_NAME] = facts
         program.save(str(path), external_data=False)
-        return
-    program = torch.export.export(model, (images,), dynamic_shapes=any_batch_size)
-    torch.export.save(program, path, extra_files={FACTS_NAME: json.dumps(facts)})
 
 
 def _relative_difference(model: ResNet, exported: torch.nn.Module, batches: list[Tensor]) -> float:

@@ -13,7 +13,8 @@ import tyro
 from torch import Tensor
 
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.cli.arguments import PreprocessingOptions, parse
+from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.evaluate import InferenceOptions
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_folder import list_images, open_paths
 from resnet_in1k.data.loader import Batch, prefetch_to_device
@@ -30,34 +31,26 @@ from resnet_in1k.utils.imagenet import human_names
 from resnet_in1k.utils.launch import Launch, world_size
 from resnet_in1k.utils.plots import image_grid, save_figure
 from resnet_in1k.utils.pool import translate_worker_errors
-from resnet_in1k.utils.validation import at_least, check_options
+from resnet_in1k.utils.validation import at_least
 
 MAX_IMAGES_IN_FIGURE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(PreprocessingOptions):
+class PredictOptions(InferenceOptions):
     """Classify images."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, and folders of images at any depth."""
-    ckpt: str
-    """A run folder, a checkpoint folder, a weights file, or USER/NAME on the Hub, as for evaluate.py."""
     top_k: int = field(default=5, metadata=at_least(1))
     """Number of classes to print per image."""
     json: bool = False
     """Print one JSON object per image and line."""
     picture: Path | None = None
     """Draw the images with their three most probable classes to this .png or .svg."""
-    batch_size: int = field(default=64, metadata=at_least(1))
-    """Images per forward pass; changes probabilities by float32 rounding only."""
-    workers: int | None = field(default=None, metadata=at_least(0))
-    """Loader workers; by default from the number of CPU cores, and 0 for a few images."""
-    cpu_threads: int | None = field(default=None, metadata=at_least(1))
-    """Threads for computing on the CPU; by default all physical cores."""
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if not self.images:
             raise UserError("no image given; name files or folders")
         if self.picture is not None and self.picture.suffix not in (".png", ".svg"):

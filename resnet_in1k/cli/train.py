@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import re
 import sys
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.compare import differences
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.evaluate.statistics import describe_distance, distance
 from resnet_in1k.model.resolve import REPOSITORY, download
@@ -38,48 +40,14 @@ class GivenRecipe:
     name: str
     """Name in recipe.json and on the model card."""
     named: NamedRecipe
+    options: dict[str, Any]
+    """Default values of TrainOptions."""
     origin: str = ""
     """The run, as `--recipe` named it; "" for a recipe by name."""
     facts: dict[str, Any] = field(default_factory=dict)
     """The run's recipe.json."""
     evaluation: dict[str, Any] | None = None
     """The run's eval.json, if there is one."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Default values of TrainOptions; from a run, only what applies to another machine."""
-        if not self.facts:
-            return {"data": self.named.default_data}
-        is_local = not self.origin.startswith(HUB)
-        data, initial = self.facts["data"], self.facts.get("init_from") or {}
-        source, precision = data["source"], PRECISIONS.get(self.facts.get("mixed_precision", ""))
-        path = Path(self.origin)
-        if is_local:
-            path = path.resolve().parent if path.name == RECIPE_NAME else path.resolve()
-        name = path.stem if path.suffix == ".json" else path.name
-        return {
-            # From the Hub only built-in data: a path in a downloaded recipe.json could name any folder of this machine.
-            "data": source if is_local or source in SOURCES else self.named.default_data,
-            "val_share": float(data.get("val_share", 0.0)),
-            "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
-            "output_dir": Path("runs", f"{name}-reproduced"),
-            "precision": precision.flag if precision else "auto",
-            "compress_gradients": self.facts.get("compress_gradients") is True,
-        }
-
-    def differences(self, recipe: Recipe, facts: dict[str, Any]) -> list[str]:
-        """Return how another run, by its recipe and recipe.json, differs from this one, one text per difference."""
-        lines = self.named.recipe.differences(recipe)
-        data, others = (each.get("data", {}).get("fingerprint", {}).get("train") for each in (self.facts, facts))
-        weights, other_weights = ((each.get("init_from") or {}).get("sha256") for each in (self.facts, facts))
-        if data != others:
-            lines.append("other training images")
-        if weights != other_weights:
-            lines.append("other initial weights")
-        for name in ("mixed_precision", "world_size", "gradient_accumulation_steps"):
-            if self.facts.get(name) != facts.get(name):
-                lines.append(f"{name} {self.facts.get(name)} → {facts.get(name)}")
-        return lines
 
 
 def find_recipe(given: str) -> GivenRecipe:
@@ -90,7 +58,7 @@ def find_recipe(given: str) -> GivenRecipe:
     """
     path = Path(given)
     if given in RECIPES:
-        return GivenRecipe(given, RECIPES[given])
+        return GivenRecipe(given, RECIPES[given], {"data": RECIPES[given].default_data})
     if given.startswith(HUB):
         repository = given.removeprefix(HUB)
         if not REPOSITORY.fullmatch(repository):
@@ -109,16 +77,30 @@ def find_recipe(given: str) -> GivenRecipe:
         name = facts["recipe"]["name"]
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"recipe name {name!r:.40}")
-        parts = facts["world_size"] * facts["gradient_accumulation_steps"]
-        named = replace(
-            RECIPES.get(name, NamedRecipe(recipe, source=given)),
-            recipe=recipe,
-            # Batch norm depends on the images per forward pass: keep their number on fewer processes.
-            images_per_forward_pass=-(-recipe.global_batch_size // parts),
+        # Batch norm depends on the images per forward pass: keep their number on fewer processes.
+        images = math.ceil(recipe.global_batch_size / (facts["world_size"] * facts["gradient_accumulation_steps"]))
+        named = NamedRecipe(
+            recipe, source=given, images_per_forward_pass=images, needs_weights=facts.get("init_from") is not None
         )
-        found = GivenRecipe(name, named, given, facts, files.read_json_object(file.with_name(EVALUATION_NAME)))
-        _ = found.options, found.differences(recipe, facts)  # raise here, not after hours of training
-    return found
+        evaluation = files.read_json_object(file.with_name(EVALUATION_NAME))
+        return GivenRecipe(name, named, _options_like(given, file, facts), given, facts, evaluation)
+
+
+def _options_like(given: str, file: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the default values of TrainOptions for another run like that one, which may be of another machine."""
+    is_local = not given.startswith(HUB)
+    data, initial, precision = facts["data"], facts.get("init_from") or {}, facts.get("mixed_precision", "")
+    folder = file.resolve().parent if is_local else Path(given)
+    name = folder.name if file.name == RECIPE_NAME else file.stem
+    options = {
+        "val_share": float(data.get("val_share", 0.0)),
+        "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
+        "output_dir": Path("runs", f"{name}-reproduced"),
+        "precision": PRECISIONS[precision].flag if precision in PRECISIONS else "auto",
+        "compress_gradients": facts.get("compress_gradients") is True,
+    }
+    # A path in a downloaded recipe.json could name any folder of this machine.
+    return options | ({"data": data["source"]} if is_local or data["source"] in SOURCES else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +119,9 @@ class Arguments:
 def read_deciding_flags() -> dict[str, str]:
     """Return the flags that change the defaults of other flags, as text, before the full parser is built."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "lr_batch_rule", *SIZES):
-        flags = {f"--{name.replace('_', '-')}", f"--{name}"}  # the full parser takes both spellings
-        parser.add_argument(*sorted(flags), dest=name, nargs="?", default="")
-    flags, _ = parser.parse_known_args(sys.argv[1:])
-    return {name: value or "" for name, value in vars(flags).items()}
+    for name in ("recipe", "lr_batch_rule", *SIZES):  # the full parser takes both spellings
+        parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", nargs="?", const="", default="")
+    return vars(parser.parse_known_args(sys.argv[1:])[0])
 
 
 def parse_flags() -> tuple[GivenRecipe, Arguments]:
@@ -152,8 +132,7 @@ def parse_flags() -> tuple[GivenRecipe, Arguments]:
     """
     flags = read_deciding_flags()
     given = find_recipe(flags["recipe"] or DEFAULT_RECIPE)
-    name, named = given.origin or given.name, given.named
-    recipe = named.recipe
+    name, recipe = given.origin or given.name, given.named.recipe
     sizes = {size: int(flags[size]) for size in SIZES if flags[size].isdecimal()}
     with contextlib.suppress(UserError):  # for a value out of range, which the full parser below refuses by name
         recipe = replace(recipe, lr_batch_rule=flags["lr_batch_rule"] or recipe.lr_batch_rule)
@@ -161,11 +140,10 @@ def parse_flags() -> tuple[GivenRecipe, Arguments]:
         fields.pop("global_batch_size", None)  # the full parser checks it: another flag may make an odd one valid
         recipe = replace(recipe, **fields)
     batch = sizes.get("global_batch_size") or recipe.global_batch_size
-    accumulation = accumulation_steps(batch, world_size(), named.images_per_forward_pass)
+    accumulation = accumulation_steps(batch, world_size(), given.named.images_per_forward_pass)
     options = TrainOptions(**given.options, gradient_accumulation_steps=accumulation)
     arguments = parse(Arguments, default=Arguments(recipe=name, options=options, fields=recipe))
-    needs_weights = named.needs_weights or "init_from" in given.facts
-    if needs_weights and arguments.options.init_from is None and not arguments.list_recipes:
+    if given.named.needs_weights and arguments.options.init_from is None and not arguments.list_recipes:
         raise UserError(
             f"--recipe {name} starts from trained weights: give --init-from, such as a run folder, USER/NAME on the "
             "Hub or torchvision/resnet50.IMAGENET1K_V2"
@@ -195,16 +173,16 @@ def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
     if result is None:
         return ""
     recipe, facts = read_recipe(run)
-    if given.evaluation is not None:
-        try:
+    try:
+        if given.evaluation is not None:
             text = describe_distance(result, given.evaluation, given.origin)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            return f"the eval.json of {given.origin} is incomplete ({type(error).__name__}: {error})"
-    elif given.named.top1 is not None and imagenet.is_of_imagenet(result, facts["data"]["num_train_images"]):
-        text = f"published top-1 of {given.name} {given.named.top1:.2f}%: here {distance(result, given.named.top1)}"
-    else:
-        return ""
-    changes = given.differences(recipe, facts) if given.facts else given.named.recipe.differences(recipe)
+        elif given.named.top1 is not None and imagenet.is_of_imagenet(result, facts["data"]["num_train_images"]):
+            text = f"published top-1 of {given.name} {given.named.top1:.2f}%: here {distance(result, given.named.top1)}"
+        else:
+            return ""
+        changes = differences((given.named.recipe, given.facts or facts), (recipe, facts))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        return f"the records of {given.origin} are incomplete ({type(error).__name__}: {error})"
     return text + (f"; trained with {'; '.join(changes)}" if changes else "")
 
 

@@ -103,8 +103,10 @@ def test_output_that_nobody_reads_is_no_traceback(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_script_is_a_command():
-    assert {name.replace("-", "_") for name in COMMANDS} == {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    scripts = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py") if path.stem != "command"}
+    assert {name.replace("-", "_") for name in COMMANDS} == scripts.keys()
     for name in COMMANDS:
+        assert scripts[name.replace("-", "_")].endswith(f'command.run("{name}")\n')
         assert callable(importlib.import_module(f"resnet_in1k.cli.{name.replace('-', '_')}").main)
 
 
@@ -122,6 +124,6 @@ def test_commands_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert run("push-to-hub", "--help") == 0
     assert capsys.readouterr().out.startswith("usage: resnet-in1k push-to-hub")
     assert run("trian") == 2
-    assert capsys.readouterr().err.startswith("error: no command 'trian'\n")
+    assert capsys.readouterr().err == "error: no command 'trian' (see --help)\n"
     assert run("evaluate", "--ckpt", "nowhere") == 2
     assert capsys.readouterr().err.startswith("error: nowhere: no such file or folder")

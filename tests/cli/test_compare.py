@@ -22,7 +22,7 @@ def other(finished: RunFolder, tmp_path: Path) -> RunFolder:
     folder = RunFolder(Path(copied))
     facts, result = (json.loads(path.read_text()) for path in (finished.recipe, finished.evaluation))
     facts["recipe"] |= {"epochs": 1, "lr": 0.01}
-    facts["init_from"] = {"checkpoint": "timm/resnet18.a1_in1k"}
+    facts["init_from"] = {"checkpoint": "timm/resnet18.a1_in1k", "sha256": "00"}
     folder.recipe.write_text(json.dumps(facts))
     right = base64.b64encode(np.packbits(np.arange(12) < 3)).decode()
     result |= {"top1_correct": 3, "top1_accuracy": 0.25, "top1_right": right}
@@ -71,7 +71,6 @@ def test_an_item_that_cannot_be_compared_is_named(finished: RunFolder, tmp_path:
         ((str(finished.path), "nowhere"), "nowhere: no such file or folder"),
         ((str(finished.path), alone), r"mine.safetensors has no eval.json of its own: python scripts/evaluate.py"),
         ((str(finished.path), str(tmp_path / "no.json")), r"no.json is not an evaluation; evaluate.py --output"),
-        (("a",) * 11, "11 are too many"),
     ]:
         with pytest.raises(UserError, match=message):
             compare(CompareOptions(items=items))
