@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from resnet_in1k.cli.arguments import parse
-from resnet_in1k.evaluate.statistics import confidence_interval, paired
+from resnet_in1k.evaluate.statistics import confidence_interval, describe_paired, paired
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe
@@ -134,7 +134,7 @@ def _pairs(rows: Sequence[Compared]) -> str:
         with files.content_errors(f"the evaluation of {a.name} or {b.name}"):
             found = paired(a.evaluation, b.evaluation)
         if found is not None:
-            lines.append(f"  {found.describe(a.name, b.name)}")
+            lines.append(f"  {describe_paired(found, a.name, b.name)}")
     if len(lines) == 1:
         lines = ["image by image: not comparable; the images differ, or eval.json does not record which are right"]
     return "\n".join(lines)

@@ -8,11 +8,11 @@ import torch
 from resnet_in1k.augment.normalize import RGB
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.data.crop import EvalPreprocessing
-from resnet_in1k.data.dataset import Source, Split
+from resnet_in1k.data.dataset import Split
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.class_matching import SelectedLogits, describe_match, match_classes
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, Evaluation, eval_loader, evaluate_model
-from resnet_in1k.evaluate.metrics import top_k_accuracy
+from resnet_in1k.evaluate.metrics import top_k_metric
 from resnet_in1k.evaluate.report import write_report
 from resnet_in1k.evaluate.statistics import describe_reproduction
 from resnet_in1k.model.resnet import load_model
@@ -129,18 +129,17 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     for name, reason in evaluation.bad_images.items():
         console.print(f"counted as wrong: {name} ({reason})")
     if accelerator.is_main_process:
-        _write_results(evaluation, weights, source, options)
+        _write_results(evaluation, weights, options)
     accelerator.end_training()
     return evaluation
 
 
-def _write_results(evaluation: Evaluation, weights: Weights, source: Source, options: EvalOptions) -> None:
+def _write_results(evaluation: Evaluation, weights: Weights, options: EvalOptions) -> None:
     """Compute the published accuracy by `evaluate`'s metric; write --output and --report."""
-    predictions, metric = evaluation.predictions, top_k_accuracy(evaluation.top_k, evaluation.num_classes)
-    computed = metric.compute(predictions=predictions.top_ids, references=predictions.labels)
-    assert all(getattr(evaluation, name) == computed[name] for name in computed if "accuracy" not in name), computed
-    result = evaluation.to_json(files.sha256_of(weights.file))
-    result |= {"top1_accuracy": computed["top1_accuracy"], "top5_accuracy": computed["topk_accuracy"]}
+    source = evaluation.source
+    computed = top_k_metric(len(source.class_names)).compute(predictions=evaluation.top_ids, references=source.labels)
+    assert computed == evaluation.counts
+    result = evaluation.to_json(files.sha256_of(weights.file)) | computed
     if weights.exported and "exported_from" in weights.exported.facts:
         result |= {"file": weights.file.name, "exported_from": weights.exported.facts["exported_from"]}
     if options.output is not None:
@@ -150,6 +149,6 @@ def _write_results(evaluation: Evaluation, weights: Weights, source: Source, opt
     if weights.recorded_evaluation is not None:
         print(describe_reproduction(result, weights.recorded_evaluation))
     if options.report is not None:
-        summary = write_report(evaluation, source, options.report)
+        summary = write_report(evaluation, options.report)
         scores = f"balanced accuracy {summary['balanced_accuracy']:.2%}   macro F1 {summary['macro_f1']:.4f}"
         print(f"{scores}   report written to {options.report}")

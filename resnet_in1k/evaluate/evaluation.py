@@ -1,6 +1,7 @@
 """The accuracy of a model on one split: each image once, in float32, counted in integers."""
 
 import base64
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,83 +27,67 @@ from resnet_in1k.utils.errors import UserError
 EVAL_BATCH_SIZE = 128
 """Images per process and forward pass. A different batch size, number of processes or type of device changes logits by
 float32 rounding, about 1e-6 relative, so counts change only for images with two classes that close."""
-SAMPLED_IMAGES = 64
-"""Number of images hashed into `samples_sha256` of eval.json."""
+SAMPLED_IMAGES = 64  # hashed into samples_sha256 of eval.json
 NO_CLASS = -1
 """Predicted class of an image that cannot be read; never equal to a label."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions for N images, in the order of the source."""
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Predictions for the N images of a split, in the order of the source, and the conditions of the evaluation."""
 
-    labels: np.ndarray
-    """(N,) int64: true classes."""
+    source: Source
+    preprocessing: EvalPreprocessing
     top_ids: np.ndarray
     """(N, k) int64: the k most probable classes, best first; NO_CLASS where the image cannot be read."""
     confidences: np.ndarray
     """(N,) float32: probability of the most probable class."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Counts over one split, and the conditions of the evaluation."""
-
-    num_images: int
-    num_classes: int
-    top_k: int  # 5, or the number of classes if there are fewer
-    top1_correct: int
-    topk_correct: int
     loss: float
     """Mean cross entropy without label smoothing."""
-    preprocessing: EvalPreprocessing
-    data: str
-    split: str
-    weights: PublishedWeights = "model"
-    """Weights of a training run that were evaluated: the model's own or their moving average."""
-    class_names: tuple[str, ...] = ()
-    class_num_images: tuple[int, ...] = ()  # in the order of class_names, as the next two
-    class_top1_correct: tuple[int, ...] = ()
-    class_topk_correct: tuple[int, ...] = ()
     bad_images: dict[str, str] = field(default_factory=dict)
     """Decoder's error by image name; these images count as wrong and are not part of the loss."""
-    images_sha256: str = ""
-    """The source's fingerprint."""
-    samples_sha256: str = ""
-    """Hash of the content of SAMPLED_IMAGES images: resized copies have the same names as their originals."""
-    predictions: Predictions | None = field(default=None, compare=False, repr=False)
+    weights: PublishedWeights = "model"
+    """Weights of a training run that were evaluated: the model's own or their moving average."""
+
+    @functools.cached_property
+    def counts(self) -> dict[str, Any]:
+        """Accuracies and counts, see `top_k_counts`."""
+        return top_k_counts(self.top_ids, self.source.labels, len(self.source.class_names))
 
     @property
     def top1_accuracy(self) -> float:
-        return self.top1_correct / self.num_images
+        return self.counts["top1_accuracy"]
 
     @property
     def top5_accuracy(self) -> float:
-        """Top-k accuracy, with k = `top_k`."""
-        return self.topk_correct / self.num_images
+        return self.counts["top5_accuracy"]
 
     def summary(self) -> str:
         bad = f", {len(self.bad_images):,} unreadable, counted as wrong" if self.bad_images else ""
         return (
-            f"top-1 {self.top1_accuracy:.2%}   top-{self.top_k} {self.top5_accuracy:.2%}   "
-            f"{self.split} loss {self.loss:.4f}   {self.num_images:,} images{bad}"
+            f"top-1 {self.top1_accuracy:.2%}   top-{self.counts['top_k']} {self.top5_accuracy:.2%}   "
+            f"{self.source.split} loss {self.loss:.4f}   {len(self.source):,} images{bad}"
         )
 
     def to_json(self, weights_sha256: str) -> dict[str, Any]:
-        """Return the content of eval.json; accuracies are fractions, measured on the weights with that sha256."""
-        names = (
-            *("top1_accuracy", "top5_accuracy", "loss", "num_images", "num_classes", "top1_correct", "top_k", "data"),
-            *("split", "weights", "class_names", "class_num_images", "class_top1_correct"),
-        )
-        content = {name: getattr(self, name) for name in names} | vars(self.preprocessing)
-        content |= {"top5_correct": self.topk_correct, "class_top5_correct": self.class_topk_correct}
-        content |= {"num_bad_images": len(self.bad_images), "exif_orientation": "applied"}
-        content["weights_sha256"] = weights_sha256
-        if self.predictions is not None:
-            bits = np.packbits(self.predictions.top_ids[:, 0] == self.predictions.labels)  # one bit per image
-            content |= {"images_sha256": self.images_sha256, "samples_sha256": self.samples_sha256}
-            content["top1_right"] = base64.b64encode(bits).decode("ascii")
-        return content
+        """Return the content of eval.json for weights with that sha256."""
+        is_right = self.top_ids[:, 0] == self.source.labels
+        return {
+            **self.counts,
+            "loss": self.loss,
+            "num_bad_images": len(self.bad_images),
+            "top1_right": base64.b64encode(np.packbits(is_right)).decode("ascii"),  # one bit per image
+            "data": self.source.name,
+            "split": self.source.split,
+            "class_names": self.source.class_names,
+            "images_sha256": self.source.fingerprint(),
+            # Resized copies have the same names, and so the same fingerprint, as their originals.
+            "samples_sha256": samples_sha256(self.source, SAMPLED_IMAGES),
+            **vars(self.preprocessing),
+            "exif_orientation": "applied",
+            "weights": self.weights,
+            "weights_sha256": weights_sha256,
+        }
 
 
 def eval_loader(
@@ -171,8 +156,8 @@ def evaluate_model(
 
 def padded(images: Tensor, batch_size: int) -> Tensor:
     """Append black images to (B, …), if there are fewer than `batch_size`."""
-    missing = batch_size - len(images)
-    return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing > 0 else images
+    missing = max(0, batch_size - len(images))
+    return torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
 
 
 def predict_batch(model: torch.nn.Module, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
@@ -197,34 +182,22 @@ def predict_batch(model: torch.nn.Module, images: Tensor, labels: Tensor, indice
 
 
 def _evaluation(shares: list[tuple[dict, dict]], source: Source, preprocessing: EvalPreprocessing) -> Evaluation:
-    """Merge all processes' arrays by name and bad images' reasons by index, and count."""
+    """Merge all processes' arrays by name and bad images' reasons by index, in the order of the source."""
     arrays = [arrays for arrays, _ in shares if arrays]  # a process may have had no image
     rows = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
     order = np.argsort(rows["indices"])
-    rows = {name: values[order] for name, values in rows.items()}
-    assert np.array_equal(rows["indices"], np.arange(len(source))), "each image exactly once"
-    assert np.array_equal(rows["labels"], source.labels)
+    top_ids, confidences, losses = (rows[name][order] for name in ("top_ids", "confidences", "losses"))
+    assert np.array_equal(rows["indices"][order], np.arange(len(source))), "each image exactly once"
+    assert np.array_equal(rows["labels"][order], source.labels)
 
     reasons = {index: reason for _, found in shares for index, reason in found.items()}
     bad = sorted(reasons)
     where = f"{source.name}/{source.split}"
     if len(bad) == len(source):
         raise UserError(f"no image of {where} can be read: {source.image_name(0)} ({reasons[0]})")
-    rows["top_ids"][bad], rows["confidences"][bad] = NO_CLASS, 0.0
-    loss = float(np.delete(rows["losses"].astype(np.float64), bad).mean())
+    top_ids[bad], confidences[bad] = NO_CLASS, 0.0
+    loss = float(np.delete(losses.astype(np.float64), bad).mean())
     if not np.isfinite(loss):
         raise UserError(f"the loss on {where} is {loss}: these weights have diverged")
-    return Evaluation(
-        **top_k_counts(rows["top_ids"], rows["labels"], len(source.class_names)),
-        num_classes=len(source.class_names),
-        top_k=rows["top_ids"].shape[1],
-        loss=loss,
-        preprocessing=preprocessing,
-        data=source.name,
-        split=source.split,
-        class_names=source.class_names,
-        bad_images={source.image_name(index): reasons[index] for index in bad},
-        images_sha256=source.fingerprint(),
-        samples_sha256=samples_sha256(source, SAMPLED_IMAGES),
-        predictions=Predictions(rows["labels"], rows["top_ids"], rows["confidences"]),
-    )
+    bad_images = {source.image_name(index): reasons[index] for index in bad}
+    return Evaluation(source, preprocessing, top_ids, confidences, loss, bad_images)

@@ -1,7 +1,7 @@
 """Confidence intervals, and comparison of two evaluations: their conditions, counts and images."""
 
 import base64
-from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,10 @@ import numpy as np
 from resnet_in1k.utils import imagenet
 from resnet_in1k.utils.format import count, printable
 
-COMPARED_CONDITIONS = dict.fromkeys(("split", "num_images", "num_classes", "image_size", "resize_size")) | {
-    "num_bad_images": 0,
-    "interpolation": "bilinear",
-    "mean": imagenet.MEAN,
-    "std": imagenet.STD,
-}
-"""Keys of eval.json that must be equal, and their values in files that were written before the key existed."""
+ADDED_LATER = {"num_bad_images": 0, "interpolation": "bilinear", "mean": list(imagenet.MEAN), "std": list(imagenet.STD)}
+"""Keys that eval.json did not have in earlier versions, with the values that they had."""
+CONDITIONS = ("split", "num_images", "num_classes", "image_size", "resize_size", *ADDED_LATER)
+"""Keys of eval.json that must be equal for two evaluations to be comparable."""
 
 
 def confidence_interval(correct: int, total: int) -> tuple[float, float]:
@@ -26,45 +23,41 @@ def confidence_interval(correct: int, total: int) -> tuple[float, float]:
     return tuple(binomtest(correct, total).proportion_ci(method="wilson"))
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Images on which only one of two models is right."""
+def paired(first: dict[str, Any], second: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the number of images that only the first of two eval.json has right, and that only the second has.
 
-    only_first: int
-    only_second: int
-    p_value: float
-    """McNemar's exact test, https://doi.org/10.1007/BF02295996."""
-
-    def describe(self, first: str, second: str) -> str:
-        if not self.only_first + self.only_second:
-            return f"{first} and {second}: both are right on the same images"
-        verdict = "is not" if self.p_value > 0.05 else "is"
-        return (
-            f"only {first} is right on {count(self.only_first, 'image')}, only {second} on {self.only_second:,}: the "
-            f"difference {verdict} statistically significant (p = {self.p_value:.2g})"
-        )
-
-
-def paired(first: dict[str, Any], second: dict[str, Any]) -> Paired | None:
-    """Compare two eval.json image by image; None if their images are not known to be the same.
-
-    Raises ValueError, KeyError or TypeError if an eval.json is invalid.
+    None if their images are not known to be the same. Raises ValueError, KeyError or TypeError if one is invalid.
     """
-    from scipy.stats import binomtest
-
-    images = first.get("images_sha256")
-    if not images or images != second.get("images_sha256") or not same_samples(first, second):
+    if _difference_of_images(first, second) != "":
         return None
     a, b = (_is_right(result) for result in (first, second))
-    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    differing = only_first + only_second
-    return Paired(only_first, only_second, float(binomtest(only_first, differing).pvalue) if differing else 1.0)
+    return int((a & ~b).sum()), int((b & ~a).sum())
 
 
-def same_samples(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Return False if the content of the images is recorded for both, and differs."""
-    hashes = first.get("samples_sha256"), second.get("samples_sha256")
-    return not all(hashes) or hashes[0] == hashes[1]
+def describe_paired(counts: tuple[int, int], first: str, second: str) -> str:
+    """Describe counts of `paired` with McNemar's exact test, https://doi.org/10.1007/BF02295996."""
+    from scipy.stats import binomtest
+
+    only_first, only_second = counts
+    if not any(counts):
+        return f"{first} and {second}: both are right on the same images"
+    p_value = binomtest(only_first, only_first + only_second).pvalue
+    verdict = "is not" if p_value > 0.05 else "is"
+    return (
+        f"only {first} is right on {count(only_first, 'image')}, only {second} on {only_second:,}: the difference "
+        f"{verdict} statistically significant (p = {p_value:.2g})"
+    )
+
+
+def _difference_of_images(first: dict[str, Any], second: dict[str, Any]) -> str | None:
+    """Describe how the second's images differ; "" if they are the same, None if that is not recorded."""
+    names, contents = ((first.get(key), second.get(key)) for key in ("images_sha256", "samples_sha256"))
+    if not all(names):
+        return None
+    if names[0] != names[1]:
+        return "different images"
+    is_same = contents[0] == contents[1] or not all(contents)
+    return "" if is_same else "images with the same names and different content, such as resized copies,"
 
 
 def _is_right(result: dict[str, Any]) -> np.ndarray:
@@ -79,24 +72,17 @@ def _is_right(result: dict[str, Any]) -> np.ndarray:
 def different_conditions(result: dict[str, Any], recorded: dict[str, Any]) -> str:
     """Name the conditions that make two eval.json incomparable; "" if there are none."""
     now, then = (
-        {
-            **{name: _comparable(values.get(name, default)) for name, default in COMPARED_CONDITIONS.items()},
-            "data": printable(Path(str(values.get("data"))).name),
-        }
+        {name: json.dumps(values.get(name, ADDED_LATER.get(name))) for name in CONDITIONS}  # equal for list and tuple
+        | {"data": Path(str(values.get("data"))).name}
         for values in (result, recorded)
     )
-    images = result.get("images_sha256"), recorded.get("images_sha256")
-    if all(images):  # hashes of the images' names are more reliable than the folder's name
-        then["data"] = now["data"] if images[0] == images[1] else "different images"
-        if images[0] == images[1] and not same_samples(result, recorded):
-            then["data"] = "images with the same names and different content, such as resized copies,"
-    return "; ".join(f"{name} {then[name]} there, {now[name]} here" for name in now if then[name] != now[name])
-
-
-def _comparable(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)  # JSON has no tuples
-    return printable(value) if isinstance(value, str) else value
+    images = _difference_of_images(result, recorded)
+    if images is not None:  # hashes are more reliable than the name of a folder
+        then["data"] = images or now["data"]
+    # The recorded one may come from anywhere, and its names contain anything.
+    return printable(
+        "; ".join(f"{name} {then[name]} there, {now[name]} here" for name in now if then[name] != now[name])
+    )
 
 
 def describe_reproduction(result: dict[str, Any], recorded: dict[str, Any]) -> str:
@@ -112,11 +98,11 @@ def describe_reproduction(result: dict[str, Any], recorded: dict[str, Any]) -> s
 def describe_distance(result: dict[str, Any], published: dict[str, Any], name: str) -> str:
     """Describe how far a new run's evaluation is from a published one; raises as `paired`."""
     top1 = published["top1_correct"] / published["num_images"]
-    text = f"{name} published top-1 {top1:.2%}"
     if different := different_conditions(result, published):
-        return f"{text}; not comparable: {different}"
-    images = paired(result, published)
-    return f"{text}: here {distance(result, 100 * top1)}" + (f"; {images.describe('this run', name)}" if images else "")
+        return f"{name} published top-1 {top1:.2%}; not comparable: {different}"
+    text = f"{name} published top-1 {top1:.2%}: here {distance(result, 100 * top1)}"
+    counts = paired(result, published)
+    return f"{text}; {describe_paired(counts, 'this run', name)}" if counts else text
 
 
 def distance(result: dict[str, Any], published_percent: float) -> str:

@@ -123,7 +123,7 @@ class RunWriter:
                 save_weights(weights_to_save(model), self._folder.weights)
                 state.best_evaluation = evaluation.to_json(files.sha256_of(self._folder.weights))
                 files.write_json(self._folder.evaluation, state.best_evaluation)
-            figure = draw_curves(self._folder.records(), title, evaluation.top_k)
+            figure = draw_curves(self._folder.records(), title, evaluation.counts["top_k"])
             save_curves(figure, self._folder.curves)
             self._live_figure.show(figure)
             rewrite_state(self._folder.checkpoints, state)

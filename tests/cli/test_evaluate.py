@@ -37,7 +37,7 @@ def test_weights_outside_a_run_are_evaluated_on_the_given_data(weights: Path, im
         EvalOptions(ckpt=str(weights), data=str(image_folder), split="train", image_size=32, workers=0, output=output)
     )
     result = json.loads(output.read_text())
-    assert result["top1_accuracy"] == evaluation.top1_correct / 37
+    assert result["top1_accuracy"] == evaluation.counts["top1_correct"] / 37
     assert result["num_images"] == 37
     assert (result["image_size"], result["resize_size"], result["interpolation"]) == (32, 36, "bilinear")
     assert (result["split"], result["data"]) == ("train", str(image_folder))
@@ -51,9 +51,9 @@ def test_a_recorded_evaluation_is_reproduced_and_reported(evaluated: RunFolder, 
     assert "reproduced: the recorded eval.json has the same counts\nbalanced accuracy " in out
     rows = list(csv.DictReader((tmp_path / "report/per_class.csv").open()))
     assert [row["class"] for row in rows] == ["ant", "bee", "cat", "dog", "eel", "fox"]
-    assert sum(int(row["top1_correct"]) for row in rows) == evaluation.top1_correct
+    assert sum(int(row["top1_correct"]) for row in rows) == evaluation.counts["top1_correct"]
     mistakes = sum(int(row["num_images"]) for row in csv.DictReader((tmp_path / "report/confused_pairs.csv").open()))
-    assert mistakes == 12 - evaluation.top1_correct
+    assert mistakes == 12 - evaluation.counts["top1_correct"]
 
 
 def test_a_result_that_differs_from_the_recorded_one_says_why(run: RunFolder, capsys):
@@ -143,12 +143,12 @@ def test_a_part_of_the_classes_is_evaluated_by_their_logits_alone(
         shutil.copytree(image_folder / "val" / name, tmp_path / "val" / name)
     part = evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(tmp_path), workers=0))
     assert "only 2 of the model's 6 classes are in the data" in capsys.readouterr().out
-    assert (part.num_images, part.num_classes, part.class_names) == (4, 2, ("bee", "fox"))
+    assert (part.counts["num_images"], part.source.class_names) == (4, ("bee", "fox"))
     model, preprocessing, correct = load_model(evaluated.weights).eval(), part.preprocessing, 0
-    for label, name in enumerate(part.class_names):
+    for label, name in enumerate(part.source.class_names):
         for file in (tmp_path / "val" / name).iterdir():
             image = preprocessing.square(np.fromfile(file, dtype=np.uint8))
             with torch.inference_mode():
                 logits = model(normalize(torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)))
             correct += int(logits[0, [1, 5]].argmax() == label)
-    assert part.top1_correct == correct
+    assert part.counts["top1_correct"] == correct

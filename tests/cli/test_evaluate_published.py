@@ -58,5 +58,5 @@ def test_timms_repository_as_timm_validates_it(
     evaluation = evaluate(EvalOptions(ckpt="timm/resnet18.a1_in6", data=str(image_folder), workers=0))
     transform = create_transform(**resolve_data_config({}, pretrained_cfg=model.pretrained_cfg, use_test_size=True))
     top1, top5, loss = counted(model.eval(), transform, image_folder, names)
-    assert (evaluation.top1_correct, evaluation.topk_correct) == (top1, top5)
+    assert (evaluation.counts["top1_correct"], evaluation.counts["top5_correct"]) == (top1, top5)
     assert evaluation.loss == pytest.approx(loss, rel=1e-4)  # by a gray level in the resizing

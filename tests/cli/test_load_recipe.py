@@ -12,7 +12,7 @@ from helpers.training import TINY
 
 from resnet_in1k.cli import train
 from resnet_in1k.cli.train import find_recipe
-from resnet_in1k.evaluate.statistics import Paired
+from resnet_in1k.evaluate.statistics import describe_paired
 from resnet_in1k.hub.hub_folder import build_hub_folder
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.run_folder import RunFolder
@@ -48,7 +48,7 @@ def test_a_published_run_is_trained_again_to_the_same_weights(
     top1 = f"{recorded['top1_accuracy']:.2%}"
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line.startswith(f"hub:{REPO} published top-1 {top1}: here {top1}, the same (95% interval ")
-    assert last_line.endswith(Paired(0, 0, 1.0).describe("this run", f"hub:{REPO}"))
+    assert last_line.endswith(describe_paired((0, 0), "this run", f"hub:{REPO}"))
 
 
 @pytest.fixture

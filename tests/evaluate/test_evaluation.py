@@ -45,7 +45,6 @@ def test_against_a_plain_loop_over_pillow_images(model: ResNet, val: Source, int
     normalize = v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     top1, top5, loss = [0] * 6, [0] * 6, 0.0
     evaluation = evaluate(model, val, preprocessing=EvalPreprocessing(32, 36, interpolation), num_workers=num_workers)
-    predictions = evaluation.predictions
     for index in range(len(val)):
         image = Image.open(val.image_name(index)).convert("RGB")
         label = val.class_names.index(Path(val.image_name(index)).parent.name)
@@ -55,13 +54,14 @@ def test_against_a_plain_loop_over_pillow_images(model: ResNet, val: Source, int
         top1[label] += ranked[0] == label
         top5[label] += label in ranked[:5]
         loss += functional.cross_entropy(logits, torch.tensor(label)).item() / len(val)
-        assert predictions.labels[index] == label
-        assert predictions.top_ids[index, 0] == ranked[0]
-        assert predictions.confidences[index] == pytest.approx(logits.softmax(0).max().item(), abs=0.01)
+        assert evaluation.top_ids[index, 0] == ranked[0]
+        assert evaluation.confidences[index] == pytest.approx(logits.softmax(0).max().item(), abs=0.01)
 
-    assert (evaluation.num_images, evaluation.top1_correct, evaluation.topk_correct) == (12, sum(top1), sum(top5))
-    assert evaluation.class_num_images == (2,) * 6
-    assert (evaluation.class_top1_correct, evaluation.class_topk_correct) == (tuple(top1), tuple(top5))
+    assert evaluation.counts == {
+        "top1_accuracy": sum(top1) / 12, "top5_accuracy": sum(top5) / 12, "num_images": 12, "top1_correct": sum(top1),
+        "top5_correct": sum(top5), "num_classes": 6, "top_k": 5, "class_num_images": [2] * 6,
+        "class_top1_correct": top1, "class_top5_correct": top5,
+    }  # fmt: skip
     assert evaluation.loss == pytest.approx(loss, abs=1e-2)  # resized pixels may differ by a gray level
     assert evaluation.summary().endswith("   12 images")
 
@@ -95,13 +95,14 @@ def test_a_bad_image_counts_as_wrong_and_not_in_the_loss(val: Source):
     torch.nn.init.zeros_(model.fc.weight)
     model.fc.bias.data = torch.arange(12.0, 0.0, -1.0)
     evaluation = evaluate(model, with_bad_images(val, 12, bad={0, 3, 11}))
-    assert (evaluation.num_images, evaluation.top1_correct, evaluation.topk_correct) == (12, 0, 3)
-    assert evaluation.class_topk_correct == (0, 1, 1, 0, 1, *[0] * 7)
+    counts = evaluation.counts
+    assert (counts["num_images"], counts["top1_correct"], counts["top5_correct"]) == (12, 0, 3)
+    assert counts["class_top5_correct"] == [0, 1, 1, 0, 1, *[0] * 7]
     losses = torch.logsumexp(model.fc.bias.detach(), 0) - torch.tensor([11, 10, 8, 7, 6, 5, 4, 3, 2.0])
     assert evaluation.loss == pytest.approx(losses.mean().item(), rel=1e-6)  # of those that could be read
     assert list(evaluation.bad_images) == [f"dirty/train[{index}]" for index in (0, 3, 11)]
-    assert evaluation.predictions.top_ids[3].tolist() == [NO_CLASS] * 5
-    assert evaluation.predictions.confidences[3] == 0
+    assert evaluation.top_ids[3].tolist() == [NO_CLASS] * 5
+    assert evaluation.confidences[3] == 0
     assert evaluation.to_json("")["num_bad_images"] == 3
     assert evaluation.summary().endswith("12 images, 3 unreadable, counted as wrong")
 

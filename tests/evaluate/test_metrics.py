@@ -7,22 +7,24 @@ import sys
 import pytest
 from helpers.processes import ROOT
 
-from resnet_in1k.evaluate.metrics import top_k_accuracy
+from resnet_in1k.evaluate.metrics import top_k_metric
 
 
 def test_by_hand():
-    metric = top_k_accuracy(k=3, num_classes=6)
+    metric = top_k_metric(num_classes=6)
     metric.add_batch(predictions=[[4, 1, 2], [0, 3, 1]], references=[4, 1])  # first; third
     metric.add_batch(predictions=[[2, 0, 1], [-1, -1, -1]], references=[4, 3])  # not in the top 3; unreadable
     assert metric.compute() == {
+        "top1_accuracy": 1 / 4,
+        "top5_accuracy": 2 / 4,
         "num_images": 4,
         "top1_correct": 1,
-        "topk_correct": 2,
-        "top1_accuracy": 1 / 4,
-        "topk_accuracy": 2 / 4,
-        "class_num_images": (0, 1, 0, 1, 2, 0),
-        "class_top1_correct": (0, 0, 0, 0, 1, 0),
-        "class_topk_correct": (0, 1, 0, 0, 1, 0),
+        "top5_correct": 2,
+        "num_classes": 6,
+        "top_k": 3,
+        "class_num_images": [0, 1, 0, 1, 2, 0],
+        "class_top1_correct": [0, 0, 0, 0, 1, 0],
+        "class_top5_correct": [0, 1, 0, 0, 1, 0],
     }
 
 
@@ -33,8 +35,8 @@ def test_neither_a_home_folder_nor_transformers_is_needed():
 import sys
 from resnet_in1k.evaluate.evaluation import evaluate_model
 print(sorted({"evaluate", "datasets"} & sys.modules.keys()))
-from resnet_in1k.evaluate.metrics import top_k_accuracy
-print(top_k_accuracy(1, 2).compute(predictions=[[1], [0]], references=[1, 1])["top1_correct"])
+from resnet_in1k.evaluate.metrics import top_k_metric
+print(top_k_metric(2).compute(predictions=[[1], [0]], references=[1, 1])["top1_correct"])
 print("transformers" in sys.modules)
 """
     nowhere = {"HOME": "/proc/nowhere", "HF_HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ from PIL import Image
 
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
-from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, Predictions
-from resnet_in1k.evaluate.metrics import top_k_counts
+from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation
 from resnet_in1k.evaluate.report import calibration_error, confused_pairs, worst_mistakes, write_report
 
 
@@ -25,36 +25,20 @@ def test_confused_pairs_are_the_most_frequent_mistakes():
 
 def test_calibration_error_by_hand():
     """Two bins in use: 2 images at 0.95 of which 1 is right, 2 at 0.55 of which 2 are: (2·0.45 + 2·0.45) / 4."""
-    predictions = Predictions(
-        labels=np.array([0, 0, 1, 1]),
-        top_ids=np.array([[0], [1], [1], [1]]),
-        confidences=np.array([0.95, 0.95, 0.55, 0.55], dtype=np.float32),
-    )
-    assert calibration_error(predictions) == pytest.approx(0.45, abs=1e-6)
+    confidences = np.array([0.95, 0.95, 0.55, 0.55], dtype=np.float32)
+    assert calibration_error(np.array([True, False, True, True]), confidences) == pytest.approx(0.45, abs=1e-6)
+
+
+def evaluation_of(top_ids: list[list[int]], confidences: list[float], source: Source) -> Evaluation:
+    return Evaluation(source, PREPROCESSING, np.array(top_ids), np.array(confidences, dtype=np.float32), loss=1.0)
 
 
 def test_worst_mistakes_are_the_most_confident_and_readable():
     """Of class 0: 30 images that are wrong, nine that are right, and one that is unreadable."""
-    first = [1] * 30 + [0] * 9 + [NO_CLASS]
-    confidences = np.random.default_rng(0).uniform(0.2, 1, 40)
-    places = worst_mistakes(Predictions(np.zeros(40, dtype=int), np.array(first)[:, None], confidences))
+    source = replace(packed_source([b""] * 40), labels=np.zeros(40, dtype=int))
+    confidences = np.random.default_rng(0).uniform(0.2, 1, 40).tolist()
+    places = worst_mistakes(evaluation_of([[1]] * 30 + [[0]] * 9 + [[NO_CLASS]], confidences, source))
     assert places == sorted(range(30), key=lambda place: -confidences[place])[:20]
-
-
-def evaluation_of(top_ids: list[list[int]], source: Source) -> Evaluation:
-    """An evaluation of three images with these ranked classes, and confidences of 0.9, 0.8 and 0.6."""
-    names = source.class_names
-    return Evaluation(
-        **top_k_counts(np.array(top_ids), source.labels, len(names)),
-        num_classes=len(names),
-        top_k=len(top_ids[0]),
-        loss=1.0,
-        preprocessing=PREPROCESSING,
-        data=source.name,
-        split="val",
-        class_names=names,
-        predictions=Predictions(source.labels, np.array(top_ids), np.array([0.9, 0.8, 0.6], dtype=np.float32)),
-    )
 
 
 @pytest.fixture
@@ -68,7 +52,7 @@ def three(image_folder: Path) -> Source:
 def test_a_report_is_tables_numbers_and_figures(three: Source, tmp_path: Path):
     """Image 0 is right, image 1 is second, image 2 is neither."""
     folder = tmp_path / "a/report"
-    write_report(evaluation_of([[0, 1], [2, 1], [3, 0]], three), three, folder)
+    write_report(evaluation_of([[0, 1], [2, 1], [3, 0]], [0.9, 0.8, 0.6], three), folder)
     rows = list(csv.reader((folder / "per_class.csv").open()))
     assert rows[1:] == [
         ["n01440764", "tench", "1", "1", "1", "1.0", "1.0", "1.0", "1.0", "1.0"],
@@ -86,6 +70,6 @@ def test_a_report_is_tables_numbers_and_figures(three: Source, tmp_path: Path):
     for name in ("worst_mistakes.png", "confusion_matrix.png"):
         assert min(Image.open(folder / name).size) > 200
 
-    write_report(evaluation_of([[0, 1], [1, 2], [2, 0]], three), three, folder)  # again, without mistakes
+    write_report(evaluation_of([[0, 1], [1, 2], [2, 0]], [0.9, 0.8, 0.6], three), folder)  # again, without mistakes
     assert not (folder / "worst_mistakes.png").exists()
     assert list(csv.reader((folder / "confused_pairs.csv").open()))[1:] == []
