@@ -1,6 +1,5 @@
 """scripts/push_to_hub.py: publish a run folder on the Hub."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,18 +35,18 @@ class PushOptions:
             raise UserError("--pr opens a pull request to main; leave out --revision")
 
 
-def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
+def push(options: PushOptions) -> None:
     """Build RUN/hub, list its files, upload them, download them again and compare."""
     run = RunFolder(options.run)
     folder = build_hub_folder(run, options.repo_id, options.license)
     paths, target = files_in(folder), "a pull request" if options.pr else f"branch {options.revision}"
-    say(f"{options.repo_id}, {target} ← {folder}" + (", private" * options.private))
+    print(f"{options.repo_id}, {target} ← {folder}" + (", private" * options.private))
     for name, path in paths.items():
-        say(f"  {name:<{max(map(len, paths))}}  {file_size(path.stat().st_size):>8}")
+        print(f"  {name:<{max(map(len, paths))}}  {file_size(path.stat().st_size):>8}")
     if options.dry_run:
-        say("dry run: nothing was sent, and the Hub has not checked the card")
+        print("dry run: nothing was sent, and the Hub has not checked the card")
         return
-    Upload(folder, run.weights, options.repo_id, options.private, options.revision, options.pr, say).run()
+    Upload(folder, options.repo_id, private=options.private, revision=options.revision, pr=options.pr).run()
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def find_classes(model_names: Sequence[str], data_names: Sequence[str]) -> tuple
     Names are compared unchanged, then with WordNet ids replaced by ImageNet's names. If neither matches, folders named
     0, 1, 2 … are positions, as in ImageNetV2.
     """
-    data_names = [printable(name) for name in data_names]  # as in Weights.class_names
+    data_names = list(map(printable, data_names))  # as in Weights.class_names
     for known, wanted in ((list(model_names), data_names), (human_names(model_names), human_names(data_names))):
         if known == wanted:
             return tuple(range(len(known)))
@@ -57,10 +57,10 @@ def match_classes(
         raise UserError(f"{checkpoint} has {num_outputs} classes, but {data} has {len(data_names)}: different data")
     if len(model_names) != num_outputs:
         raise UserError(f"{checkpoint} has {num_outputs} classes, but {len(model_names)} class names are recorded")
-    if (columns := find_classes(model_names, data_names)) is not None:
-        return columns
-    check_same_classes(model_names, "the run", [printable(name) for name in data_names], data, where=checkpoint)
-    raise UserError(f"{checkpoint}: several classes of {data} have the same name; name the folders by WordNet id")
+    columns = find_classes(model_names, data_names)
+    if columns is None:  # then the lists differ, and this raises
+        check_same_classes(model_names, "the run", list(map(printable, data_names)), data, where=checkpoint)
+    return columns
 
 
 def describe_match(columns: tuple[int, ...], num_outputs: int) -> str:
@@ -68,8 +68,6 @@ def describe_match(columns: tuple[int, ...], num_outputs: int) -> str:
     if columns == tuple(range(num_outputs)):
         return ""
     if len(columns) < num_outputs:
-        return (
-            f"only {len(columns)} of the model's {num_outputs} classes are in the data: the other logits are ignored, "
-            "which makes the task easier"
-        )
+        share = f"{len(columns)} of the model's {num_outputs} classes"
+        return f"only {share} are in the data: the other logits are ignored, which makes the task easier"
     return "the model has the same classes in a different order: its logits are reordered"

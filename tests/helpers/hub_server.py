@@ -294,9 +294,12 @@ class Handler(BaseHTTPRequestHandler):
             raise ErrorResponse(404 if self.user else 401, "Repository not found", "RepoNotFound")
         return repo
 
-    def writable(self, name: str) -> Repo:
+    def require_write_token(self) -> None:
         if self.token not in (WRITE_TOKEN, OTHER_USERS_TOKEN):
             raise ErrorResponse(403, "Forbidden: you must use a write token to upload to a repository.")
+
+    def writable(self, name: str) -> Repo:
+        self.require_write_token()
         return self.readable(name)
 
     @route("GET", "/api/whoami-v2")
@@ -307,6 +310,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", "/api/repos/create")
     def create(self) -> Response:
+        self.require_write_token()
         requested = self.json
         name = f"{requested.get('organization') or self.user}/{requested['name']}"
         about = {"name": name, "id": name, "url": f"{self.hub.url}/{name}"}
@@ -355,17 +359,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def discussion(self, name: str, number: int) -> dict[str, Any]:
         """What the client asks of a pull request."""
-        about = {"num": number, "title": self.readable(name).pull_requests[number - 1], "status": "draft"}
+        about = {"num": number, "title": self.readable(name).pull_requests[number - 1], "status": "open"}
         about |= {"author": {"name": "me"}, "createdAt": DATE, "isPullRequest": True}
         about |= {"changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "events": []}
         return about | {"repo": {"name": name, "type": "model"}}
-
-    @route("POST", f"{MODEL}/discussions")
-    def open_pull_request(self, name: str) -> Response:
-        repo = self.writable(name)
-        repo.pull_requests.append(self.json["title"])
-        repo.refs[f"refs/pr/{len(repo.pull_requests)}"] = repo.refs["main"]
-        return Response({"num": len(repo.pull_requests)})
 
     @route("GET", f"{MODEL}/discussions")
     def list_pull_requests(self, name: str) -> Response:
@@ -418,8 +415,14 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 assert key == "deletedFile", key
                 del blobs[path]
+        created = {}
+        if self.query.get("create_pr") == ["1"]:
+            repo.pull_requests.append(header["summary"])
+            revision = f"refs/pr/{len(repo.pull_requests)}"
+            created = {"pullRequestUrl": f"{self.hub.url}/{name}/discussions/{len(repo.pull_requests)}"}
         oid = repo.add(revision, header["summary"], blobs)
-        return Response({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"})
+        commit = {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"}
+        return Response(commit | created)
 
     @route("HEAD GET", f"/(?:datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, name: str, revision: str, path: str) -> Response:
