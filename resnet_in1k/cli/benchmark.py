@@ -40,10 +40,10 @@ from resnet_in1k.train.step import MovingAverage, TrainStep
 from resnet_in1k.train.trainer import train_loader
 from resnet_in1k.utils import device as devices
 from resnet_in1k.utils import format, imagenet
-from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
-from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.distributed import make_accelerator
+from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.launch import Launch, rank
-from resnet_in1k.utils.pool import translate_worker_errors, worker_context
+from resnet_in1k.utils.pool import worker_context
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize
 from resnet_in1k.utils.validation import at_least, check_options
 
@@ -95,7 +95,7 @@ def main() -> None:
 
 def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
     """Return rates in images/s and the conditions; raises UserError if the data or the machine is not suitable."""
-    with translate_worker_errors(), translate_process_errors(), Launch.connect() as launch:
+    with Launch.connect() as launch, translate_errors():
         bench = Bench(options, launch)
         threads = devices.choose_cpu_threads(bench.device, options.cpu_threads)
         result = {"input": bench.input, "step": bench.step, "train": bench.train}[options.what]()

@@ -21,10 +21,9 @@ from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
 from resnet_in1k.utils import files
 from resnet_in1k.utils.console import Console
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers
-from resnet_in1k.utils.distributed import make_accelerator, translate_process_errors
-from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.distributed import make_accelerator
+from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.launch import Launch
-from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.validation import above, at_least, at_least_and_below, check_options
 
 
@@ -93,7 +92,7 @@ def main() -> None:
 
 def evaluate(options: EvalOptions) -> Evaluation:
     """Evaluate saved weights; options that are not given are the run's. Raises UserError if it is not possible."""
-    with translate_worker_errors(), translate_process_errors(), Launch.connect() as launch:
+    with Launch.connect() as launch, translate_errors():
         return _evaluate(options, launch)
 
 

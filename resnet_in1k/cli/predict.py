@@ -23,14 +23,13 @@ from resnet_in1k.evaluate.evaluation import eval_loader
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
-from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, reproducible_float32, translate_memory_errors
+from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, reproducible_float32
 from resnet_in1k.utils.distributed import make_accelerator
-from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.format import count
 from resnet_in1k.utils.imagenet import human_names
 from resnet_in1k.utils.launch import Launch, world_size
 from resnet_in1k.utils.plots import image_grid, save_figure
-from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.validation import at_least
 
 MAX_IMAGES_IN_FIGURE = 100
@@ -115,7 +114,7 @@ def _probabilities(options: PredictOptions, model: ResNet, preprocessing: EvalPr
                 rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)
             yield from map(bad_images.get, indices.tolist(), rows)
 
-    with translate_worker_errors(), translate_memory_errors(options.batch_size), loader:
+    with translate_errors(options.batch_size), loader:
         device = make_accelerator(Launch(), "fp32").device
         choose_cpu_threads(device, options.cpu_threads)
         model.to(device, memory_format=torch.channels_last)

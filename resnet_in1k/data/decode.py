@@ -14,7 +14,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.utils import files
-from resnet_in1k.utils.errors import BadImageError, ProcessError
+from resnet_in1k.utils.errors import ProcessError
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded (half a gigabyte of RGB): Pillow's own limit for a decompression bomb."""
@@ -112,8 +112,8 @@ def read_image(
         The index of the image or of its replacement, and (3, H, W) uint8; None for a blank image.
 
     Raises:
-        ProcessError: if the storage fails, or more images in a row are corrupt than may be replaced.
-        BadImageError: for an image that cannot be decoded, if `if_bad` is "fail".
+        ProcessError: if the storage fails, more images in a row are corrupt than may be replaced, or, if `if_bad` is
+            "fail", for an image that cannot be decoded.
     """
     num_replacements = max_bad_images(len(source)) if if_bad == "replace" else 0
     for candidate in range(index, index + num_replacements + 1):
@@ -129,7 +129,10 @@ def read_image(
         except ValueError as error:
             bad_images[candidate] = str(error)
     if if_bad == "fail":
-        raise BadImageError.about(source.image_name(index), bad_images[index])
+        raise ProcessError(
+            f"{source.image_name(index)} cannot be read as an image ({bad_images[index]}); replace or remove the file, "
+            "or train without it by --on-bad-image skip"
+        )
     if if_bad == "replace":
         raise ProcessError(too_many_bad_images(bad_images, source))
     return index, None

@@ -21,7 +21,7 @@ from resnet_in1k.data.decode import IfBad, read_image
 from resnet_in1k.data.sampler import BatchSpec
 from resnet_in1k.utils.device import capabilities, device_type
 from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.pool import init_worker, shared_bytes, translate_worker_errors, worker_context
+from resnet_in1k.utils.pool import init_worker, shared_bytes, worker_context
 
 PREFETCH_FACTOR = 4
 """Batches in preparation per worker."""
@@ -120,25 +120,23 @@ class Loader:
         """Yield the batches of the specs in order. A new call invalidates the iterator of the call before.
 
         Raises:
-            ProcessError: if a worker dies or a file cannot be read.
-            BadImageError: if an image cannot be decoded and `if_bad` is "fail".
+            ProcessError: if a file cannot be read, or an image cannot be decoded and `if_bad` is "fail".
         """
         # The DataLoader takes jobs in advance, and returns their results in the same order.
         jobs, self._sampler.jobs = itertools.tee((n % len(self.slots), spec) for n, spec in enumerate(specs))
         # Asked only after the workers are forked, because it initializes the device.
         pin = "pinned_memory" in capabilities(device_type())
-        with translate_worker_errors():
-            for result, (slot, spec) in zip(self._loader, jobs, strict=True):
-                if isinstance(result, ProcessError):
-                    raise result
-                view, (indices, bad_images) = _slot_view(self.slots, slot, spec), result
-                images = torch.empty(view.shape, dtype=torch.uint8, pin_memory=pin)
-                # By one thread: torch's copy would compete with the computing threads.
-                np.copyto(images.numpy(), view.numpy())
-                labels, indices = torch.from_numpy(self._source.labels[indices]), torch.tensor(indices)
-                if pin:
-                    labels, indices = labels.pin_memory(), indices.pin_memory()
-                yield Batch(images.permute(0, 3, 1, 2), labels, indices, spec.step, bad_images)
+        for result, (slot, spec) in zip(self._loader, jobs, strict=True):
+            if isinstance(result, ProcessError):
+                raise result
+            view, (indices, bad_images) = _slot_view(self.slots, slot, spec), result
+            images = torch.empty(view.shape, dtype=torch.uint8, pin_memory=pin)
+            # By one thread: torch's copy would compete with the computing threads.
+            np.copyto(images.numpy(), view.numpy())
+            labels, indices = torch.from_numpy(self._source.labels[indices]), torch.tensor(indices)
+            if pin:
+                labels, indices = labels.pin_memory(), indices.pin_memory()
+            yield Batch(images.permute(0, 3, 1, 2), labels, indices, spec.step, bad_images)
 
 
 class SlotWriter(Dataset):

@@ -21,8 +21,8 @@ from resnet_in1k.data.sampler import EvalSampler
 from resnet_in1k.evaluate.metrics import top_k_counts
 from resnet_in1k.recipes.recipe import PublishedWeights
 from resnet_in1k.utils.console import Console
-from resnet_in1k.utils.device import reproducible_float32, translate_memory_errors
-from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.device import reproducible_float32
+from resnet_in1k.utils.errors import UserError, translate_errors
 
 EVAL_BATCH_SIZE = 128
 """Images per process and forward pass. A different batch size, number of processes or type of device changes logits by
@@ -142,7 +142,7 @@ def evaluate_model(
 
     bar = Console(accelerator.is_main_process).bar(len(order), f"evaluate {source.split}")
     forward_size = max(pad_to, min(loader.batch_size, len(source)))
-    with translate_memory_errors(forward_size), torch.inference_mode(), reproducible_float32(), bar:
+    with translate_errors(forward_size), torch.inference_mode(), reproducible_float32(), bar:
         for number, (bad, take) in enumerate(prefetch_to_device(loader.batches(order), device, prepare)):
             if number < num_common_batches:
                 stop_if_requested(number)

@@ -23,11 +23,9 @@ from resnet_in1k.train.checkpoint import load_newest_checkpoint
 from resnet_in1k.train.plan import describe_plan, forecast
 from resnet_in1k.train.preflight import out_of_memory_message, preflight
 from resnet_in1k.train.trainer import Trainer, TrainOptions
-from resnet_in1k.utils.device import is_out_of_memory
-from resnet_in1k.utils.distributed import broadcast_buffers, translate_process_errors
-from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
+from resnet_in1k.utils.distributed import broadcast_buffers
+from resnet_in1k.utils.errors import Preempted, ProcessError, UserError, is_out_of_memory, translate_errors
 from resnet_in1k.utils.launch import Launch
-from resnet_in1k.utils.pool import translate_worker_errors
 from resnet_in1k.utils.signals import StopSignals
 
 
@@ -43,13 +41,7 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
         Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped the run, after everything is saved.
     """
     run = None
-    with (
-        StopSignals() as signals,
-        translate_worker_errors(),
-        translate_process_errors(),
-        Launch.connect() as launch,
-        contextlib.ExitStack() as stack,
-    ):
+    with StopSignals() as signals, Launch.connect() as launch, translate_errors(), contextlib.ExitStack() as stack:
         signals.agree_within(launch)
         try:
             check_same_program(launch, recipe, options, options.run_folder(recipe_name))

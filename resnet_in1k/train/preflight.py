@@ -27,10 +27,9 @@ from resnet_in1k.utils.device import (
     available_memory,
     local_world_size,
     reproducible_float32,
-    translate_memory_errors,
     usable_cores,
 )
-from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.format import count, file_size, first_line
 from resnet_in1k.utils.launch import local_rank
 from resnet_in1k.utils.pool import worker_context
@@ -104,7 +103,7 @@ def check_images(source: Source, on_bad_image: OnBadImage) -> str:
     """Decode a sample, with the first, the middle and the last image.
 
     Raises:
-        BadImageError: for a training image, unless bad ones are to be skipped; in validation they count as wrong.
+        ProcessError: for a training image, unless bad ones are to be skipped; in validation they count as wrong.
     """
     bad: dict[int, str] = {}
     if_bad: IfBad = "fail" if source.split == "train" and on_bad_image == "fail" else "blank"
@@ -174,7 +173,7 @@ def smoke_test(run: Trainer) -> str:
         raise UserError(f"the loss of a first step is {loss}; try --precision fp32")
     num_eval_images = 1 if on_cpu else EVAL_BATCH_SIZE
     eval_images = torch.zeros(num_eval_images, 3, recipe.eval_size, recipe.eval_size, dtype=torch.uint8)
-    with torch.inference_mode(), reproducible_float32(), translate_memory_errors(num_eval_images):
+    with torch.inference_mode(), reproducible_float32(), translate_errors(num_eval_images):
         run.eval_model.eval()(normalize(eval_images.to(run.device)))
     num_images = part_size * run.counts.gradient_accumulation_steps
     return f"forward and backward of {count(num_images, 'image')} in {time.monotonic() - start_seconds:.1f} s"

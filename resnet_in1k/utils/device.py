@@ -10,8 +10,7 @@ from typing import Literal
 
 import torch
 
-from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.format import first_line
+from resnet_in1k.utils.errors import UserError
 
 ACCELERATE_DEVICES = ("cuda", "xpu", "mps", "npu", "mlu", "musa", "sdaa", "hpu", "neuron")
 """Device types that Accelerate supports; on any other accelerator it uses the CPU."""
@@ -197,26 +196,6 @@ def choose_workers(num_workers: int | None) -> int:
     cores = max(1, usable_cores() // local_world_size())
     # Training on a CPU needs the cores itself; it is far slower than decoding.
     return max(1, cores // 8) if device_type() == "cpu" else min(cores, 32)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for an allocation that failed on the CPU, or in any library of a GPU."""
-    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-@contextlib.contextmanager
-def translate_memory_errors(num_images: int) -> Iterator[None]:
-    """Raise ProcessError if a forward pass of that many images does not fit into memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ProcessError(
-            f"out of memory with {num_images} images in a forward pass for evaluation ({first_line(error)}); use a "
-            "smaller --image-size or, if the command has it, --batch-size"
-        ) from None
 
 
 def check_enough_gpus() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,9 +16,9 @@ from accelerate.utils import (
 )
 
 from resnet_in1k.utils.device import ACCELERATE_NAMES, PrecisionFlag, check_enough_gpus, device_type, has_fast_bf16
-from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line
-from resnet_in1k.utils.launch import Launch, rank, world_size
+from resnet_in1k.utils.launch import Launch, world_size
 
 UNSUPPORTED = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -27,10 +26,6 @@ UNSUPPORTED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
 """Distributed types that divide the model, by the variable that `accelerate launch` sets for them."""
-CONNECTION_LOST = (
-    *("Connection closed", "Connection reset", "Connection was likely closed", "Broken pipe"),
-    *("Timed out", "timed out", "remote process"),
-)
 
 
 def make_accelerator(
@@ -126,27 +121,6 @@ def choose_gloo_interface() -> None:
         for interface, addresses in psutil.net_if_addrs().items():
             if any(each.address.partition("%")[0] == own_address for each in addresses):
                 os.environ["GLOO_SOCKET_IFNAME"] = interface
-
-
-@contextlib.contextmanager
-def translate_process_errors() -> Iterator[None]:
-    """Raise ProcessError for a failed collective: because another process has ended, or with the complete reason."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
-            raise
-        if any(words in str(error) for words in CONNECTION_LOST):
-            reason = first_line(error).rpartition("] ")[2]
-            raise ProcessError(
-                f"process {rank()} lost its connection to the other processes ({reason}): one has ended, see the "
-                "launcher's report or its last line; what was saved is intact, resume with --resume"
-            ) from None
-        reason = " ".join(str(error).split())
-        raise ProcessError(
-            f"process {rank()} cannot communicate with the others: {reason}; NCCL_DEBUG=INFO prints more, df -h "
-            "/dev/shm shows whether shared memory is short, and GLOO_SOCKET_IFNAME chooses the network interface"
-        ) from None
 
 
 def broadcast_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:

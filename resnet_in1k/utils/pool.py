@@ -1,6 +1,5 @@
 """Worker processes: how they start and end, and a pool of them."""
 
-import contextlib
 import gc
 import math
 import mmap
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.signals import SIGNALS
 
 T = TypeVar("T")
@@ -53,21 +52,6 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def translate_worker_errors() -> Iterator[None]:
-    """Raise ProcessError for the death of a loader worker, which torch raises wherever the main process is."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        reason = str(error).splitlines()[0].rstrip(". ")
-        raise ProcessError(
-            f"a loader worker died ({reason}); if memory or /dev/shm is short (free -g, df -h /dev/shm), use fewer "
-            "--workers"
-        ) from error
 
 
 def shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:

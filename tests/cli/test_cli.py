@@ -10,7 +10,7 @@ from helpers.processes import ROOT
 
 from resnet_in1k.__main__ import COMMANDS, main
 from resnet_in1k.cli import arguments as cli
-from resnet_in1k.utils.errors import BadImageError, Preempted, UserError
+from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 
 
 @dataclass
@@ -57,7 +57,7 @@ def test_wrong_argument_is_one_line_and_status_2(monkeypatch, capsys, arguments:
     [
         ("0", UserError("the folder is gone"), "error: the folder is gone\n"),
         ("1", UserError("the folder is gone"), ""),  # the first process of the machine prints it
-        ("1", BadImageError.about("a.jpg", "cut"), "error: a.jpg cannot be read as an image (cut);"),
+        ("1", ProcessError("a worker died"), "error: a worker died\n"),
         # It may quote a file from elsewhere: one line, and no commands to the terminal.
         ("0", UserError("field \x1b]0;title\x07 of\nmine"), "error: field \\x1b]0;title\\x07 of\\nmine\n"),
     ],

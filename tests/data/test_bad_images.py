@@ -15,13 +15,13 @@ from resnet_in1k.data.image_folder import open_paths
 from resnet_in1k.data.sampler import Sample, epoch_order
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import files
-from resnet_in1k.utils.errors import BadImageError, ProcessError
+from resnet_in1k.utils.errors import ProcessError
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_training_fails_at_a_bad_image_and_names_it(source: Source, tiny: Recipe, num_workers: int):
     broken = packed_source([source.read(0).tobytes(), b"", b"x"])
-    with pytest.raises(BadImageError, match=r"dirty/train\[[12]\] cannot be read as an image \(.{8,}\); replace or"):
+    with pytest.raises(ProcessError, match=r"dirty/train\[[12]\] cannot be read as an image \(.{8,}\); replace or"):
         train_batches(broken, replace(tiny, global_batch_size=3), 1, num_workers=num_workers)
 
 

@@ -15,7 +15,7 @@ from resnet_in1k.data import loader
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.sampler import BatchSpec, Sample
-from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.errors import ProcessError, UserError, translate_errors
 from resnet_in1k.utils.pool import init_worker, worker_context
 
 
@@ -35,6 +35,7 @@ def test_the_death_of_a_worker_is_explained_with_what_to_do(source: Source):
     with (
         Loader(source, kill, batch_size=1, largest_image_size=8, num_workers=1) as loading,
         pytest.raises(ProcessError, match=message),
+        translate_errors(),
     ):
         list(loading.batches([spec_of(1, num_images=1)]))
 

@@ -15,7 +15,7 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train import preflight
 from resnet_in1k.train.checkpoint import ModelGroup
-from resnet_in1k.utils.errors import BadImageError, UserError
+from resnet_in1k.utils.errors import ProcessError, UserError
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -45,7 +45,7 @@ def test_bad_image_at_either_end_or_in_the_middle(image_folder: Path, tmp_path: 
     (data / "val/ant/0.jpg").write_text("a text")
     train, val = open_train_and_val(str(data))
     assert "; 1 cannot be read: " in preflight.check_images(train, "skip")
-    with pytest.raises(BadImageError, match=rf"{place} cannot be read as an image .*--on-bad-image skip"):
+    with pytest.raises(ProcessError, match=rf"{place} cannot be read as an image .*--on-bad-image skip"):
         preflight.check_images(train, "fail")
     text = preflight.check_images(val, "fail")
     assert text.startswith("12 val images decoded; 1 cannot be read: ")

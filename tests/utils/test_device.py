@@ -9,7 +9,7 @@ from accelerate.utils import parse_flag_from_env
 from helpers.fake_device import fake_streams
 
 from resnet_in1k.utils import device as devices
-from resnet_in1k.utils.errors import ProcessError, UserError
+from resnet_in1k.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -159,22 +159,3 @@ def test_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch):
     assert devices.choose_workers(None) == 16
     monkeypatch.setattr(devices, "device_type", lambda: "cuda")
     assert devices.choose_workers(None) == 32  # more would not be faster
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA error"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-    ],
-)
-def test_out_of_memory_in_inference_is_explained(error: RuntimeError, expected: bool):
-    explained = r"^out of memory with 12 images in a forward pass for evaluation \(.+\); use a smaller --image-size"
-    with (
-        pytest.raises(ProcessError if expected else RuntimeError, match=explained if expected else str(error)),
-        devices.translate_memory_errors(12),
-    ):
-        raise error

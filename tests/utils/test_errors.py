@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch.distributed import DistBackendError, DistNetworkError
+
+from resnet_in1k.utils.errors import ProcessError, translate_errors
+
+IN_EVALUATION = r"^out of memory with 12 images in a forward pass for evaluation \(.+\); use a smaller --image-size"
+LOST = r"^process 3 lost its connection to the other processes \({}\): one has ended, .* resume with --resume$"
+CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_DEBUG=INFO prints more, .*/dev/shm"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA error"), IN_EVALUATION),
+        (RuntimeError("CUDA error: out of memory"), IN_EVALUATION),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), IN_EVALUATION),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), IN_EVALUATION),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+            r"^a loader worker died \(.*\); .*/dev/shm.*fewer --workers$",
+        ),
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:5] Connection closed by peer [::1]:4"),
+            LOST.format(r"Connection .*\]:4"),
+        ),
+        (
+            RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms"),
+            LOST.format("Timed out .*ms"),
+        ),
+        (
+            DistBackendError("NCCL error: remote process exited or there was a network error\nmore"),
+            LOST.format("NCCL .* error"),
+        ),
+        # Nobody has ended: all that the library says, in one line.
+        (
+            DistBackendError("unhandled system error\nError while creating /dev/shm/1"),
+            CANNOT_COMMUNICATE.format("unhandled .* creating .*"),
+        ),
+        (
+            RuntimeError("[/gloo/transport/tcp/device.cc:84] Unable to find interface for: eth7"),
+            CANNOT_COMMUNICATE.format(r"\[/gloo.* eth7"),
+        ),
+        (DistNetworkError("Connection refused"), CANNOT_COMMUNICATE.format("Connection refused")),
+    ],
+)
+def test_error_of_torch_is_explained_in_one_line(monkeypatch: pytest.MonkeyPatch, error: RuntimeError, words: str):
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(ProcessError, match=words) as raised, translate_errors(12):
+        raise error
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["Timed out in user code", "mat1 and mat2 shapes cannot be multiplied"])
+def test_error_of_another_kind_is_not_explained(text: str):
+    with pytest.raises(RuntimeError, match=f"^{text}$"), translate_errors(12):
+        raise RuntimeError(text)
