@@ -42,7 +42,6 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
     """
     run = None
     with StopSignals() as signals, Launch.connect() as launch, translate_errors(), contextlib.ExitStack() as stack:
-        signals.agree_within(launch)
         try:
             check_same_program(launch, recipe, options, options.run_folder(recipe_name))
             run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
@@ -106,7 +105,7 @@ def stop_if_requested(run: Trainer, step: int, poll: int) -> None:
 
     `poll` counts through the same numbers on all processes, which exchange their signals at some of them.
     """
-    if stopped_by := run.signals.stop_requested(poll):
+    if stopped_by := run.signals.stop_requested(run.launch, poll):
         if run.state.step != step:  # not saved yet: state.step is the step of the newest checkpoint
             save(run, step)
         raise Preempted(run.log.stopped_message(stopped_by, step))

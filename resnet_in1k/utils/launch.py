@@ -10,15 +10,14 @@ import os
 import pickle
 import socket
 import sys
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.distributed
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 
 import resnet_in1k
 from resnet_in1k.utils import files
@@ -28,20 +27,14 @@ from resnet_in1k.utils.format import duration, first_line
 T = TypeVar("T")
 
 SAVED_IS_INTACT = "; what was saved before is intact: fix that and resume with --resume"
-MAX_POLL_SECONDS = 0.25
-"""Longest interval between two polls of the store by a waiting process."""
 FAILURE_POLL_SECONDS = 2.0
 """Interval between two checks for a failure of another process, or of the launcher."""
 REPORT_SECONDS = 60.0
 """First report of a waiting process; the interval then doubles."""
 CONNECT_SECONDS = 1800.0
 """Time-out of connecting: the machines of one job may start many minutes apart."""
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""NCCL's default of 10 minutes would end a run when one worker's network storage hangs for that long."""
 PART_BYTES = 4 << 20
-"""The store refuses values of more than 8 MB; the paths of ImageNet's images are 59 MB, 16 MB compressed."""
-LEAVE_SECONDS = 5.0
-"""Process 0 may serve the store: at its end it waits this long for the others to read from it."""
+"""The store refuses to receive more than 8 MB at a time; the paths of ImageNet's images are 16 MB, compressed."""
 
 
 def world_size() -> int:
@@ -72,20 +65,17 @@ class Launch:
 
     def __init__(self, store: Store | None = None, rank: int = 0, world_size: int = 1):
         """Without a store the process is alone."""
-        self.rank, self.world_size = rank, world_size
-        self.machine = socket.gethostname()
-        self._group_store = store
+        self.rank, self.world_size, self.machine = rank, world_size, socket.gethostname()
+        self._store = store or HashStore()
         self._num_calls = self._num_polls = 0
-        if store is not None:
-            self._store = PrefixStore("launch", store)
 
     @classmethod
     def connect(cls) -> "Launch":
         """Join the other processes at MASTER_ADDR:MASTER_PORT. Raises UserError if process 0 cannot be reached."""
-        if world_size() == 1:
-            return cls()
-        with _exit_with_launcher():
-            return cls(_connect_store(), rank(), world_size())
+        launch = cls(None, rank(), world_size())
+        if launch.world_size > 1:
+            launch._store = launch._connect_store()
+        return launch
 
     @property
     def is_main_process(self) -> bool:
@@ -93,27 +83,26 @@ class Launch:
 
     def start_process_group(self, backend: str) -> None:
         """Start torch's process group, once, if there are several processes."""
-        if self._group_store is not None and not torch.distributed.is_initialized():
-            with _exit_with_launcher():
-                torch.distributed.init_process_group(
-                    backend,
-                    store=PrefixStore("group", self._group_store),
-                    rank=self.rank,
-                    world_size=self.world_size,
-                    timeout=COLLECTIVE_TIMEOUT,
-                )
+        if self.world_size > 1 and not torch.distributed.is_initialized():
+            self.wait_for_everyone("starting")  # here, not in C++, where the end of a launcher is not noticed
+            torch.distributed.init_process_group(
+                backend,
+                store=PrefixStore("group", self._store),
+                rank=self.rank,
+                world_size=self.world_size,
+                # NCCL's default of 10 minutes would end a run when one worker's network storage hangs for that long.
+                timeout=timedelta(minutes=30),
+            )
 
     def __enter__(self) -> "Launch":
         return self
 
     def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
-        if self._group_store is None:
-            return
         with contextlib.suppress(DistError):  # the store has ended with its process: nobody is left to inform
             if isinstance(error, Exception):
                 self._store.set("failed", f"process {self.rank} on {self.machine}: {first_line(error)}")
             left = self._store.add("left", 1)
-            deadline = time.monotonic() + LEAVE_SECONDS
+            deadline = time.monotonic() + 5  # process 0 may serve the store: the others may still read from it
             while self.is_main_process and left < self.world_size and time.monotonic() < deadline:
                 time.sleep(0.05)
                 left = self._store.add("left", 0)
@@ -127,19 +116,13 @@ class Launch:
         Raises:
             UserError: on all processes, if `make` raises it.
         """
-        if self._group_store is None:
-            return make()
-        self._num_calls += 1
-        key = str(self._num_calls)
+        value, problem = None, ""
         if self.is_main_process:
             try:
-                outcome: tuple[str, Any] = ("", make())
+                value = make()
             except UserError as error:
-                outcome = (str(error), None)
-            self._put(key, outcome)
-        else:
-            outcome = self._take(key, f"process 0 ({doing})")
-        problem, value = outcome
+                problem = str(error)
+        [(value, problem)] = self._exchange((value, problem), [0], doing)
         if problem:
             raise UserError(problem)
         return value
@@ -162,12 +145,7 @@ class Launch:
 
     def gather(self, value: T, doing: str) -> list[T]:
         """Return the values of all processes, by rank; each arrives as a pickle."""
-        if self._group_store is None:
-            return [value]
-        self._num_calls += 1
-        keys = [f"{self._num_calls}/{rank}" for rank in range(self.world_size)]
-        self._put(keys[self.rank], value)
-        return [self._take(key, f"process {rank} ({doing})") for rank, key in enumerate(keys)]
+        return self._exchange(value, range(self.world_size), doing)
 
     def wait_for_everyone(self, doing: str) -> None:
         """Wait until all processes have made this call."""
@@ -176,107 +154,94 @@ class Launch:
     def stop_requested(self, signal_number: int) -> int:
         """Return the number of a signal to stop that any process has received, 0 for none; the same on all processes.
 
-        The main process decides. At its poll n it writes `stop`, n and the signal, if there is one, and then `polls`,
-        n. Each other process waits until `polls` has reached its own number of polls, then reads `stop`: so all stop at
-        the same poll.
+        The main process decides. At each poll it overwrites `poll` by the number of this poll and the signal. Each
+        other process waits until `poll` has reached its own number; if it is beyond, the run did not stop at this poll.
         """
-        if self._group_store is None:
-            return signal_number
         self._num_polls += 1
-        if self.is_main_process:
-            if not signal_number and self._store.check(["signal"]):
-                signal_number = int(self._store.get("signal"))
-            if signal_number:
-                self._store.set("stop", f"{self._num_polls} {signal_number}")
-            self._store.set("polls", str(self._num_polls))
-            return signal_number
         if signal_number:
             self._store.set("signal", str(signal_number))
+        if self.is_main_process:
+            signal_number = int(self._store.get("signal")) if self._store.check(["signal"]) else 0
+            self._store.set("poll", f"{self._num_polls} {signal_number}")
+            return signal_number
 
-        def main_has_polled() -> bool:
-            return self._store.check(["polls"]) and int(self._store.get("polls")) >= self._num_polls
+        def decision() -> tuple[int, int] | None:
+            poll, decided = map(int, self._store.get("poll").split()) if self._store.check(["poll"]) else (0, 0)
+            return (poll, decided) if poll >= self._num_polls else None
 
-        self._wait(main_has_polled, "process 0 (exchanging signals)")
-        if self._store.check(["stop"]):
-            poll, signal_number = map(int, self._store.get("stop").split())
-            return signal_number if poll == self._num_polls else 0
-        return 0
+        poll, decided = self._wait(decision, "process 0 (exchanging signals)")
+        return decided if poll == self._num_polls else 0
 
-    def _put(self, key: str, value: Any) -> None:
-        data = zlib.compress(pickle.dumps(value), level=1)
-        num_parts = -(-len(data) // PART_BYTES)
-        for number in range(num_parts):
-            self._store.set(f"{key}/part/{number}", data[number * PART_BYTES : (number + 1) * PART_BYTES])
-        self._store.set(key, str(num_parts))  # last, when all parts are there
+    def _exchange(self, value: T, ranks: Sequence[int], doing: str) -> list[T]:
+        """Return the values of the processes `ranks`."""
+        if self.world_size == 1:
+            return [value]
+        self._num_calls += 1
+        call = self._num_calls
+        if self.rank in ranks:
+            data, key = zlib.compress(pickle.dumps(value), level=1), f"{call}/{self.rank}"
+            for start in range(0, len(data), PART_BYTES):
+                self._store.append(f"{key}/data", data[start : start + PART_BYTES])
+            self._store.set(key, "complete")
 
-    def _take(self, key: str, waits_for: str) -> Any:
-        self._wait(lambda: self._store.check([key]), waits_for)
-        num_parts = int(self._store.get(key))
-        parts = [self._store.get(f"{key}/part/{number}") for number in range(num_parts)]
-        return pickle.loads(zlib.decompress(b"".join(parts)))
+        def take(rank: int) -> T:
+            key = f"{call}/{rank}"
+            self._wait(lambda: self._store.check([key]) or None, f"process {rank} ({doing})")
+            return pickle.loads(zlib.decompress(self._store.get(f"{key}/data")))
 
-    def _wait(self, is_ready: Callable[[], bool], waits_for: str) -> None:
+        return [value if rank == self.rank else take(rank) for rank in ranks]
+
+    def _wait(self, get: Callable[[], T | None], waits_for: str) -> T:
+        """Poll until `get` returns a value; print what it waits for after a minute."""
         # Polling, because torch's blocking `get` prints a warning at each time-out and blocks signal handlers.
-        start_seconds = failure_seconds = time.monotonic()
-        poll_seconds, report_seconds = 0.0005, REPORT_SECONDS
-        while not is_ready():
+        start_seconds = time.monotonic()
+        poll_seconds, next_check, next_report = 0.0005, FAILURE_POLL_SECONDS, REPORT_SECONDS
+        while (value := get()) is None:
             time.sleep(poll_seconds)
-            poll_seconds = min(2 * poll_seconds, MAX_POLL_SECONDS)
-            now_seconds = time.monotonic()
-            if now_seconds - failure_seconds > FAILURE_POLL_SECONDS:
-                failure_seconds = now_seconds
+            poll_seconds = min(2 * poll_seconds, 0.25)
+            waited = time.monotonic() - start_seconds
+            if waited > next_check:
+                next_check = waited + FAILURE_POLL_SECONDS
                 # The process that failed may have given its value before: then continue.
-                if self._store.check(["failed"]) and not is_ready():
+                if self._store.check(["failed"]) and get() is None:
                     raise ProcessError(f"stopped because {self._store.get('failed').decode()}")
                 if launcher_has_ended():
                     raise ProcessError(f"stopped while waiting for {waits_for}: the launcher has ended")
-            if now_seconds - start_seconds > report_seconds:
-                report_seconds *= 2
-                waited = duration(now_seconds - start_seconds)
-                print(f"process {self.rank} on {self.machine}: waiting for {waits_for}, {waited}", file=sys.stderr)
+            if waited > next_report:
+                next_report *= 2
+                this = f"process {self.rank} on {self.machine}"
+                print(f"{this}: waiting for {waits_for}, {duration(waited)}", file=sys.stderr)
+        return value
 
-
-@contextlib.contextmanager
-def _exit_with_launcher() -> Iterator[None]:
-    """End this process if the launcher ends while the body blocks the main thread in C++ for minutes."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(FAILURE_POLL_SECONDS):
-            if launcher_has_ended():
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
-
-
-def _connect_store() -> Store:
-    """Connect to the store that the launcher serves or, if it serves none, process 0."""
-    try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    except (KeyError, ValueError):
-        raise UserError(
-            f"{world_size()} processes were launched without MASTER_ADDR and MASTER_PORT, where they would meet; start "
-            "them with accelerate launch or torchrun"
-        ) from None
-    this = f"process {rank()} on {socket.gethostname()}"
-    serves = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    deadline = time.monotonic() + CONNECT_SECONDS
-    while True:
+    def _connect_store(self) -> Store:
+        """Connect to the store that the launcher serves or, if it serves none, process 0."""
         try:
-            timeout = timedelta(seconds=REPORT_SECONDS)
-            store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timeout)
-            # An elastic restart, possibly with fewer processes, must not find the keys of the attempt before it.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            return PrefixStore(f"attempt {attempt} of {world_size()}", store)
-        except (DistError, ValueError) as error:
-            if rank() == 0 or time.monotonic() > deadline or isinstance(error, ValueError):
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        except (KeyError, ValueError):
+            raise UserError(
+                f"{self.world_size} processes were launched without MASTER_ADDR and MASTER_PORT, where they would "
+                "meet; start them with accelerate launch or torchrun"
+            ) from None
+        serves = self.is_main_process and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        deadline = time.monotonic() + CONNECT_SECONDS
+
+        def connect() -> Store | None:
+            try:
+                if not serves:  # torch prints a traceback of C++ at each attempt that fails
+                    socket.create_connection((host, port), timeout=FAILURE_POLL_SECONDS).close()
+                timeout = timedelta(seconds=REPORT_SECONDS)
+                return TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timeout)
+            except (OSError, DistError, ValueError, OverflowError) as error:
+                may_be_late = isinstance(error, (OSError, DistError)) and not self.is_main_process
+                if may_be_late and time.monotonic() < deadline:
+                    return None
                 problem = "open the store" if serves else "reach process 0"
                 raise UserError(
-                    f"{this} cannot {problem} at {host}:{port} ({first_line(error)}); check the address, the port, "
-                    "which another program may use, and the firewall"
+                    f"process {self.rank} on {self.machine} cannot {problem} at {host}:{port} ({first_line(error)}); "
+                    "check the address, the port, which another program may use, and the firewall"
                 ) from None
-            print(f"{this}: waiting for process 0 at {host}:{port}", file=sys.stderr)
+
+        store = self._wait(connect, f"process 0 at {host}:{port}")
+        # An elastic restart, possibly with fewer processes, must not find the keys of the attempt before it.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return PrefixStore(f"attempt {attempt} of {self.world_size}", store)

@@ -15,7 +15,7 @@ POLL_EVERY = 4
 ECHO_SECONDS = 2.0
 """A launcher forwards signals that the terminal has already sent to its processes; that is not a second request yet."""
 LAUNCHER_ENDED = 255
-"""Stands for a signal: the launcher was killed, and forwards no signals any more."""
+"""Stands for a signal."""
 
 
 class StopSignals:
@@ -27,11 +27,8 @@ class StopSignals:
     kernel must survive, the second signal raises KeyboardInterrupt.
     """
 
-    def __init__(self) -> None:
-        self._signal = 0
-        self._launch = Launch()  # this process decides alone until the others are known
-
     def __enter__(self) -> "StopSignals":
+        self._signal = 0
         received, self._wakeup_fd = os.pipe()
         os.set_blocking(self._wakeup_fd, False)
         threading.Thread(target=_exit_at_second_signal, args=(received,), daemon=True).start()
@@ -45,26 +42,19 @@ class StopSignals:
         signal.set_wakeup_fd(self._previous_wakeup_fd)
         os.close(self._wakeup_fd)
 
-    def agree_within(self, launch: Launch) -> None:
-        """Exchange signals with these processes; from now on all must call `stop_requested` alike."""
-        self._launch = launch
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal and in_notebook():
             raise KeyboardInterrupt
         self._signal = self._signal or number
 
-    def stop_requested(self, count: int) -> str:
-        """Return the signal's name if any process has received one, else "".
-
-        Args:
-            count: of steps or batches; the same sequence on all processes.
-        """
+    def stop_requested(self, launch: Launch, count: int) -> str:
+        """Return the signal's name if any process has received one, else ""; the same on all processes, which call it
+        with the same sequence of counts, of steps or batches."""
         if not self._signal and launcher_has_ended():
             self._signal = LAUNCHER_ENDED
-        if count % POLL_EVERY and self._launch.world_size > 1:
+        if count % POLL_EVERY and launch.world_size > 1:
             return ""
-        number = self._launch.stop_requested(self._signal)
+        number = launch.stop_requested(self._signal)
         if number == LAUNCHER_ENDED:
             return "the end of its launcher"
         return signal.Signals(number).name if number else ""

@@ -20,6 +20,7 @@ from resnet_in1k.train import trainer
 from resnet_in1k.utils import signals
 from resnet_in1k.utils.device import usable_cores
 from resnet_in1k.utils.errors import Preempted
+from resnet_in1k.utils.launch import Launch
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +67,7 @@ def test_second_signal_in_a_notebook_interrupts_the_cell(monkeypatch: pytest.Mon
     monkeypatch.setattr(signals, "in_notebook", lambda: True)
     with signals.StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.stop_requested(0) == "SIGINT"
+        assert stop.stop_requested(Launch(), 0) == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
