@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import files
-from resnet_in1k.utils.device import PRECISIONS, PrecisionFlag
+from resnet_in1k.utils.device import PRECISIONS, PrecisionFlag, precision_flag
 from resnet_in1k.utils.errors import UserError
 
 RECIPE_NAME = "recipe.json"
@@ -158,8 +158,7 @@ def precision_of(run: RunFolder, requested: PrecisionFlag, recipe_class: type[Re
     if requested != "auto" or not run.recipe.exists():
         return requested
     _, facts = read_recipe(run, recipe_class)
-    known = PRECISIONS.get(facts.get("mixed_precision", ""))
-    return known.flag if known else "auto"
+    return precision_flag(facts.get("mixed_precision"))
 
 
 def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -181,8 +180,7 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts:
             differences.append(f"data {written['data']['source']} → {data['source']} (other files)")
         precisions = [entry["mixed_precision"] for entry in (written, facts)]
     if precisions[0] != precisions[1]:
-        labels = [PRECISIONS[name].label if name in PRECISIONS else name for name in precisions]
-        differences.append("precision " + " → ".join(labels))
+        differences.append("precision " + " → ".join(PRECISIONS.get(name, name) for name in precisions))
     if differences:
         raise UserError(
             f"{run.path} was started with other settings: {'; '.join(differences)}; resume with the settings of its "

@@ -283,7 +283,8 @@ class Bench:
         layout = torch.channels_last if bare else torch.contiguous_format
         network = getattr(models, self.recipe.model)().to(self.device, memory_format=layout)
         optimizer = torch.optim.SGD(network.parameters(), LR, momentum=0.9, weight_decay=1e-4, fused=bare or None)
-        dtype = devices.PRECISIONS[self.accelerator.mixed_precision].autocast_dtype if bare else None
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtype = dtypes.get(self.accelerator.mixed_precision) if bare else None
 
         def step(images: Tensor, labels: Tensor) -> None:
             optimizer.zero_grad()

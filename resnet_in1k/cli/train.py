@@ -22,7 +22,7 @@ from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import files, imagenet
-from resnet_in1k.utils.device import PRECISIONS
+from resnet_in1k.utils.device import precision_flag
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import rank, world_size
 from resnet_in1k.utils.validation import lookup
@@ -89,14 +89,14 @@ def find_recipe(given: str) -> GivenRecipe:
 def _options_like(given: str, file: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the default values of TrainOptions for another run like that one, which may be of another machine."""
     is_local = not given.startswith(HUB)
-    data, initial, precision = facts["data"], facts.get("init_from") or {}, facts.get("mixed_precision", "")
+    data, initial = facts["data"], facts.get("init_from") or {}
     folder = file.resolve().parent if is_local else Path(given)
     name = folder.name if file.name == RECIPE_NAME else file.stem
     options = {
         "val_share": float(data.get("val_share", 0.0)),
         "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
         "output_dir": Path("runs", f"{name}-reproduced"),
-        "precision": PRECISIONS[precision].flag if precision in PRECISIONS else "auto",
+        "precision": precision_flag(facts.get("mixed_precision")),
         "compress_gradients": facts.get("compress_gradients") is True,
     }
     # A path in a downloaded recipe.json could name any folder of this machine.

@@ -30,7 +30,6 @@ def describe_plan(run: Trainer) -> str:
     recipe, counts, train, val = run.recipe, run.counts, run.train_source, run.val_source
     named = RECIPES.get(run.recipe_name)
     changed = named.recipe.differences(recipe) if named else []
-    precision = PRECISIONS[run.accelerator.mixed_precision].label
     first, last = (train_image_size(recipe, epoch) for epoch in (1, recipe.epochs))
     sizes = f"{first} px" + (f", growing to {last} px" if last != first else "")
     sizes += f", evaluated at {recipe.eval_size} px" if recipe.eval_size != last else ""
@@ -53,7 +52,7 @@ def describe_plan(run: Trainer) -> str:
         ("steps", steps),
         ("learning rate", describe_lr(recipe)),
         *([("average", average)] if recipe.ema_decay else []),
-        ("precision", f"{precision}, channels_last; evaluation in float32"),
+        ("precision", f"{PRECISIONS[run.accelerator.mixed_precision]}, channels_last; evaluation in float32"),
         ("device", hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")),
         ("per process", f"{count(run.num_workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
         *([("note", run.initial.note)] if run.initial and run.initial.note else []),

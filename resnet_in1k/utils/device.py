@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,24 +18,14 @@ VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK", "n
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 PrecisionFlag = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
+"""Descriptions by Accelerate's name, which recipe.json records as mixed_precision."""
 
 
-@dataclass(frozen=True)
-class Precision:
-    flag: PrecisionFlag
-    """Value of --precision."""
-    label: str
-    autocast_dtype: torch.dtype | None
-    """None for no autocast."""
-
-
-PRECISIONS: dict[str, Precision] = {
-    "no": Precision("fp32", "float32", None),
-    "bf16": Precision("bf16", "bfloat16 autocast", torch.bfloat16),
-    "fp16": Precision("fp16", "float16 autocast", torch.float16),
-}
-"""By Accelerate's name, which recipe.json records as mixed_precision."""
-ACCELERATE_NAMES: dict[PrecisionFlag, str] = {precision.flag: name for name, precision in PRECISIONS.items()}
+def precision_flag(mixed_precision: object) -> PrecisionFlag:
+    """Return the --precision of a recorded mixed_precision; "auto" for one that is unknown or missing."""
+    flags: dict[object, PrecisionFlag] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+    return flags.get(mixed_precision, "auto")
 
 
 @contextlib.contextmanager

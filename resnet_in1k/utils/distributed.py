@@ -8,24 +8,13 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DDPCommunicationHookType,
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    LoggerType,
-)
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-from resnet_in1k.utils.device import ACCELERATE_NAMES, PrecisionFlag, check_enough_gpus, device_type, has_fast_bf16
+from resnet_in1k.utils.device import PrecisionFlag, check_enough_gpus, device_type, has_fast_bf16
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line
 from resnet_in1k.utils.launch import Launch, world_size
-
-UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-"""Distributed types that divide the model, by the variable that `accelerate launch` sets for them."""
 
 
 def make_accelerator(
@@ -45,14 +34,8 @@ def make_accelerator(
         UserError: if fewer GPUs are visible than processes were started here, if the processes cannot connect, if the
             launch configuration divides the model, or if the tracker is unknown or not installed.
     """
-    check_enough_gpus()
+    _check_launch(report_to)
     device = device_type()
-    for variable, name in UNSUPPORTED.items():
-        if os.environ.get(variable, "false").lower() == "true":
-            _refuse_distributed_type(name)
-    trackers = [str(tracker) for tracker in LoggerType if str(tracker) != "all"]
-    if report_to is not None and report_to not in trackers:
-        raise UserError(f"--report-to {report_to}: unknown tracker; Accelerate has {', '.join(trackers)}")
     try:
         if launch.world_size > 1:
             if device == "cpu":
@@ -74,35 +57,38 @@ def make_accelerator(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"Accelerate cannot start here: {first_line(error)}") from error
-    if report_to and not accelerator.log_with:
-        raise UserError(f"--report-to {report_to}: not installed; pip install {report_to}, or omit the flag")
     if world_size() != accelerator.num_processes:
         raise UserError(
             f"{world_size()} processes were launched, but this one sees {accelerator.num_processes}: they would be "
             "unrelated runs in one folder; start them with accelerate launch or torchrun"
         )
-    distributed_type = str(accelerator.distributed_type.value)
-    if distributed_type != "NO" and not distributed_type.startswith("MULTI_"):
-        _refuse_distributed_type(distributed_type)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes hardly change
     return accelerator
 
 
+def _check_launch(report_to: str | None) -> None:
+    check_enough_gpus()
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # `accelerate launch` sets their variables
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UserError(
+                f"the launch configuration asks for {name}, which divides a model among devices; a ResNet has 12 to 60 "
+                "million parameters and fits on one: use distributed_type MULTI_GPU, as in "
+                "accelerate_configs/two_gpu.yaml"
+            )
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if report_to is not None and report_to not in installed:
+        raise UserError(
+            f"--report-to {report_to}: unknown to Accelerate, or not installed (pip install {report_to}); installed: "
+            f"{', '.join(installed) or 'none'}"
+        )
+
+
 def _mixed_precision(precision: PrecisionFlag, device: str) -> str:
     if precision != "auto":
-        return ACCELERATE_NAMES[precision]
+        return "no" if precision == "fp32" else precision
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched != "no":
-        return launched
-    return "bf16" if has_fast_bf16(device) else "no"
-
-
-def _refuse_distributed_type(name: str) -> None:
-    raise UserError(
-        f"the launch configuration asks for {name}, which divides a model among devices; a ResNet has 12 to 60 million "
-        "parameters and fits on one: use distributed_type MULTI_GPU, as in accelerate_configs/two_gpu.yaml"
-    )
+    return "bf16" if launched == "no" and has_fast_bf16(device) else launched
 
 
 def choose_gloo_interface() -> None:

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from helpers.two_processes import run_two
 
 from resnet_in1k.utils import distributed
@@ -34,7 +34,6 @@ def test_precision_follows_the_launch_then_the_device(monkeypatch, launched, ask
 
     class Recorder:
         num_processes, device, log_with = 1, torch.device("cpu"), ()
-        distributed_type = DistributedType.NO
 
         def __init__(self, **how: object):
             chosen.update(how)
@@ -58,17 +57,10 @@ def test_accumulation_of_the_launch_does_not_divide_the_loss(monkeypatch: pytest
     assert weight.grad == 3
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_launch_that_divides_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UserError, match=rf"^the launch configuration asks for {name}, .*: use .* MULTI_GPU"):
-        distributed.make_accelerator(Launch(), "fp32")
-
-
-def test_other_kinds_of_launch_are_refused(monkeypatch: pytest.MonkeyPatch):
-    accelerator = SimpleNamespace(num_processes=1, log_with=[], distributed_type=DistributedType.XLA)
-    monkeypatch.setattr(distributed, "Accelerator", lambda **_: accelerator)
-    with pytest.raises(UserError, match="asks for XLA"):
         distributed.make_accelerator(Launch(), "fp32")
 
 
@@ -84,9 +76,10 @@ def test_gloo_takes_the_interface_that_leads_to_the_main_process(monkeypatch: py
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
-@pytest.mark.parametrize(("name", "message"), [("abacus", "unknown tracker.*tensorboard"), ("wandb", "not installed")])
-def test_tracker_that_cannot_report_is_refused(name: str, message: str):
-    with pytest.raises(UserError, match=f"--report-to {name}: {message}"):
+@pytest.mark.parametrize("name", ["abacus", "wandb"])
+def test_tracker_that_cannot_report_is_refused(name: str):
+    words = rf"--report-to {name}: unknown .*\(pip install {name}\); installed: tensorboard"
+    with pytest.raises(UserError, match=words):
         distributed.make_accelerator(Launch(), "fp32", report_to=name)
 
 
