@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe, write_recipe
 from resnet_in1k.utils.errors import UserError
@@ -59,7 +60,7 @@ def test_the_first_version_is_read_with_later_fields_switched_off(run: RunFolder
     later = {field.name: field for field in dataclasses.fields(Recipe) if field.name not in written}
     assert later.keys() >= {"optimizer", "loss", "initial_image_size", "eval_image_size", "eval_interpolation"}
     assert {name: getattr(recipe, name) for name in later} == {name: each.default for name, each in later.items()}
-    assert (recipe.eval_size, recipe.eval_resize_size) == (64, 73)
+    assert EvalPreprocessing.from_recipe(recipe) == EvalPreprocessing(64, 73)
     assert facts == VERSION_1
 
 

@@ -16,8 +16,7 @@ from resnet_in1k.evaluate.statistics import describe_distance, distance
 from resnet_in1k.model.resolve import REPOSITORY, download
 from resnet_in1k.recipes.published import RECIPES, NamedRecipe
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.scaling import scaled_fields
-from resnet_in1k.recipes.step_counts import accumulation_steps
+from resnet_in1k.recipes.step_counts import accumulation_steps, scaled
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
@@ -30,7 +29,7 @@ from resnet_in1k.utils.validation import lookup
 HUB = "hub:"
 DEFAULT_RECIPE = "tutorial"
 SIZES = ("epochs", "global_batch_size", "image_size")
-"""Fields of Recipe whose change rescales other fields: see recipes/scaling.py."""
+"""Fields of Recipe whose change rescales other fields: see recipes/step_counts.py."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,8 @@ def parse_flags() -> tuple[GivenRecipe, Arguments]:
     sizes = {size: int(flags[size]) for size in SIZES if flags[size].isdecimal()}
     with contextlib.suppress(UserError):  # for a value out of range, which the full parser below refuses by name
         recipe = replace(recipe, lr_batch_rule=flags["lr_batch_rule"] or recipe.lr_batch_rule)
-        fields = scaled_fields(recipe, **sizes)
-        fields.pop("global_batch_size", None)  # the full parser checks it: another flag may make an odd one valid
-        recipe = replace(recipe, **fields)
-    batch = sizes.get("global_batch_size") or recipe.global_batch_size
-    accumulation = accumulation_steps(batch, world_size(), given.named.images_per_forward_pass)
+        recipe = scaled(recipe, **sizes)
+    accumulation = accumulation_steps(recipe.global_batch_size, world_size(), given.named.images_per_forward_pass)
     options = TrainOptions(**given.options, gradient_accumulation_steps=accumulation)
     arguments = parse(Arguments, default=Arguments(recipe=name, options=options, fields=recipe))
     if given.named.needs_weights and arguments.options.init_from is None and not arguments.list_recipes:
@@ -158,8 +154,9 @@ def describe_recipes() -> str:
     for name, named in RECIPES.items():
         recipe = named.recipe
         size = f"{recipe.initial_image_size}-{recipe.image_size}" if recipe.initial_image_size else recipe.image_size
-        numbers = [f"{value:g}" if value is not None else "–" for value in (named.top1, named.top5, named.gpu_hours)]
-        cells = (recipe.epochs, size, recipe.global_batch_size, *numbers, named.hardware, named.measured)
+        top1, top5, hardware, gpu_hours = named.published
+        numbers = [f"{value:g}" if value is not None else "–" for value in (top1, top5, gpu_hours)]
+        cells = (recipe.epochs, size, recipe.global_batch_size, *numbers, hardware, named.measured)
         lines.append(layout.format(name, *cells))
     lines += ["", "px: training image size. Accuracy on ImageNet-1k and GPU hours are published by:"]
     lines += [f"  {name:<13}{named.source}" for name, named in RECIPES.items()]
@@ -173,11 +170,12 @@ def describe_outcome(given: GivenRecipe, run: RunFolder) -> str:
     if result is None:
         return ""
     recipe, facts = read_recipe(run)
+    top1 = given.named.published.top1
     try:
         if given.evaluation is not None:
             text = describe_distance(result, given.evaluation, given.origin)
-        elif given.named.top1 is not None and imagenet.is_of_imagenet(result, facts["data"]["num_train_images"]):
-            text = f"published top-1 of {given.name} {given.named.top1:.2f}%: here {distance(result, given.named.top1)}"
+        elif top1 is not None and imagenet.is_of_imagenet(result, facts["data"]["num_train_images"]):
+            text = f"published top-1 of {given.name} {top1:.2f}%: here {distance(result, top1)}"
         else:
             return ""
         changes = differences((given.named.recipe, given.facts or facts), (recipe, facts))

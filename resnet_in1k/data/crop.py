@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop
 from resnet_in1k.augment.auto_augment import POLICIES
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.sampler import Sample
-from resnet_in1k.recipes.recipe import Interpolation, Recipe
+from resnet_in1k.recipes.recipe import Interpolation, Recipe, resize_size_for
 from resnet_in1k.utils import imagenet, rng
 from resnet_in1k.utils.rng import Stream
 from resnet_in1k.utils.validation import lookup
@@ -85,7 +85,8 @@ class EvalPreprocessing:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> "EvalPreprocessing":
-        return cls(recipe.eval_size, recipe.eval_resize_size, recipe.eval_interpolation)
+        size = recipe.eval_size
+        return cls(size, resize_size_for(size, recipe.eval_crop_ratio), recipe.eval_interpolation)
 
     def at(self, image_size: int) -> "EvalPreprocessing":
         """Return the preprocessing for another image size, with the same ratio of crop and image."""

@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.validation import above, at_least, at_least_and_below, between, out_of_range
+from resnet_in1k.utils.validation import above, at_least, at_least_and_below, between, invalid_fields
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -160,48 +161,34 @@ class Recipe:
                 object.__setattr__(self, each.name, float(getattr(self, each.name)))
             elif each.type == tuple[float, ...]:  # JSON has lists
                 object.__setattr__(self, each.name, tuple(float(value) for value in getattr(self, each.name)))
-        problems = [f"{name} must be {allowed}, not {value!r}" for name, allowed, value in out_of_range(self)]
-        for each in dataclasses.fields(self):
-            if get_origin(each.type) is Literal and getattr(self, each.name) not in get_args(each.type):
-                choices = ", ".join(get_args(each.type))
-                problems.append(f"{each.name} must be one of {choices}, not {getattr(self, each.name)!r}")
+        problems = [f"{name} must be {allowed}, not {value!r}" for name, allowed, value in invalid_fields(self)]
         problems += self._contradictions()
         if problems:
             raise UserError("invalid recipe: " + "; ".join(problems))
 
-    def _contradictions(self) -> list[str]:
-        """Return the problems between two fields, each within its own range."""
+    def _contradictions(self) -> Iterator[str]:
+        """Yield the problems between fields that are each within their own range."""
+        for lower, upper in (("warmup_epochs", "epochs"), ("initial_image_size", "image_size"), ("lr_floor", "lr")):
+            if getattr(self, lower) > getattr(self, upper):
+                yield f"{lower} ({getattr(self, lower)}) must not exceed {upper} ({getattr(self, upper)})"
         start, end, milestones = self.image_size_ramp_start, self.image_size_ramp_end, list(self.lr_milestones)
+        if self.initial_image_size and end <= start:
+            yield f"image_size_ramp_end ({end}) must be after image_size_ramp_start ({start})"
+        if milestones != sorted(set(milestones)):
+            yield f"lr_milestones {milestones} must increase"
+        if self.lr_schedule == "multi_step" and not milestones:
+            yield "lr_schedule multi_step needs lr_milestones"
+        if self.nesterov and not self.momentum:
+            yield "nesterov needs a momentum"
+        if self.alternating_flip and self.hflip_probability:
+            yield "alternating_flip replaces hflip_probability, which must be 0"
         magnitude, highest = self.rand_augment_magnitude, 10 if self.augment_policy == "timm_rand_augment" else 30
-        problems = {
-            f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})": (
-                self.warmup_epochs > self.epochs
-            ),
-            f"initial_image_size ({self.initial_image_size}) must not exceed image_size ({self.image_size})": (
-                self.initial_image_size > self.image_size
-            ),
-            f"image_size_ramp_end ({end}) must be after image_size_ramp_start ({start})": (
-                self.initial_image_size and end <= start
-            ),
-            f"lr_milestones {milestones} must increase": milestones != sorted(set(milestones)),
-            "lr_schedule multi_step needs lr_milestones": self.lr_schedule == "multi_step" and not milestones,
-            f"lr_floor ({self.lr_floor}) must not exceed lr ({self.lr})": self.lr_floor > self.lr,
-            "nesterov needs a momentum": self.nesterov and not self.momentum,
-            "alternating_flip replaces hflip_probability, which must be 0": (
-                self.alternating_flip and self.hflip_probability
-            ),
-            f"global_batch_size ({self.global_batch_size}) must be even, because neighbors are mixed": (
-                self.mixes and self.global_batch_size % 2
-            ),
-            f"rand_augment_magnitude ({magnitude:g}) must be an integer up to {highest}": (
-                magnitude % 1 or magnitude > highest
-            ),
-            "shuffle_window needs sampling uniform, because balanced sampling draws from all images": (
-                self.shuffle_window and self.sampling != "uniform"
-            ),
-            "publish ema needs an ema_decay": self.publish == "ema" and not self.ema_decay,
-        }
-        return [problem for problem, is_there in problems.items() if is_there]
+        if magnitude % 1 or magnitude > highest:
+            yield f"rand_augment_magnitude ({magnitude:g}) must be an integer up to {highest}"
+        if self.shuffle_window and self.sampling != "uniform":
+            yield "shuffle_window needs sampling uniform, because balanced sampling draws from all images"
+        if self.publish == "ema" and not self.ema_decay:
+            yield "publish ema needs an ema_decay"
 
     @property
     def mixes(self) -> bool:
@@ -213,25 +200,14 @@ class Recipe:
         """Side of the center crop in evaluation, in pixels."""
         return self.eval_image_size or self.image_size
 
-    @property
-    def eval_resize_size(self) -> int:
-        """Short side before the center crop in evaluation, in pixels."""
-        return resize_size_for(self.eval_size, self.eval_crop_ratio)
-
     def non_default_fields(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, and those without a default."""
-        return {
-            each.name: getattr(self, each.name)
-            for each in dataclasses.fields(self)
-            if getattr(self, each.name) != each.default
-        }
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        return {name: value for name, value in vars(self).items() if value != defaults[name]}
 
     def fingerprint(self, initial_weights_sha256: str = "") -> str:
-        """Return a sha256 of everything that decides what a step computes.
-
-        That is the fields that differ from their defaults and the initial weights; without `epochs` if no step depends
-        on it.
-        """
+        """Return a sha256 of everything that decides what a step computes: the fields that differ from their defaults,
+        without `epochs` if no step depends on it, and the initial weights."""
         deciding = self.non_default_fields()
         if initial_weights_sha256:
             deciding["init_from"] = initial_weights_sha256
@@ -249,8 +225,8 @@ class Recipe:
 
     def differences(self, other: "Recipe") -> list[str]:
         """Return the changes in `other`, as `field old → new`."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return [f"{name} {mine.get(name)} → {theirs[name]}" for name in theirs if mine.get(name) != theirs[name]]
+        mine = vars(self)
+        return [f"{name} {mine.get(name)} → {value}" for name, value in vars(other).items() if mine.get(name) != value]
 
 
 def resize_size_for(image_size: int, eval_crop_ratio: float) -> int:

@@ -1,6 +1,8 @@
-"""The arithmetic of a run: epochs, steps and batches from the sizes; the image size of an epoch."""
+"""The arithmetic of a run: epochs, steps, batches and image sizes; and a recipe scaled to other ones."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import replace
+from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.errors import UserError
@@ -8,21 +10,11 @@ from resnet_in1k.utils.format import count
 
 NETWORK_STRIDE = 32
 """Factor by which a ResNet reduces images: a size between two multiples costs as much as the larger one."""
+LR_RULES = {"none": lambda ratio: 1.0, "linear": lambda ratio: ratio, "sqrt": math.sqrt}
+"""Factor on the learning rate for a batch that is `ratio` times larger. Linear keeps the expected sum of an epoch's
+updates (https://arxiv.org/abs/1706.02677), the square root keeps its variance (https://arxiv.org/abs/1404.5997)."""
 
 
-def accumulation_steps(global_batch_size: int, num_processes: int, images_per_forward_pass: int) -> int:
-    """Return the fewest accumulation steps with at most that many images in a process's forward pass.
-
-    1 if the batch cannot be divided so, or if `images_per_forward_pass` is 0: no limit.
-    """
-    for steps in range(1, global_batch_size // num_processes + 1) if images_per_forward_pass else ():
-        images, rest = divmod(global_batch_size, num_processes * steps)
-        if rest == 0 and images <= images_per_forward_pass:
-            return steps
-    return 1
-
-
-@dataclass(frozen=True)
 class StepCounts:
     """Sizes that follow from the recipe, the number of processes and the number of images.
 
@@ -32,68 +24,32 @@ class StepCounts:
         UserError: if the global batch cannot be divided evenly, or is larger than the data.
     """
 
-    recipe: Recipe
-    num_processes: int
-    gradient_accumulation_steps: int
-    num_train_images: int
-
-    def __post_init__(self) -> None:
-        batch, parts = self.recipe.global_batch_size, self.num_processes * self.gradient_accumulation_steps
-        if batch % parts:
+    def __init__(self, recipe: Recipe, num_processes: int, gradient_accumulation_steps: int, num_train_images: int):
+        batch, unit = recipe.global_batch_size, num_processes * gradient_accumulation_steps
+        if recipe.mixes:  # each process mixes pairs
+            unit = math.lcm(unit, 2 * num_processes)
+        if batch % unit:
             raise UserError(
-                f"--global-batch-size {batch} cannot be divided evenly among "
-                f"{count(self.num_processes, 'process', 'es')} × "
-                f"{count(self.gradient_accumulation_steps, 'accumulation step')}; use a multiple of {parts}"
+                f"--global-batch-size {batch} cannot be divided evenly among {count(num_processes, 'process', 'es')} × "
+                f"{count(gradient_accumulation_steps, 'accumulation step')}"
+                f"{', in pairs for mixing' if recipe.mixes else ''}; use a multiple of {unit}"
             )
-        if self.recipe.mixes and self.per_process_batch_size % 2:
+        if num_train_images < batch:
             raise UserError(
-                f"--global-batch-size {batch} is {self.per_process_batch_size} images for each of {self.num_processes} "
-                f"processes, and mixing needs pairs; use a multiple of {2 * parts}"
+                f"{num_train_images} training images are fewer than --global-batch-size {batch}; use a smaller batch "
+                "or more images"
             )
-        if self.num_train_images < batch:
-            raise UserError(
-                f"{self.num_train_images} training images are fewer than --global-batch-size {batch}; use a smaller "
-                "batch or more images"
-            )
-
-    @property
-    def per_process_batch_size(self) -> int:
-        """Images per process and optimizer step."""
-        return self.recipe.global_batch_size // self.num_processes
-
-    @property
-    def per_device_batch_size(self) -> int:
-        """Images per process and forward pass."""
-        return self.per_process_batch_size // self.gradient_accumulation_steps
-
-    @property
-    def next_accumulation_steps(self) -> int | None:
-        """Next larger number of accumulation steps that divides the batch; None if a forward pass has one image."""
-        larger = range(self.gradient_accumulation_steps + 1, self.per_process_batch_size + 1)
-        return next((steps for steps in larger if self.per_process_batch_size % steps == 0), None)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Complete global batches in an epoch."""
-        return self.num_train_images // self.recipe.global_batch_size
-
-    @property
-    def total_steps(self) -> int:
-        return self.recipe.epochs * self.steps_per_epoch
-
-    @property
-    def warmup_steps(self) -> int:
-        return round(self.recipe.warmup_epochs * self.steps_per_epoch)
-
-    @property
-    def frozen_steps(self) -> int:
-        """Number of first steps that train only the last layer."""
-        return min(self.recipe.freeze_epochs, self.recipe.epochs) * self.steps_per_epoch
-
-    @property
-    def ema_every_steps(self) -> int:
-        """Steps between two updates of the moving average: the recipe's, but at least one update an epoch."""
-        return min(self.recipe.ema_every_steps, self.steps_per_epoch)
+        self.recipe, self.num_processes = recipe, num_processes
+        self.gradient_accumulation_steps, self.num_train_images = gradient_accumulation_steps, num_train_images
+        self.per_process_batch_size = batch // num_processes  # images per optimizer step
+        self.per_device_batch_size = self.per_process_batch_size // gradient_accumulation_steps  # per forward pass
+        self.steps_per_epoch = num_train_images // batch  # complete global batches
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.warmup_steps = round(recipe.warmup_epochs * self.steps_per_epoch)
+        # The first steps, which train only the last layer.
+        self.frozen_steps = min(recipe.freeze_epochs, recipe.epochs) * self.steps_per_epoch
+        # Steps between two updates of the moving average: at least one update an epoch.
+        self.ema_every_steps = min(recipe.ema_every_steps, self.steps_per_epoch)
 
     def epoch_of(self, step: int) -> int:
         return (step - 1) // self.steps_per_epoch + 1
@@ -104,6 +60,16 @@ class StepCounts:
     def steps_into_epoch(self, step: int) -> int:
         """Position of a step in its epoch, from 1 to steps_per_epoch."""
         return (step - 1) % self.steps_per_epoch + 1
+
+
+def accumulation_steps(global_batch_size: int, num_processes: int, images_per_forward_pass: int) -> int:
+    """Return the fewest accumulation steps with at most that many images in a process's forward pass; 1 if the batch
+    cannot be divided so."""
+    for steps in range(1, global_batch_size // num_processes + 1):
+        images, rest = divmod(global_batch_size, num_processes * steps)
+        if rest == 0 and images <= images_per_forward_pass:
+            return steps
+    return 1
 
 
 def train_image_size(recipe: Recipe, epoch: int) -> int:
@@ -120,3 +86,35 @@ def train_image_size(recipe: Recipe, epoch: int) -> int:
     grown = (recipe.image_size - recipe.initial_image_size) * (epoch - first) / (last - first)
     nearest = round((recipe.initial_image_size + grown) / NETWORK_STRIDE) * NETWORK_STRIDE
     return min(max(recipe.initial_image_size, nearest), recipe.image_size)
+
+
+def scaled(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> Recipe:
+    """Return the recipe for other sizes; 0 leaves a size unchanged.
+
+    The recipe's rule changes `lr` and `lr_floor`. Warm-up, milestones and the epochs in which images grow keep their
+    share of the run. Other image sizes keep their ratio to image_size. The period of the schedule `step` stays, so that
+    such a run may be resumed with more epochs.
+    """
+    changes: dict[str, Any] = {}
+    if global_batch_size:
+        factor = LR_RULES[recipe.lr_batch_rule](global_batch_size / recipe.global_batch_size)
+        changes["global_batch_size"] = global_batch_size
+        changes["lr"], changes["lr_floor"] = recipe.lr * factor, recipe.lr_floor * factor
+    if epochs:
+        share = epochs / recipe.epochs
+        changes["epochs"] = epochs
+        changes["warmup_epochs"] = recipe.warmup_epochs * share
+        changes["lr_milestones"] = tuple(epoch * share for epoch in recipe.lr_milestones)
+        changes["freeze_epochs"] = round(recipe.freeze_epochs * share)
+        if recipe.initial_image_size:
+            start = max(1, round(recipe.image_size_ramp_start * share))
+            changes["image_size_ramp_start"] = start
+            changes["image_size_ramp_end"] = max(start + 1, round(recipe.image_size_ramp_end * share))
+    if image_size and image_size != recipe.image_size:
+        share = image_size / recipe.image_size
+        changes["image_size"] = image_size
+        if recipe.initial_image_size:  # a multiple of 32 px, like the other sizes of a ramp
+            changes["initial_image_size"] = min(image_size, max(32, round(recipe.initial_image_size * share / 32) * 32))
+        if recipe.eval_image_size:
+            changes["eval_image_size"] = max(16, round(recipe.eval_image_size * share / 16) * 16)
+    return replace(recipe, **changes)

@@ -18,7 +18,7 @@ from resnet_in1k.data.decode import IfBad, OnBadImage, read_image
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
-from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.recipes.step_counts import StepCounts, accumulation_steps
 from resnet_in1k.train.agreement import check_run_folder_is_shared, check_same_data
 from resnet_in1k.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from resnet_in1k.train.trainer import Trainer
@@ -214,11 +214,12 @@ def out_of_memory_message(error: RuntimeError, counts: StepCounts | None) -> str
     reason = first_line(error)
     if counts is None:
         return f"out of memory before the first step ({reason}); does something else use this device?"
-    steps = counts.next_accumulation_steps
-    if steps is None:
+    images = counts.per_device_batch_size
+    if images == 1:
         return f"out of memory with 1 image in a forward pass ({reason}); use a smaller --image-size"
+    steps = accumulation_steps(counts.recipe.global_batch_size, counts.num_processes, images - 1)
     return (
-        f"out of memory with {counts.per_device_batch_size} images in a forward pass ({reason}); "
+        f"out of memory with {images} images in a forward pass ({reason}); "
         f"--gradient-accumulation-steps {steps} makes it {counts.per_process_batch_size // steps} and keeps the global "
         f"batch of {counts.recipe.global_batch_size}; what was saved is intact, resume with --resume"
     )

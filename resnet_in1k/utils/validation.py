@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from resnet_in1k.utils.errors import UserError
 
@@ -31,10 +31,12 @@ def at_least_and_below(low: float, high: float) -> Metadata:
     return {"range": (f"at least {low:g} and below {high:g}", lambda value: low <= value < high)}
 
 
-def out_of_range(instance: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield (field, allowed range, value) for each dataclass field that is out of its range. None is always allowed."""
+def invalid_fields(instance: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield (field, allowed values, value) for each dataclass field with another value. None is always allowed."""
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
+        if get_origin(field.type) is Literal and value not in get_args(field.type):
+            yield field.name, f"one of {', '.join(get_args(field.type))}", value
         if "range" not in field.metadata or value is None:
             continue
         allowed, holds = field.metadata["range"]
@@ -45,7 +47,7 @@ def out_of_range(instance: Any) -> Iterator[tuple[str, str, Any]]:
 
 def check_options(options: Any) -> None:
     """Raise UserError for the first option that is out of range, by the name of its flag."""
-    for name, allowed, value in out_of_range(options):
+    for name, allowed, value in invalid_fields(options):
         raise UserError(f"--{name.replace('_', '-')} {value}: must be {allowed}")
 
 

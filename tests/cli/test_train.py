@@ -67,13 +67,6 @@ def test_defaults_follow_the_batch_epochs_and_image_size(monkeypatch):
         assert RECIPES["tutorial"].recipe.incompatibilities(parsed_recipe(monkeypatch, "--epochs", epochs)) == []
 
 
-def test_an_odd_batch_needs_mixing_switched_off(monkeypatch):
-    odd = ["--recipe", "tv2", "--global-batch-size", "33"]
-    with pytest.raises(UserError, match=r"global_batch_size \(33\) must be even, because neighbors are mixed"):
-        parse(monkeypatch, *odd)
-    assert parse(monkeypatch, *odd, "--mixup-alpha", "0", "--cutmix-alpha", "0").fields.global_batch_size == 33
-
-
 @pytest.mark.parametrize(
     ("batch", "processes", "steps"),
     [("2048", "1", 8), ("2048", "2", 4), ("256", "1", 1), ("8", "2", 1), ("1000", "1", 4)],

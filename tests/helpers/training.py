@@ -13,7 +13,7 @@ from helpers.processes import TINY_FIELDS
 from resnet_in1k.model.resnet import LAYOUTS
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.scaling import scaled_fields
+from resnet_in1k.recipes.step_counts import scaled
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
@@ -70,6 +70,6 @@ def narrow_resnet18() -> Iterator[None]:
 def small_version(name: str) -> tuple[Recipe, dict[str, int]]:
     """A named recipe for one epoch of four steps on few small images, as its flags would make it; and options."""
     named = RECIPES[name]
-    recipe = replace(named.recipe, **scaled_fields(named.recipe, 1, 8, 32), model="resnet18")
+    recipe = replace(scaled(named.recipe, 1, 8, 32), model="resnet18")
     how = {"checkpoint_every": 2, "keep_checkpoints": 9}
     return recipe, {**how, "gradient_accumulation_steps": 2 if named.images_per_forward_pass else 1}

@@ -5,6 +5,7 @@ from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.optim.lr import LR_SCHEDULES
 from resnet_in1k.optim.optimizers import OPTIMIZERS
 from resnet_in1k.recipes.published import RECIPES, NamedRecipe
+from resnet_in1k.recipes.recipe import resize_size_for
 
 
 def test_numbers_of_the_tutorial():
@@ -13,7 +14,7 @@ def test_numbers_of_the_tutorial():
     assert (recipe.epochs, recipe.global_batch_size) == (20, 256)
     assert (recipe.lr, recipe.momentum, recipe.weight_decay) == (0.1, 0.9, 1e-4)
     assert (recipe.lr_schedule, recipe.lr_step_epochs, recipe.lr_step_factor) == ("step", 5, 0.2)
-    assert (recipe.image_size, recipe.eval_resize_size, recipe.rotation_degrees) == (224, 256, 10)
+    assert (recipe.image_size, recipe.eval_crop_ratio, recipe.rotation_degrees) == (224, 0.875, 10)
     assert {getattr(recipe, name) for name in ("brightness", "contrast", "saturation", "hue")} == {0.2}
     assert (recipe.hflip_probability, recipe.crop_scale_min, recipe.label_smoothing) == (0.5, 0.08, 0)
     assert (recipe.loss, recipe.optimizer, recipe.warmup_epochs) == ("cross_entropy", "sgd", 0)
@@ -27,10 +28,10 @@ def test_every_recipe_can_be_built_and_says_what_is_published(named: NamedRecipe
     assert recipe.lr_schedule in LR_SCHEDULES
     assert recipe.augment_policy in POLICIES
     assert named.source
-    assert named.hardware
+    assert named.published.hardware
     assert named.measured
-    if named.top1 is not None:
-        assert 70 < named.top1 < 82
+    if named.published.top1 is not None:
+        assert 70 < named.published.top1 < 82
         assert "http" in named.source
 
 
@@ -53,5 +54,5 @@ def test_published_numbers_of_each_recipe():
         r = RECIPES[name].recipe
         assert numbers == (
             *(r.epochs, r.global_batch_size, r.optimizer, r.lr, r.weight_decay),
-            *(r.image_size, r.eval_size, r.eval_resize_size),
+            *(r.image_size, r.eval_size, resize_size_for(r.eval_size, r.eval_crop_ratio)),
         ), name

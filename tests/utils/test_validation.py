@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from resnet_in1k.utils.validation import above, at_least, at_least_and_below, between, out_of_range
+from resnet_in1k.utils.validation import above, at_least, at_least_and_below, between, invalid_fields
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,6 @@ def test_range_in_words_and_at_its_ends(metadata, words: str, inside: list[float
         value: float = field(metadata=metadata)
 
     for value in inside:
-        assert list(out_of_range(Options(value))) == []
+        assert list(invalid_fields(Options(value))) == []
     for value in [*outside, float("nan"), float("inf")]:
-        assert [(name, text) for name, text, _ in out_of_range(Options(value))] == [("value", words)]
+        assert [(name, text) for name, text, _ in invalid_fields(Options(value))] == [("value", words)]
