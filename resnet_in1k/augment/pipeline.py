@@ -3,6 +3,7 @@
 Loader workers crop the images and apply the recipe's policy before: see data/crop.py.
 """
 
+import zlib
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Augmentation:
         """Draw for the global batch, and return this process's rows: a function of (seed, operation's name, step)."""
         draws: Draws = {}
         for operation in self._operations:
-            generator = rng.generator(self._recipe.seed, Stream.AUGMENT, rng.name_key(operation.name), step)
+            generator = rng.generator(self._recipe.seed, Stream.AUGMENT, zlib.crc32(operation.name.encode()), step)
             draws |= operation.draw(self._recipe, generator)
         return {name: values[self._rows] for name, values in draws.items()}
 

@@ -44,7 +44,7 @@ from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.launch import Launch, rank
 from resnet_in1k.utils.pool import worker_context
-from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize
+from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize, waiting_share
 from resnet_in1k.utils.validation import at_least, check_options
 
 NUM_CLASSES, LR = 1000, 0.01
@@ -164,7 +164,7 @@ class Bench:
         augmentation = Augmentation(self.recipe, num_classes)
 
         def ours() -> Iterator[None]:
-            total.add(stopwatch.lap())  # of the repetition before
+            total.update(stopwatch.lap())  # of the repetition before
             batches = self._prefetched(source, augmentation.apply_to)
             for number in count():
                 if number == self.num_warmup_steps:
@@ -179,8 +179,8 @@ class Bench:
         rates = self._measure(
             ours=ours, tutorial=lambda: (tutorial(*batch) for batch in self._tutorial_batches(source))
         )
-        total.add(stopwatch.lap())
-        waiting = {"waiting_share": total.waiting_share, "advice": bottleneck(total, self.workers)}
+        total.update(stopwatch.lap())
+        waiting = {"waiting_share": waiting_share(total), "advice": bottleneck(total, self.workers)}
         return {**rates, **waiting, "workers": self.workers}
 
     def _several_processes(self, step: TrainStep, take_step: Callable[[], None]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from resnet_in1k.utils.console import Console
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration, first_line, shorten
 from resnet_in1k.utils.launch import Launch
-from resnet_in1k.utils.timing import REPORTED_WAITING_SHARE, Lap, Stopwatch, bottleneck
+from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, waiting_share
 
 
 class TrainLog:
@@ -134,7 +134,7 @@ class TrainLog:
             f"{evaluation.summary()}\n"
             + "".join(f"  {evaluation.weights} above, {each.weights}: {each.summary()}\n" for each in others)
             + f"  load {lap['load']:.1f} s, train {lap['train']:.1f} s, validate {lap['val']:.1f} s; "
-            f"waited for data {lap.waiting_share:.1%} of the training time{self._bottleneck(lap)}"
+            f"waited for data {waiting_share(lap):.1%} of the training time{self._bottleneck(lap)}"
         )
         if evaluation.bad_images:
             self._console.print(f"  unreadable: {shorten(list(evaluation.bad_images))}")
@@ -175,8 +175,8 @@ class TrainLog:
         names = ("load", "train", "val")
         own = self.stopwatch.lap()
         row = torch.tensor([[own[name] for name in names]], device=self._accelerator.device)
-        lap = Lap(zip(names, max(self._accelerator.gather(row).tolist()), strict=True))  # "load" comes first
-        self._epoch_lap.add(lap)
+        lap = Lap(dict(zip(names, max(self._accelerator.gather(row).tolist()), strict=True)))  # "load" comes first
+        self._epoch_lap.update(lap)
         return lap
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -184,7 +184,8 @@ class TrainLog:
         self.trackers.log(record)
 
     def _bottleneck(self, lap: Lap) -> str:
-        return f": {bottleneck(lap, self._num_workers)}" if lap.waiting_share > REPORTED_WAITING_SHARE else ""
+        advice = bottleneck(lap, self._num_workers)
+        return "" if advice == "compute-bound" else f": {advice}"
 
 
 def mean(values: list[float]) -> float:

@@ -16,7 +16,7 @@ from resnet_in1k.train.preflight import CPU_SMOKE_TEST_IMAGES, take_step
 from resnet_in1k.train.step import adjusted_ema_decay
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils.device import PRECISIONS, hardware_name, missing_capabilities, reproducible_float32
-from resnet_in1k.utils.format import count, dollars, duration
+from resnet_in1k.utils.format import count, duration
 from resnet_in1k.utils.timing import synchronize
 
 MAX_ROWS = 16
@@ -108,7 +108,7 @@ def forecast(run: Trainer) -> str:
     return (
         f"{describe_schedule(counts)}\n"
         f"forecast      about {duration(total)} on this hardware, of which validation {duration(eval_seconds)}"
-        + (f"; {dollars(total, price)} at {price:g} dollars per hour" if price else "")
+        + (f"; {total / 3600 * price:,.2f} dollars at {price:g} dollars per hour" if price else "")
         + f"\n              measured now, images/s: training steps {steps}; loading {load_rate:,.0f}; validation "
         f"{eval_rate:,.0f}"
     )

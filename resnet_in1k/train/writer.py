@@ -22,7 +22,7 @@ from resnet_in1k.train.checkpoint import (
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
-from resnet_in1k.utils.plots import LiveFigure, draw_curves, save_curves
+from resnet_in1k.utils.plots import draw_curves, save_figure, show_in_notebook
 
 
 class RunWriter:
@@ -36,7 +36,7 @@ class RunWriter:
         self._folder, self._launch, self._keep_checkpoints = folder, launch, keep_checkpoints
         self._damaged: set[int] = set()  # steps of checkpoints that were skipped when the run was resumed
         self._lock: TextIO | None = None
-        self._live_figure = LiveFigure()
+        self._shown: Any = None  # a notebook's handle of the curves
 
     def acquire_lock(self) -> None:
         """Make the folder, lock it until this process ends, and remove what a killed run has left incomplete."""
@@ -124,8 +124,9 @@ class RunWriter:
                 state.best_evaluation = evaluation.to_json(files.sha256_of(self._folder.weights))
                 files.write_json(self._folder.evaluation, state.best_evaluation)
             figure = draw_curves(self._folder.records(), title, evaluation.counts["top_k"])
-            save_curves(figure, self._folder.curves)
-            self._live_figure.show(figure)
+            for suffix in (".svg", ".png"):
+                save_figure(figure, self._folder.curves.with_suffix(suffix))
+            self._shown = show_in_notebook(figure, self._shown)
             rewrite_state(self._folder.checkpoints, state)
             self._prune(state)
 

@@ -33,20 +33,11 @@ def shorten(names: Sequence[str], at_most: int = 3) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time in two units: 40 s, 12 min 5 s, 3 h 20 min, 2 d 4 h."""
-    for size, unit, smaller_size, smaller_unit in [
-        (86_400, "d", 3_600, "h"),
-        (3_600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ]:
+    for size, unit, smaller, smaller_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
-            units, rest = divmod(round(seconds / smaller_size), size // smaller_size)
+            units, rest = divmod(round(seconds / smaller), size // smaller)
             return f"{units} {unit} {rest} {smaller_unit}"
     return f"{seconds:.0f} s"
-
-
-def dollars(seconds: float, per_hour: float) -> str:
-    """Return the price of a time: 12.30 dollars."""
-    return f"{seconds / 3600 * per_hour:,.2f} dollars"
 
 
 def file_size(num_bytes: float) -> str:

@@ -12,16 +12,13 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Mean and standard deviation per channel, for RGB values from 0 to 1, as in torchvision and timm."""
 
-WNIDS_FILE = Path(__file__).with_name("imagenet_wnids.txt")
-"""WordNet ids of the classes in the order of their labels, one a line; they are the names of ImageNet's folders."""
-
 
 @functools.cache
 def names_by_wnid() -> dict[str, str]:
-    """Return torchvision's 1000 class names by WordNet id."""
+    """Return torchvision's 1000 class names in the order of their labels, by WordNet id: the name of the folder."""
     from torchvision.models import ResNet50_Weights
 
-    wnids = WNIDS_FILE.read_text(encoding="ascii").split()
+    wnids = Path(__file__).with_name("imagenet_wnids.txt").read_text(encoding="ascii").split()
     return dict(zip(wnids, ResNet50_Weights.IMAGENET1K_V2.meta["categories"], strict=True))
 
 
@@ -48,18 +45,13 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
     return list(known) if agreeing >= 900 else None
 
 
-def is_imagenet_1k(class_names: Sequence[str]) -> bool:
-    """True if these are the WordNet ids of its 1000 classes, in order."""
-    return len(class_names) == 1000 and list(class_names) == list(names_by_wnid())
-
-
 def is_of_imagenet(evaluation: dict[str, Any], num_train_images: int) -> bool:
     """True if an eval.json was measured on ImageNet-1k's own validation split, after training on its train split.
 
     The numbers of images decide, too, because other datasets have the same classes (ImageNetV2, subsets).
     """
     return (
-        is_imagenet_1k(evaluation["class_names"])
+        list(evaluation["class_names"]) == list(names_by_wnid())
         and (evaluation["split"], evaluation["num_images"]) == ("val", NUM_VAL_IMAGES)
         and num_train_images == NUM_TRAIN_IMAGES
     )

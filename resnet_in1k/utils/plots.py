@@ -56,24 +56,21 @@ def draw_curves(records: Sequence[dict[str, Any]], title: str, top_k: int = 5) -
     epochs = [record for record in records if record["kind"] == "epoch"]
     numbers = [record["epoch"] for record in epochs]
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    loss_axis = figure.add_subplot(title=title, xlabel="epoch")
-    accuracy_axis = loss_axis.twinx()
-    for axis, label, color in (
-        (loss_axis, "train loss", LOSS_COLOR),
-        (accuracy_axis, "validation accuracy", TOP1_COLOR),
-    ):
+    left = figure.add_subplot(title=title, xlabel="epoch")
+    right = left.twinx()
+    for axis, label, color in ((left, "train loss", LOSS_COLOR), (right, "validation accuracy", TOP1_COLOR)):
         axis.set_ylabel(label, color=color)
         axis.tick_params(axis="y", labelcolor=color)
         axis.spines["top"].set_visible(False)
-    loss_axis.grid(alpha=0.25)
-    accuracy_axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    accuracy_axis.set_ylim(0, 1.02)
+    left.grid(alpha=0.25)
+    right.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    right.set_ylim(0, 1.02)
 
     lines = []
     for axis, key, label, color, style in (
-        (loss_axis, "train_loss", "train loss", LOSS_COLOR, "-"),
-        (accuracy_axis, "top1_accuracy", "top-1", TOP1_COLOR, "-"),
-        (accuracy_axis, "top5_accuracy", f"top-{top_k}", TOP5_COLOR, "--"),
+        (left, "train_loss", "train loss", LOSS_COLOR, "-"),
+        (right, "top1_accuracy", "top-1", TOP1_COLOR, "-"),
+        (right, "top5_accuracy", f"top-{top_k}", TOP5_COLOR, "--"),
     ):
         values = [record[key] for record in epochs]
         lines += axis.plot(numbers, values, color=color, linestyle=style, marker=".", label=label)
@@ -81,31 +78,18 @@ def draw_curves(records: Sequence[dict[str, Any]], title: str, top_k: int = 5) -
         best = max(epochs, key=lambda record: record["top1_accuracy"])
         label = f"best: {best['top1_accuracy']:.2%} after epoch {best['epoch']}"
         circle = {"fillstyle": "none", "markersize": 9, "color": TOP1_COLOR}
-        lines += accuracy_axis.plot(best["epoch"], best["top1_accuracy"], "o", label=label, **circle)
-        loss_axis.set_xlim(0.5, max(numbers) + 0.5)
-    loss_axis.set_ylim(bottom=0)
-    loss_axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        lines += right.plot(best["epoch"], best["top1_accuracy"], "o", label=label, **circle)
+        left.set_xlim(0.5, max(numbers) + 0.5)
+    left.set_ylim(bottom=0)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
-def save_curves(figure: "Figure", path: Path) -> None:
-    """Write `path`.svg and `path`.png."""
-    for suffix in (".svg", ".png"):
-        save_figure(figure, path.with_suffix(suffix))
-
-
-class LiveFigure:
-    """One figure of a notebook that each update replaces in place; outside a notebook, nothing."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-
-    def show(self, figure: "Figure") -> None:
-        if not in_notebook():
-            return
-        display = sys.modules["IPython"].display
-        if self._handle is None:
-            self._handle = display.display(figure, display_id=True)
-        else:
-            self._handle.update(figure)
+def show_in_notebook(figure: "Figure", handle: Any = None) -> Any:
+    """In a notebook, show a figure in place of that of the handle, if any, and return the handle of the figure."""
+    if in_notebook() and handle is None:
+        return sys.modules["IPython"].display.display(figure, display_id=True)
+    if handle is not None:
+        handle.update(figure)
+    return handle

@@ -22,8 +22,6 @@ from resnet_in1k.utils.signals import SIGNALS
 T = TypeVar("T")
 R = TypeVar("R")
 
-PARENT_CHECKED_EVERY_SECONDS = 2.0
-
 
 def worker_context() -> str | None:
     """Return the start method of workers; None for Python's default."""
@@ -48,7 +46,7 @@ def end_with_parent(parent: int) -> None:
         # torch's own check compares with the parent at the worker's start. If that one has been killed by then, the
         # worker would never end, and would keep the memory and the open pipes of the run.
         while os.getppid() == parent:
-            time.sleep(PARENT_CHECKED_EVERY_SECONDS)
+            time.sleep(2)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

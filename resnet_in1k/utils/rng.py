@@ -5,7 +5,6 @@ a run can be resumed at any step, on any number of processes and workers, with t
 """
 
 import random
-import zlib
 from enum import IntEnum
 
 import numpy as np
@@ -32,11 +31,6 @@ def key(seed: int, stream: Stream, *position: int) -> int:
 
 def generator(seed: int, stream: Stream, *position: int) -> torch.Generator:
     return torch.Generator().manual_seed(key(seed, stream, *position))
-
-
-def name_key(name: str) -> int:
-    """Return a number for a name, the same in every process and version: part of a stream's position."""
-    return zlib.crc32(name.encode())
 
 
 def key_global_generator(seed: int, stream: Stream, *position: int) -> None:

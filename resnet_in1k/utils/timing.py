@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -11,25 +11,8 @@ import torch
 from resnet_in1k.utils.device import capabilities
 from resnet_in1k.utils.format import count
 
-REPORTED_WAITING_SHARE = 0.10
-"""A larger share of waiting for data is reported."""
-
-
-class Lap(dict[str, float]):
-    """Seconds by section; a section that never ran took 0."""
-
-    def __missing__(self, name: str) -> float:
-        return 0.0
-
-    def add(self, other: "Lap") -> None:
-        for name, seconds in other.items():
-            self[name] += seconds
-
-    @property
-    def waiting_share(self) -> float:
-        """Share of the training time, from 0 to 1, in which the device waited for data."""
-        total = self["load"] + self["train"]
-        return self["load"] / total if total else 0.0
+Lap = Counter
+"""Seconds by section; a section that never ran took 0, and `update` adds."""
 
 
 class Stopwatch:
@@ -47,7 +30,7 @@ class Stopwatch:
     def __init__(self, device: torch.device):
         self._device = device
         self._pending: list[tuple[str, torch.Event, torch.Event]] = []
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._seconds = Lap()
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -68,9 +51,7 @@ class Stopwatch:
         for name, start, end in self._pending:
             end.synchronize()
             self._seconds[name] += start.elapsed_time(end) / 1000
-        lap = Lap(self._seconds)
-        self._pending.clear()
-        self._seconds = defaultdict(float)
+        lap, self._seconds, self._pending = self._seconds, Lap(), []
         return lap
 
 
@@ -80,10 +61,15 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def waiting_share(lap: Lap) -> float:
+    """Return the share of the training time, from 0 to 1, in which the device waited for data."""
+    total = lap["load"] + lap["train"]
+    return lap["load"] / total if total else 0.0
+
+
 def bottleneck(lap: Lap, num_workers: int) -> str:
-    """Return whether loading or computing limits the speed; and for loading, the number of workers that would keep
-    up."""
-    if lap.waiting_share <= REPORTED_WAITING_SHARE:
+    """Return "compute-bound" or, if the device waits for more than a tenth of the time, how many workers to add."""
+    if waiting_share(lap) <= 0.1:
         return "compute-bound"
     # The workers make a batch in load + train seconds; to keep up they may take only the train seconds.
     more = math.ceil(max(num_workers, 1) * lap["load"] / lap["train"])

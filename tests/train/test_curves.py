@@ -9,7 +9,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from resnet_in1k.utils.plots import LiveFigure, draw_curves, save_curves
+from resnet_in1k.utils.plots import draw_curves, save_figure, show_in_notebook
 
 TOP1 = [0.1, 0.55, 0.9, 0.85]
 RECORDS = [{"kind": "train", "epoch": 1, "step": 5, "loss": 9.0}] + [
@@ -39,7 +39,9 @@ def test_saved_as_svg_and_png_without_a_display_or_a_warning(tmp_path: Path, mon
     monkeypatch.delenv("DISPLAY", raising=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        save_curves(draw_curves(RECORDS[:num_records], "a run"), tmp_path / "curves")
+        figure = draw_curves(RECORDS[:num_records], "a run")
+        for name in ("curves.png", "curves.svg"):
+            save_figure(figure, tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "curves.svg"]
     assert "<svg" in (tmp_path / "curves.svg").read_text()
     image = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
@@ -53,9 +55,8 @@ def test_in_a_notebook_one_figure_is_updated_in_place(monkeypatch: pytest.Monkey
     shell.kernel = None  # what a Jupyter kernel's shell has, and a terminal's has not
     monkeypatch.setattr(shell.display_pub, "outputs", [])
     try:
-        live = LiveFigure()
-        live.show(draw_curves(RECORDS[:2], "a run"))
-        live.show(draw_curves(RECORDS, "a run"))
+        handle = show_in_notebook(draw_curves(RECORDS[:2], "a run"))
+        assert show_in_notebook(draw_curves(RECORDS, "a run"), handle) is handle
         first, second = shell.display_pub.outputs
     finally:
         InteractiveShell.clear_instance()
@@ -65,5 +66,5 @@ def test_in_a_notebook_one_figure_is_updated_in_place(monkeypatch: pytest.Monkey
 
 
 def test_outside_a_notebook_nothing_is_displayed(capsys: pytest.CaptureFixture):
-    LiveFigure().show(draw_curves(RECORDS, "a run"))
+    assert show_in_notebook(draw_curves(RECORDS, "a run")) is None
     assert capsys.readouterr() == ("", "")

@@ -35,10 +35,6 @@ def test_every_seed_stream_and_position_draws_otherwise():
     assert len({tuple(draw) for draw in draws}) == 3 * len(Stream) * 3 * 3
 
 
-def test_name_key_is_the_crc32_of_the_name():
-    assert rng.name_key("123456789") == 0xCBF43926  # the check value of CRC-32
-
-
 def test_global_generator_draws_as_one_of_the_same_key():
     torch.manual_seed(0)
     rng.key_global_generator(5, Stream.CROP, 1, 2)
