@@ -10,11 +10,10 @@ from typing import Literal
 import torch
 
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.format import count
 
 ACCELERATE_DEVICES = ("cuda", "xpu", "mps", "npu", "mlu", "musa", "sdaa", "hpu", "neuron")
 """Device types that Accelerate supports; on any other accelerator it uses the CPU."""
-VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
-"""Environment variable that hides devices, by type."""
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 PrecisionFlag = Literal["auto", "fp32", "bf16", "fp16"]
@@ -58,8 +57,13 @@ def capabilities(device: str) -> frozenset[str]:
 
     This initializes the device: call it after all loader workers have been forked.
     """
-    names = CAPABILITIES if device != "cpu" else ("fused_optimizers",)
-    return frozenset(name for name in names if _works(CAPABILITIES[name][0], torch.device(device)))
+    found = set()
+    for name in CAPABILITIES if device != "cpu" else ("fused_optimizers",):
+        # torch raises one of these for a feature that a backend does not have.
+        with contextlib.suppress(RuntimeError, AssertionError, AttributeError, TypeError, ValueError):
+            if CAPABILITIES[name][0](torch.device(device)):
+                found.add(name)
+    return frozenset(found)
 
 
 def missing_capabilities(device: str) -> list[str]:
@@ -72,13 +76,6 @@ def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor from the CPU; the host does not wait, if the device copies from pinned memory."""
     pin = "pinned_memory" in capabilities(device.type)
     return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
-
-
-def _works(attempt: Callable[[torch.device], bool], device: torch.device) -> bool:
-    try:
-        return attempt(device)
-    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError):
-        return False  # torch raises one of these for a feature that a backend does not have
 
 
 def _try_streams(device: torch.device) -> bool:
@@ -156,16 +153,11 @@ def usable_cores() -> int:
     import psutil  # not at the top: prediction in another program does not need it
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, _container_cores()))
-
-
-def _container_cores(cpu_max: Path = CGROUPS / "cpu.max") -> int:
-    """A container's CPU quota in cores, as `docker --cpus` sets it; a very large number if there is none."""
-    try:
-        quota, period = cpu_max.read_text(encoding="ascii").split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no cgroup v2 here, or "max"
-        return 1 << 20
+    cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2 here, or "max"
+        quota, period = map(int, (CGROUPS / "cpu.max").read_text(encoding="ascii").split())  # as by `docker --cpus`
+        cores = min(cores, quota // period)
+    return max(1, cores)
 
 
 def choose_cpu_threads(device: torch.device, cpu_threads: int | None) -> int:
@@ -189,14 +181,13 @@ def choose_workers(num_workers: int | None) -> int:
 
 def check_enough_gpus() -> None:
     """Raise UserError if this machine has GPUs, but fewer than processes; NCCL's own error would be obscure."""
-    kind, needed = device_type(), local_world_size()
-    visible = torch.accelerator.device_count() if kind != "cpu" else 0
+    needed = local_world_size()
+    visible = torch.accelerator.device_count() if device_type() != "cpu" else 0
     if 0 < visible < needed:
-        check = f", or check {VISIBLE_DEVICES[kind]}" if kind in VISIBLE_DEVICES else ""
         raise UserError(
-            f"{needed} processes were launched on this machine, but only {visible} "
-            f"{'GPU is' if visible == 1 else 'GPUs are'} visible; set num_processes: {visible} in the Accelerate "
-            f"config (or --num_processes {visible}){check}"
+            f"{needed} processes were launched on this machine, where only {count(visible, 'GPU')} can be seen; set "
+            f"num_processes: {visible} in the Accelerate config (or --num_processes {visible}), or show more by "
+            "CUDA_VISIBLE_DEVICES or the variable that hides devices of another type"
         )
 
 
