@@ -103,7 +103,7 @@ def test_what_cannot_be_divided_is_named(classes: Path, image_folder: Path, tmp_
         (str(image_folder), r"--val-share: .* has a val split; omit --val-share, or give --data .*train$"),
         ("digits", "--val-share is for images without a val split; digits has one"),
         (shards, "has a val split; omit --val-share, or name the shards by a pattern"),
-        (table, r"has a val split, validation; omit --val-share, or give --data hf:.*/table::train$"),
+        (table, "has a val split, validation; omit --val-share, or name one split: hf:NAME:CONFIG:"),
     ):
         with pytest.raises(UserError, match=message):
             open_source(data, "val", 0.2)

@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from resnet_in1k.data.decode import read_image
+from resnet_in1k.data.hf_dataset import FORM
 from resnet_in1k.data.registry import open_source, open_train_and_val
 from resnet_in1k.utils.errors import ProcessError, UserError
 from resnet_in1k.utils.imagenet import names_by_wnid
@@ -93,14 +94,14 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path):
     labels = write_table(tmp_path / "b", second=(datasets.ClassLabel(names=["x"]), [0] * 3))
     for data, message in (
         (images, "2 columns of images, need one; the columns: picture (Image), kind (ClassLabel), second (Image)"),
-        (labels, f"2 columns of ClassLabel; name one: {labels}:::COLUMN; the columns: picture (Image)"),
+        (labels, f"2 columns of ClassLabel; name one: {FORM}; the columns: picture (Image)"),
         (write_table(tmp_path / "c", labels=(0, None, -1)), "2 of 3 images in train have no label"),
         (f"hf:{tmp_path}/nowhere", "cannot be loaded (FileNotFoundError: "),
-        (f"{images}::train", f"names one split; training needs two: give --data {images}::train,VAL, or --val-share"),
+        (f"{images}::train", f"names one split; name two: {FORM}, or give --val-share"),
     ):
         assert message in refused(data)
     data = write_table(tmp_path / "d")
-    expected = f"no split named validation or val or valid or test, but train; give --data {data}::TRAIN,VAL or --val"
+    expected = f"no split named validation or val or valid or test, but train; name them: {FORM}, or give --val-share"
     assert expected in refused(data, "val")
 
 
@@ -159,15 +160,14 @@ def test_a_dataset_of_the_hub_has_the_images_of_its_folder_also_offline(
         url = nowhere + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
     error = refused("hf:someone/others")
-    assert "hf:someone/others cannot be loaded (Couldn't reach 'someone/others' on the Hub" in error
-    assert error.endswith("without a network, only datasets that were downloaded to this machine's HF_HOME can be read")
+    assert "hf:someone/others cannot be loaded (ConnectionError: Couldn't reach 'someone/others' on the Hub" in error
+    assert error.endswith("without a network, only datasets in this machine's HF_HOME can be read")
 
 
 def test_a_gated_dataset_needs_its_terms_accepted(animals: Repo, monkeypatch: pytest.MonkeyPatch):
     animals.gated = True
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    advice = f"accept its terms at https://huggingface.co/datasets/{NAME}, then `hf auth login`"
-    assert refused(f"hf:{NAME}").endswith(advice)
+    assert refused(f"hf:{NAME}").endswith(f"a gated one its terms accepted at https://huggingface.co/datasets/{NAME}")
     animals.accepted_by.add("me")
     assert len(open_source(f"hf:{NAME}", "train")) == 37
 
@@ -177,4 +177,4 @@ def test_a_missing_dataset_and_a_private_one_look_alike(animals: Repo):
     for name in (NAME, "someone/nothing"):
         error = refused(f"hf:{name}")
         assert f"Dataset '{name}' doesn't exist on the Hub or cannot be accessed" in error
-        assert error.endswith("check the name; a private or gated dataset needs `hf auth login`")
+        assert "; check the name; a private one needs `hf auth login`" in error
