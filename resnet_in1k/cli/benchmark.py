@@ -31,7 +31,7 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Prefetched, Tensors, prefetch_to_device
 from resnet_in1k.data.registry import open_source
-from resnet_in1k.data.sampler import TrainSampler
+from resnet_in1k.data.sampler import train_specs
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
@@ -234,20 +234,21 @@ class Bench:
             raise UserError(f"{self.options.data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
         # More steps than are measured: at the last one the workers are as busy as at the first.
         last_step = self.num_warmup_steps + self.num_steps + PREFETCH_FACTOR * self.workers
-        self.sampler = TrainSampler(StepCounts(self.recipe, 1, 1, len(source)), 1, last_step, labels=source.labels)
+        self.counts = StepCounts(self.recipe, 1, 1, len(source))
+        self.specs = list(train_specs(self.counts, 1, last_step, labels=source.labels))
         return source
 
     def _prefetched(
         self, source: Source, prepare: Callable[[Batch], Tensors] = lambda batch: (batch.images, batch.labels)
     ) -> Iterator[Prefetched]:
-        with train_loader(source, self.sampler.step_counts, self.workers) as loader:
-            yield from prefetch_to_device(loader.batches(self.sampler), self.device, prepare)
+        with train_loader(source, self.counts, self.workers) as loader:
+            yield from prefetch_to_device(loader.batches(self.specs), self.device, prepare)
 
     def _torch_loader(self, dataset: Dataset) -> DataLoader:
         """Return torch's DataLoader with the batches and the prefetch factor of our loader."""
         return DataLoader(
             dataset,
-            batch_sampler=[batch.indices.tolist() for batch in self.sampler],
+            batch_sampler=[[sample.index for sample in spec.samples] for spec in self.specs],
             num_workers=self.workers,
             prefetch_factor=PREFETCH_FACTOR,
             pin_memory="pinned_memory" in devices.capabilities(self.device.type),

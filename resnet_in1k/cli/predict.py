@@ -18,7 +18,7 @@ from resnet_in1k.cli.evaluate import InferenceOptions
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_folder import list_images, open_paths
 from resnet_in1k.data.loader import Batch, prefetch_to_device
-from resnet_in1k.data.sampler import EvalSampler
+from resnet_in1k.data.sampler import eval_specs
 from resnet_in1k.evaluate.evaluation import eval_loader
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
@@ -107,8 +107,8 @@ def _probabilities(options: PredictOptions, model: ResNet, preprocessing: EvalPr
         return normalize(batch.images, preprocessing.mean, preprocessing.std), batch.indices
 
     def predict_readable() -> Iterator[np.ndarray | str]:
-        order = EvalSampler(len(source), options.batch_size, preprocessing.image_size)
-        for bad_images, take in prefetch_to_device(loader.batches(order), device, prepare):
+        specs = eval_specs(len(source), options.batch_size, preprocessing.image_size)
+        for bad_images, take in prefetch_to_device(loader.batches(specs), device, prepare):
             with torch.inference_mode(), reproducible_float32():
                 images, indices = take()
                 rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)

@@ -178,7 +178,7 @@ class SlotWriter(Dataset):
 
 def _slot_view(slots: torch.Tensor, slot: int, spec: BatchSpec) -> torch.Tensor:
     """(B, S, S, 3): the layout of decoded images and of the network's input."""
-    shape = (len(spec.indices), spec.image_size, spec.image_size, 3)
+    shape = (len(spec.samples), spec.image_size, spec.image_size, 3)
     return slots[slot, : math.prod(shape)].view(shape)
 
 

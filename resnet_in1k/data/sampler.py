@@ -1,12 +1,12 @@
 """The images of each batch: a function of the seed, the epoch and the step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
 from resnet_in1k.utils import rng
 from resnet_in1k.utils.rng import Stream
@@ -34,44 +34,38 @@ class BatchSpec(NamedTuple):
     step: int
     """Optimizer step in training, number of the batch in evaluation."""
     image_size: int
-    epoch: int
-    """0 in evaluation."""
-    indices: np.ndarray
-    """(B,) int64, positions in the source."""
-    copies: np.ndarray
-    """(B,) int64, see Sample.copy."""
-
-    @property
-    def samples(self) -> list[Sample]:
-        return [Sample(self.epoch, *each) for each in zip(self.indices.tolist(), self.copies.tolist(), strict=True)]
+    samples: list[Sample]
 
 
-def epoch_order(num_images: int, seed: int, epoch: int) -> torch.Tensor:
-    """Permutation of an epoch's images, (N,) int64; a function of (seed, epoch)."""
-    return torch.randperm(num_images, generator=rng.generator(seed, Stream.ORDER, epoch))
-
-
-def windowed_order(shard_of: np.ndarray, window: int, seed: int, epoch: int) -> torch.Tensor:
-    """Permutation of an epoch's images for slow random reads, (N,) int64: shards are shuffled and read `window` at a
-    time, and the images of these shards are shuffled together.
+def epoch_order(
+    recipe: Recipe,
+    num_images: int,
+    epoch: int,
+    labels: np.ndarray | None = None,
+    shard_of: np.ndarray | None = None,
+) -> torch.Tensor:
+    """Images of an epoch in their order, (N,) int64.
 
     Args:
-        shard_of: (N,) int64, the shard of each image.
+        labels: (N,) int64; for balanced sampling.
+        shard_of: (N,) int64, the shard of each image; for a shuffle_window.
     """
-    generator = rng.generator(seed, Stream.ORDER, epoch)
+    generator = rng.generator(recipe.seed, Stream.ORDER, epoch)
+    if recipe.sampling == "balanced":
+        # N draws with replacement: all classes are equally probable, and all images of a class, as in torch's
+        # WeightedRandomSampler.
+        assert labels is not None, "balanced sampling needs the labels"
+        weights = torch.from_numpy(1 / np.bincount(labels)[labels])
+        return torch.multinomial(weights, num_images, replacement=True, generator=generator)
+    if not recipe.shuffle_window:
+        return torch.randperm(num_images, generator=generator)
+    # For slow random reads: shards are shuffled and read a window at a time, whose images are shuffled together.
+    assert shard_of is not None, "a shuffle window needs shards"
     shards = torch.randperm(int(shard_of.max()) + 1, generator=generator)
     window_of_shard = torch.empty_like(shards)
-    window_of_shard[shards] = torch.arange(len(shards)) // window
-    images = torch.randperm(len(shard_of), generator=generator)
-    window_of_image = window_of_shard[torch.from_numpy(shard_of)[images]]
-    return images[torch.argsort(window_of_image, stable=True)]
-
-
-def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> torch.Tensor:
-    """N draws with replacement from N images, (N,) int64; all classes are equally probable, and all images of a class,
-    as in torch's WeightedRandomSampler."""
-    weights = torch.from_numpy(1 / np.bincount(labels)[labels])
-    return torch.multinomial(weights, len(labels), replacement=True, generator=rng.generator(seed, Stream.ORDER, epoch))
+    window_of_shard[shards] = torch.arange(len(shards)) // recipe.shuffle_window
+    images = torch.randperm(num_images, generator=generator)
+    return images[torch.argsort(window_of_shard[torch.from_numpy(shard_of)[images]], stable=True)]
 
 
 def repeat_index(order: torch.Tensor) -> torch.Tensor:
@@ -83,80 +77,42 @@ def repeat_index(order: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order).scatter_(0, places, torch.arange(len(order)) - run_starts)
 
 
-def batch_positions(start: int, size: int, repeats: int) -> torch.Tensor:
-    """Positions of a global batch in an epoch, (B,) int64, where each image has `repeats` consecutive positions.
-
-    Position p is copy p % repeats of image p // repeats. In the batch the copies of an image are as far apart as
-    possible, because neighbors may be mixed: size 6, repeats 2 gives 0, 2, 4, 1, 3, 5.
-    """
-    positions = torch.arange(start, start + size)
-    return torch.cat([positions[first::repeats] for first in range(repeats)])
-
-
-@dataclass(frozen=True)
-class TrainSampler:
-    """The batches of one process for the steps from `first_step` to `last_step`.
+def train_specs(
+    counts: StepCounts,
+    first_step: int,
+    last_step: int,
+    rank: int = 0,
+    labels: np.ndarray | None = None,
+    shard_of: np.ndarray | None = None,
+) -> Iterator[BatchSpec]:
+    """Yield the batches of one process for the steps from `first_step` to `last_step`; see epoch_order.
 
     Global batch k of an epoch is slice k of the epoch's order; process r takes slice r of the global batch. The images
     left over at the end of an epoch, fewer than a global batch, are dropped from that epoch.
     """
-
-    step_counts: StepCounts
-    first_step: int
-    last_step: int
-    rank: int = 0
-    labels: np.ndarray | None = None
-    """(N,) int64; needed for balanced sampling."""
-    shard_of: np.ndarray | None = None
-    """(N,) int64, the shard of each image; needed for a shuffle_window."""
-
-    def __iter__(self) -> Iterator[BatchSpec]:
-        counts, recipe = self.step_counts, self.step_counts.recipe
-        size, repeats = counts.per_process_batch_size, recipe.repeated_augmentation
-        order, earlier, epoch_of_order = torch.empty(0), torch.empty(0), 0
-        for step in range(self.first_step, self.last_step + 1):
-            epoch = counts.epoch_of(step)
-            if epoch != epoch_of_order:
-                order, earlier = self._order(epoch)
-                epoch_of_order = epoch
-            start = (counts.steps_into_epoch(step) - 1) * recipe.global_batch_size
-            positions = batch_positions(start, recipe.global_batch_size, repeats)
-            positions = positions[self.rank * size : (self.rank + 1) * size]
-            images = positions // repeats
-            copies = positions % repeats + earlier[images] * repeats
-            yield BatchSpec(step, train_image_size(recipe, epoch), epoch, order[images].numpy(), copies.numpy())
-
-    def _order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Order of an epoch, and the number of earlier occurrences of each image in it."""
-        recipe = self.step_counts.recipe
-        if recipe.sampling == "balanced":
-            assert self.labels is not None, "balanced sampling needs the labels"
-            order = balanced_order(self.labels, recipe.seed, epoch)
-            return order, repeat_index(order)
-        if recipe.shuffle_window:
-            assert self.shard_of is not None, "a shuffle window needs shards"
-            order = windowed_order(self.shard_of, recipe.shuffle_window, recipe.seed, epoch)
-        else:
-            order = epoch_order(self.step_counts.num_train_images, recipe.seed, epoch)
-        return order, torch.zeros_like(order)
+    recipe, size, repeats = counts.recipe, counts.per_process_batch_size, counts.recipe.repeated_augmentation
+    order, earlier, epoch_of_order = torch.empty(0), torch.empty(0), 0
+    for step in range(first_step, last_step + 1):
+        epoch = counts.epoch_of(step)
+        if epoch != epoch_of_order:
+            order, epoch_of_order = epoch_order(recipe, counts.num_train_images, epoch, labels, shard_of), epoch
+            earlier = repeat_index(order) if recipe.sampling == "balanced" else torch.zeros_like(order)
+        start = (counts.steps_into_epoch(step) - 1) * recipe.global_batch_size
+        # Position p of the epoch is copy p % repeats of image p // repeats. In the batch the copies of an image are as
+        # far apart as possible, because neighbors may be mixed: 0, 2, 4, 1, 3, 5 with two copies.
+        positions = torch.arange(start, start + recipe.global_batch_size)
+        positions = torch.cat([positions[first::repeats] for first in range(repeats)])[rank * size : (rank + 1) * size]
+        images = positions // repeats
+        copies = positions % repeats + earlier[images] * repeats
+        samples = [Sample(epoch, *each) for each in zip(order[images].tolist(), copies.tolist(), strict=True)]
+        yield BatchSpec(step, train_image_size(recipe, epoch), samples)
 
 
-@dataclass(frozen=True)
-class EvalSampler:
-    """The batches of one process in evaluation: each image is on exactly one process, without padding."""
-
-    num_images: int
-    batch_size: int
-    image_size: int
-    rank: int = 0
-    num_processes: int = 1
-
-    def __len__(self) -> int:
-        """Number of batches of this process."""
-        return -(-len(range(self.rank, self.num_images, self.num_processes)) // self.batch_size)
-
-    def __iter__(self) -> Iterator[BatchSpec]:
-        indices = np.arange(self.rank, self.num_images, self.num_processes)
-        for number in range(len(self)):
-            part = indices[number * self.batch_size : (number + 1) * self.batch_size]
-            yield BatchSpec(number, self.image_size, 0, part, np.zeros_like(part))
+def eval_specs(
+    num_images: int, batch_size: int, image_size: int, rank: int = 0, num_processes: int = 1
+) -> Iterator[BatchSpec]:
+    """Yield the batches of one process in evaluation: each image is on exactly one process, without padding."""
+    indices = range(rank, num_images, num_processes)
+    for number, start in enumerate(range(0, len(indices), batch_size)):
+        samples = [Sample(0, index) for index in indices[start : start + batch_size]]
+        yield BatchSpec(number, image_size, samples)

@@ -17,7 +17,7 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.dataset import Source, samples_sha256
 from resnet_in1k.data.decode import IfBad
 from resnet_in1k.data.loader import Batch, Loader, prefetch_to_device
-from resnet_in1k.data.sampler import EvalSampler
+from resnet_in1k.data.sampler import eval_specs
 from resnet_in1k.evaluate.metrics import top_k_counts
 from resnet_in1k.recipes.recipe import PublishedWeights
 from resnet_in1k.utils.console import Console
@@ -126,7 +126,8 @@ def evaluate_model(
         ProcessError: if a file cannot be read from its disk, or a batch does not fit into memory.
     """
     rank, num_processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    order = EvalSampler(len(source), loader.batch_size, preprocessing.image_size, rank, num_processes)
+    specs = eval_specs(len(source), loader.batch_size, preprocessing.image_size, rank, num_processes)
+    num_batches = -(-len(source) // (num_processes * loader.batch_size))  # of the main process
     # Process r has every num_processes-th image, so some processes may have one batch more than the others.
     num_common_batches = -(-(len(source) // num_processes) // loader.batch_size)
     # A GPU's libraries choose an algorithm by batch size, and each rounds differently: there the last batch is padded,
@@ -140,10 +141,10 @@ def evaluate_model(
         images = normalize(padded(batch.images, pad_to), preprocessing.mean, preprocessing.std)
         return images, batch.labels, batch.indices
 
-    bar = Console(accelerator.is_main_process).bar(len(order), f"evaluate {source.split}")
+    bar = Console(accelerator.is_main_process).bar(num_batches, f"evaluate {source.split}")
     forward_size = max(pad_to, min(loader.batch_size, len(source)))
     with translate_errors(forward_size), torch.inference_mode(), reproducible_float32(), bar:
-        for number, (bad, take) in enumerate(prefetch_to_device(loader.batches(order), device, prepare)):
+        for number, (bad, take) in enumerate(prefetch_to_device(loader.batches(specs), device, prepare)):
             if number < num_common_batches:
                 stop_if_requested(number)
             bad_images.update(bad)

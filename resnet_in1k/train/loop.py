@@ -12,7 +12,7 @@ from pathlib import Path
 
 from resnet_in1k.data.decode import max_bad_images, too_many_bad_images
 from resnet_in1k.data.loader import prefetch_to_device
-from resnet_in1k.data.sampler import TrainSampler
+from resnet_in1k.data.sampler import train_specs
 from resnet_in1k.evaluate.evaluation import evaluate_model
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
@@ -72,7 +72,7 @@ def training_loop(run: Trainer) -> None:
     first_step = state.step + 1
     if evaluation_is_pending(run):
         evaluate(run)
-    specs = run.sampler(first_step, counts.total_steps)
+    specs = run.specs(first_step, counts.total_steps)
     batches = prefetch_to_device(run.train_loader.batches(specs), run.device, run.augmentation.apply_to)
     with run.console.bar(counts.total_steps, "train", done=state.step) as bar:
         for step in range(first_step, counts.total_steps + 1):
@@ -122,8 +122,8 @@ def collect(run: Trainer, step: int) -> None:
         if not math.isfinite(loss):
             # The batch of one process without accumulation is the global batch.
             counts = StepCounts(run.recipe, 1, 1, len(run.train_source))
-            (spec,) = TrainSampler(counts, number, number, 0, run.train_source.labels, run.shard_of)
-            names = [run.train_source.image_name(index) for index in spec.indices.tolist()]
+            (spec,) = train_specs(counts, number, number, 0, run.train_source.labels, run.shard_of)
+            names = [run.train_source.image_name(sample.index) for sample in spec.samples]
             raise run.log.write_nonfinite_loss(number, loss, names)
     run.state.epoch_losses.extend(losses)
     if run.options.on_bad_image == "skip":

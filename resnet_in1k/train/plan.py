@@ -137,10 +137,7 @@ def loading_rate(run: Trainer) -> float:
     num_workers = max(1, run.num_workers)
     batch_size = min(run.counts.per_process_batch_size, LOADED_IMAGES_PER_WORKER // 2)
     number = max(1, min(LOADED_IMAGES_PER_WORKER * num_workers // batch_size, run.counts.total_steps))
-    specs = (
-        spec._replace(indices=spec.indices[:batch_size], copies=spec.copies[:batch_size])
-        for spec in run.sampler(1, number)
-    )
+    specs = (spec._replace(samples=spec.samples[:batch_size]) for spec in run.specs(1, number))
     start_seconds = time.monotonic()
     loaded = sum(len(batch.labels) for batch in run.train_loader.batches(specs))
     return loaded / (time.monotonic() - start_seconds)

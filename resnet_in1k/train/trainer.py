@@ -1,7 +1,7 @@
 """The parts of a training run, and how they are put together."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import OnBadImage
 from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.registry import open_train_and_val
-from resnet_in1k.data.sampler import TrainSampler
+from resnet_in1k.data.sampler import BatchSpec, train_specs
 from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
 from resnet_in1k.model.resnet import ResNet
@@ -209,10 +209,10 @@ class Trainer:
             **provenance(),
         }
 
-    def sampler(self, first_step: int, last_step: int) -> TrainSampler:
-        """Sampler of this process's batches."""
+    def specs(self, first_step: int, last_step: int) -> Iterator[BatchSpec]:
+        """Return this process's batches."""
         labels = self.train_source.labels
-        return TrainSampler(self.counts, first_step, last_step, self.launch.rank, labels, self.shard_of)
+        return train_specs(self.counts, first_step, last_step, self.launch.rank, labels, self.shard_of)
 
     def end(self) -> None:
         """Close the trackers and wait for the other processes: a launcher ends them if one exits early."""

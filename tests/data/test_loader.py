@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.fake_device import META, fake_streams
-from helpers.loading import packed_source, train_batches, train_loader, train_sampler
+from helpers.loading import packed_source, specs_of, train_batches, train_loader
 
 from resnet_in1k.data import loader as module
 from resnet_in1k.data.crop import TrainCrop
@@ -31,7 +31,7 @@ def assert_same_batches(ours: list[Batch], theirs: list[Batch]) -> None:
 
 def test_batches_are_the_crops_of_the_ordered_images_with_their_labels(source: Source, tiny: Recipe):
     """Against decoding and cropping image by image."""
-    order = list(train_sampler(source, tiny, 6, first_step=3))
+    order = list(specs_of(source, tiny, 6, first_step=3))
     batches = train_batches(source, tiny, 6, first_step=3)
     assert [batch.step for batch in batches] == [3, 4, 5, 6]
     crop = TrainCrop(tiny)
@@ -69,9 +69,9 @@ def test_a_second_order_is_right_however_far_the_first_was_taken(
     expected = train_batches(source, tiny, 24, first_step=5)
     with train_loader(source, tiny, num_workers=num_workers) as loader:
         workers = {process.pid for process in multiprocessing.active_children()}
-        first = loader.batches(train_sampler(source, tiny, 20))
+        first = loader.batches(specs_of(source, tiny, 20))
         taken = list(islice(first, num_taken))
-        second = list(loader.batches(train_sampler(source, tiny, 24, first_step=5)))
+        second = list(loader.batches(specs_of(source, tiny, 24, first_step=5)))
         assert {process.pid for process in multiprocessing.active_children()} == workers
     assert_same_batches(second, expected)
     assert [batch.step for batch in taken] == list(range(1, num_taken + 1))
@@ -81,7 +81,7 @@ def test_the_image_size_may_change_from_batch_to_batch(source: Source, tiny: Rec
     """In the same slots, sized for the largest: smaller after larger, and larger after smaller."""
     small, large = replace(tiny, image_size=32), replace(tiny, image_size=96)
     with train_loader(source, large, num_workers=2) as loader:
-        order = zip(train_sampler(source, small, 16), train_sampler(source, large, 16), strict=True)
+        order = zip(specs_of(source, small, 16), specs_of(source, large, 16), strict=True)
         batches = list(loader.batches(chain(*order)))
     assert_same_batches(batches[::2], train_batches(source, small, 16))
     assert_same_batches(batches[1::2], train_batches(source, large, 16))
@@ -95,7 +95,7 @@ def test_no_worker_is_left_after_the_with(source: Source, tiny: Recipe, ends: st
     with train_loader(source, tiny, num_workers=2) as loader:
         workers = [process for process in multiprocessing.active_children() if process not in before]
         assert len(workers) == 2
-        batches = loader.batches(train_sampler(source, tiny, 4))
+        batches = loader.batches(specs_of(source, tiny, 4))
         if ends == "at its end":
             assert len(list(batches)) == 4
         elif ends == "half way":

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch.utils.data import WeightedRandomSampler
 
-from resnet_in1k.data.sampler import EvalSampler, Sample, TrainSampler, balanced_order, epoch_order, windowed_order
+from resnet_in1k.data.sampler import BatchSpec, Sample, epoch_order, eval_specs, train_specs
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils import rng
 
 
-def order_of_50(recipe: Recipe, first_step: int = 1, rank: int = 0, num_processes: int = 1) -> TrainSampler:
+def order_of_50(recipe: Recipe, first_step: int = 1, rank: int = 0, num_processes: int = 1) -> list[BatchSpec]:
     """Eight steps on 50 images, four an epoch."""
     recipe = replace(recipe, global_batch_size=12)
-    return TrainSampler(StepCounts(recipe, num_processes, 1, 50), first_step, 8, rank)
+    return list(train_specs(StepCounts(recipe, num_processes, 1, 50), first_step, 8, rank))
 
 
 def global_batches(recipe: Recipe, num_processes: int) -> list[list[Sample]]:
@@ -42,17 +42,18 @@ def test_an_epoch_has_each_image_at_most_once_and_the_next_epoch_another_order(t
 
 @pytest.mark.parametrize("first_step", [3, 5, 8])
 def test_the_order_can_start_at_any_step(tiny: Recipe, first_step: int):
-    ours, theirs = list(order_of_50(tiny, first_step)), list(order_of_50(tiny))[first_step - 1 :]
+    ours, theirs = order_of_50(tiny, first_step), order_of_50(tiny)[first_step - 1 :]
     assert [batch.samples for batch in ours] == [batch.samples for batch in theirs]
     assert [batch.step for batch in order_of_50(tiny, first_step)] == list(range(first_step, 9))
 
 
-def test_epoch_order_is_a_permutation_of_its_own():
-    order = epoch_order(1000, seed=0, epoch=1)
+def test_epoch_order_is_a_permutation_of_its_own(tiny: Recipe):
+    recipe = replace(tiny, seed=0)
+    order = epoch_order(recipe, 1000, epoch=1)
     assert sorted(order.tolist()) == list(range(1000))
-    assert not torch.equal(order, epoch_order(1000, seed=1, epoch=1))
+    assert not torch.equal(order, epoch_order(replace(recipe, seed=1), 1000, epoch=1))
     # The first images of ImageNet's first epoch: were these to change, no run could be resumed or reproduced.
-    assert epoch_order(1_281_167, seed=0, epoch=1)[:4].tolist() == [850991, 147023, 218125, 826740]
+    assert epoch_order(recipe, 1_281_167, epoch=1)[:4].tolist() == [850991, 147023, 218125, 826740]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
@@ -60,7 +61,7 @@ def test_epoch_order_is_a_permutation_of_its_own():
 def test_evaluation_has_each_image_once_on_any_number_of_processes(
     num_images: int, batch_size: int, num_processes: int
 ):
-    orders = [EvalSampler(num_images, batch_size, 64, rank, num_processes) for rank in range(num_processes)]
+    orders = [list(eval_specs(num_images, batch_size, 64, rank, num_processes)) for rank in range(num_processes)]
     batches = [batch for order in orders for batch in order]
     assert sorted(sample.index for batch in batches for sample in batch.samples) == list(range(num_images))
     assert all(1 <= len(batch.samples) <= batch_size and batch.image_size == 64 for batch in batches)
@@ -75,7 +76,7 @@ def test_repeated_augmentation_keeps_the_epochs_length(tiny: Recipe, repeats: in
     batches = global_batches(repeated, num_processes)
     assert [len(samples) for samples in batches] == [12] * 8
     seen = list(chain(*batches[:4]))
-    order = epoch_order(50, tiny.seed, 1).tolist()
+    order = epoch_order(tiny, 50, 1).tolist()
     assert sorted(seen) == sorted([(1, index, copy) for index in order for copy in range(repeats)][:48])
     for samples in batches:
         pairs = zip(samples[::2], samples[1::2], strict=True)
@@ -83,13 +84,13 @@ def test_repeated_augmentation_keeps_the_epochs_length(tiny: Recipe, repeats: in
         assert len({sample.index for sample in samples}) <= -(-12 // repeats) + 1
 
 
-def test_balanced_sampling_draws_as_torchs_weighted_sampler():
+def test_balanced_sampling_draws_as_torchs_weighted_sampler(tiny: Recipe):
     """Nine images of a class and one of another: half of the draws are of the one."""
-    labels = np.array([0] * 9 + [1])
-    order = balanced_order(labels, seed=3, epoch=2)
+    labels, recipe = np.array([0] * 9 + [1]), replace(tiny, sampling="balanced", seed=3)
+    order = epoch_order(recipe, 10, 2, labels)
     sampler = WeightedRandomSampler([1 / 9] * 9 + [1.0], 10, generator=rng.generator(3, rng.Stream.ORDER, 2))
     assert order.tolist() == list(sampler)
-    drawn = torch.cat([balanced_order(labels, seed=0, epoch=epoch) for epoch in range(400)])
+    drawn = torch.cat([epoch_order(recipe, 10, epoch, labels) for epoch in range(400)])
     assert (drawn == 9).double().mean() == pytest.approx(0.5, abs=0.02)
     assert not torch.equal(drawn[:10], drawn[10:20])
 
@@ -98,7 +99,7 @@ def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
     """So that its crops differ; on two processes the same as on one."""
     labels, recipe = np.array([0] * 46 + [1] * 4), replace(tiny, sampling="balanced", epochs=1)
     one, first, second = (
-        list(TrainSampler(StepCounts(recipe, num_processes, 1, 50), 1, 6, rank, labels))
+        list(train_specs(StepCounts(recipe, num_processes, 1, 50), 1, 6, rank, labels))
         for rank, num_processes in ((0, 1), (0, 2), (1, 2))
     )
     samples = list(chain(*(batch.samples for batch in one)))
@@ -109,12 +110,12 @@ def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
     assert len(copies) < 40
 
 
-def test_a_window_of_shards_is_shuffled_at_a_time():
+def test_a_window_of_shards_is_shuffled_at_a_time(tiny: Recipe):
     """Five shards of unequal size, two at a time: each image once, and no window begins before the last has ended."""
     shard_of = np.repeat(np.arange(5), [3, 5, 2, 7, 4])[torch.randperm(21, generator=torch.Generator().manual_seed(0))]
     seen = set()
     for epoch in (1, 2, 3, 4):
-        order = windowed_order(shard_of, 2, seed=0, epoch=epoch)
+        order = epoch_order(replace(tiny, shuffle_window=2), 21, epoch, shard_of=shard_of)
         assert sorted(order.tolist()) == list(range(21))
         shards = shard_of[order.numpy()].tolist()
         assert np.count_nonzero(np.diff(shards)) > 4, "the images of a window are shuffled together"

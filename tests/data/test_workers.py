@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,7 +20,7 @@ from resnet_in1k.utils.pool import init_worker, worker_context
 
 def spec_of(step: int, num_images: int) -> BatchSpec:
     """The first image of the source, several times, at 8 px."""
-    return BatchSpec(step, 8, 1, np.zeros(num_images, dtype=np.int64), np.zeros(num_images, dtype=np.int64))
+    return BatchSpec(step, 8, [Sample(1, 0)] * num_images)
 
 
 def kill(images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -> Iterator[torch.Tensor]:

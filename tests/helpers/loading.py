@@ -1,6 +1,6 @@
 """Sources made of given bytes, and batches of a source as training loads them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
 from resnet_in1k.data.dataset import PackedBytes, PackedSource, Source
 from resnet_in1k.data.decode import IfBad
 from resnet_in1k.data.loader import Batch, Loader
-from resnet_in1k.data.sampler import EvalSampler, TrainSampler
+from resnet_in1k.data.sampler import BatchSpec, eval_specs, train_specs
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 
@@ -41,15 +41,15 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
     )
 
 
-def train_sampler(source: Source, recipe: Recipe, last_step: int, first_step: int = 1) -> TrainSampler:
-    return TrainSampler(StepCounts(recipe, 1, 1, len(source)), first_step, last_step)
+def specs_of(source: Source, recipe: Recipe, last_step: int, first_step: int = 1) -> Iterator[BatchSpec]:
+    return train_specs(StepCounts(recipe, 1, 1, len(source)), first_step, last_step)
 
 
 def train_batches(
     source: Source, recipe: Recipe, last_step: int, *, first_step: int = 1, num_workers: int = 0, if_bad: IfBad = "fail"
 ) -> list[Batch]:
     with train_loader(source, recipe, num_workers=num_workers, if_bad=if_bad) as loader:
-        return list(loader.batches(train_sampler(source, recipe, last_step, first_step)))
+        return list(loader.batches(specs_of(source, recipe, last_step, first_step)))
 
 
 def eval_batches(source: Source, *, batch_size: int = 4, num_workers: int = 0, if_bad: IfBad = "blank") -> list[Batch]:
@@ -57,4 +57,4 @@ def eval_batches(source: Source, *, batch_size: int = 4, num_workers: int = 0, i
     size = PREPROCESSING.image_size
     how = {"batch_size": batch_size, "largest_image_size": size, "num_workers": num_workers, "if_bad": if_bad}
     with Loader(source, PREPROCESSING.crop_all, **how) as loader:
-        return list(loader.batches(EvalSampler(len(source), batch_size, size)))
+        return list(loader.batches(eval_specs(len(source), batch_size, size)))

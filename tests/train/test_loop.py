@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.dataset import PackedSource
 from resnet_in1k.data.registry import SOURCES, open_source
-from resnet_in1k.data.sampler import TrainSampler, epoch_order
+from resnet_in1k.data.sampler import epoch_order, train_specs
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
@@ -67,7 +67,7 @@ def test_losses_and_updates_are_those_of_a_plain_torch_loop(image_folder, tiny: 
     expected = []
     schedule = StepCounts(tiny, 1, 1, len(source))
     with train_loader(source, schedule, num_workers=0) as loader:
-        batches = list(loader.batches(TrainSampler(schedule, first_step=1, last_step=4)))
+        batches = list(loader.batches(train_specs(schedule, first_step=1, last_step=4)))
     for batch in batches:
         sgd.param_groups[0]["lr"] = 0.002 * batch.step / 4  # one epoch of warm-up
         sgd.zero_grad()
@@ -241,7 +241,7 @@ def test_bad_images_are_replaced_and_listed_and_too_many_stop_the_run(tiny, imag
     """One of 1,000, alike in a run that is resumed after it; two are more than 0.1 %."""
     data = tree_of_links(tmp_path / "images", image_folder / "train/ant/0.jpg", num_classes=5, images_per_class=200)
     recipe = replace(tiny, global_batch_size=100, epochs=1, image_size=16)
-    order = epoch_order(1000, recipe.seed, 1).tolist()
+    order = epoch_order(recipe, 1000, 1).tolist()
     source = open_source(str(data), "train")
     bad = [source.image_name(index) for index in (order[60], order[560])]
     how = {"on_bad_image": "skip", "checkpoint_every": 5, "keep_checkpoints": 9}
