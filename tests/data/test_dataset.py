@@ -150,6 +150,6 @@ def test_a_run_is_evaluated_on_its_own_share(classes: Path, tiny: Recipe, tmp_pa
         own = evaluate(EvalOptions(ckpt=str(folder.path), workers=0))
         other = evaluate(EvalOptions(ckpt=str(folder.path), workers=0, val_share=0.5))
     assert json.loads(folder.recipe.read_text())["data"]["val_share"] == 0.25
-    assert own.top1_correct == json.loads(folder.evaluation.read_text())["top1_correct"]
-    assert own.num_images == len(names(classes, 0.25)[1])
-    assert other.num_images == len(names(classes, 0.5)[1]) > own.num_images
+    assert own.counts["top1_correct"] == json.loads(folder.evaluation.read_text())["top1_correct"]
+    assert own.counts["num_images"] == len(names(classes, 0.25)[1])
+    assert other.counts["num_images"] == len(names(classes, 0.5)[1]) > own.counts["num_images"]
