@@ -18,10 +18,9 @@ from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import check_resumable
-from resnet_in1k.train.agreement import check_same_program
 from resnet_in1k.train.checkpoint import load_newest_checkpoint
 from resnet_in1k.train.plan import describe_plan, forecast
-from resnet_in1k.train.preflight import out_of_memory_message, preflight
+from resnet_in1k.train.preflight import check_same_program, out_of_memory_message, preflight
 from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.utils.distributed import broadcast_buffers
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError, is_out_of_memory, translate_errors

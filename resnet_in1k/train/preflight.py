@@ -13,15 +13,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.data.dataset import Source, spread_over
+from resnet_in1k.data.dataset import Source, sample_sums, spread_over
 from resnet_in1k.data.decode import IfBad, OnBadImage, read_image
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
+from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts, accumulation_steps
-from resnet_in1k.train.agreement import check_run_folder_is_shared, check_same_data
+from resnet_in1k.run_folder import RunFolder, provenance
 from resnet_in1k.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from resnet_in1k.train.trainer import Trainer
+from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.utils import files, rng
 from resnet_in1k.utils.device import (
     available_memory,
@@ -30,8 +31,8 @@ from resnet_in1k.utils.device import (
     usable_cores,
 )
 from resnet_in1k.utils.errors import UserError, translate_errors
-from resnet_in1k.utils.format import count, file_size, first_line
-from resnet_in1k.utils.launch import local_rank
+from resnet_in1k.utils.format import count, duration, file_size, first_line
+from resnet_in1k.utils.launch import Launch, local_rank
 from resnet_in1k.utils.pool import worker_context
 from resnet_in1k.utils.rng import Stream
 
@@ -39,6 +40,35 @@ NUM_SAMPLED_IMAGES = 13
 """Images of each split that are decoded: an odd number has the first, the middle and the last."""
 CPU_SMOKE_TEST_IMAGES = 16
 """On a CPU a complete batch would take minutes, and memory is not what fails there."""
+VISIBLE_WITHIN_SECONDS = 10.0
+"""A network file system may show a new file that much later."""
+
+
+def check_same_program(launch: Launch, recipe: Recipe, options: TrainOptions, folder: RunFolder) -> None:
+    """Refuse differences between processes in commit, library versions, recipe, options, recipe.json and clock."""
+    made_by, of_one_machine = provenance(), ("workers", "cpu_threads")
+    values = {"commit": made_by["commit"], **made_by["versions"], **vars(recipe)}
+    values |= {name: str(value) for name, value in vars(options).items() if name not in of_one_machine}
+    values[str(folder.recipe)] = files.sha256_of(folder.recipe) if folder.recipe.exists() else "missing"
+    refuse_differences(launch, values, "starting", "all processes need the same program, command and run folder")
+    everyone = launch.gather((launch.machine, time.time()), "starting")  # at the same time, after the exchange above
+    main_machine, main_clock = everyone[0]
+    for machine, clock in everyone:
+        if (difference := abs(clock - main_clock)) > 60:  # file times, logs and time-outs would contradict one another
+            raise UserError(
+                f"the clocks of {machine} and {main_machine} differ by {duration(difference)}; set them by NTP"
+            )
+
+
+def refuse_differences(launch: Launch, values: dict[str, str], doing: str, advice: str) -> None:
+    """Raise UserError on all processes for the first of these values that is not the main process's, by its name."""
+    everyone = launch.gather((launch.machine, values), doing)
+    main_machine, main = everyone[0]
+    for machine, other in everyone:
+        for name, value in other.items():
+            if value != main.get(name):
+                difference = f"{name}: {value} there, {main.get(name)} here"
+                raise UserError(f"{machine} differs from {main_machine}: {difference}; {advice}")
 
 
 def preflight(run: Trainer) -> None:
@@ -70,6 +100,31 @@ def preflight(run: Trainer) -> None:
     with run.train_step.rolled_back():
         launch.on_main_process(try_checkpoint, "saving and loading a checkpoint", advice="")
     run.console.print("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
+
+
+def check_same_data(launch: Launch, sources: tuple[Source, Source]) -> None:
+    """Refuse differences between machines in the bytes of 64 images of each split, by the main process's list."""
+    if launch.world_size > 1:
+        compared = sources if local_rank() == 0 else ()  # by one process of each machine
+        sums = {name: sha256 for source in compared for name, sha256 in sample_sums(source, 64).items()}
+        refuse_differences(launch, sums, "reading images", "all machines need the same files at this path")
+
+
+def check_run_folder_is_shared(launch: Launch, folder: RunFolder) -> None:
+    """Refuse machines that do not see the run folder, which the main process has just locked.
+
+    All processes read checkpoints from it, and after a requeue any machine may be the first.
+    """
+
+    def lock_text() -> str:
+        return folder.lock.read_text(encoding="utf-8") if folder.lock.is_file() else "missing"
+
+    written = launch.broadcast_from_main(lock_text, "locking the run folder")
+    deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
+    while (seen := lock_text()) != written and time.monotonic() < deadline:
+        time.sleep(0.5)
+    advice = "put the run folder on storage that all machines share, and start all of them in the same folder"
+    refuse_differences(launch, {str(folder.lock): seen}, "reading the run folder", advice)
 
 
 def check_machines(run: Trainer) -> dict[str, str]:

@@ -11,9 +11,8 @@ from helpers.threads import run_launch, this_rank
 
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import RunFolder, provenance
-from resnet_in1k.train import agreement, preflight
+from resnet_in1k.train import preflight
 from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import device as memory
 from resnet_in1k.utils.errors import UserError
@@ -37,7 +36,7 @@ def test_equal_processes_agree(tiny: Recipe, tmp_path: Path):
     run = RunFolder(tmp_path)
 
     def check(launch: Launch) -> None:  # what belongs to one machine may differ
-        agreement.check_same_program(launch, tiny, TrainOptions(workers=launch.rank, cpu_threads=1 + launch.rank), run)
+        preflight.check_same_program(launch, tiny, TrainOptions(workers=launch.rank, cpu_threads=1 + launch.rank), run)
 
     assert outcomes(check) == ["", "", ""]
 
@@ -55,13 +54,13 @@ def test_equal_processes_agree(tiny: Recipe, tmp_path: Path):
 def test_another_program_or_command_is_refused(
     tiny: Recipe, tmp_path: Path, monkeypatch, made_by: dict, recipe: dict, options: dict, message: str
 ):
-    monkeypatch.setattr(agreement, "provenance", lambda: {**provenance(), **(made_by if this_rank() == 2 else {})})
+    monkeypatch.setattr(preflight, "provenance", lambda: {**provenance(), **(made_by if this_rank() == 2 else {})})
 
     def check(launch: Launch) -> None:
         is_other = launch.rank == 2
         ours = dataclasses.replace(tiny, **(recipe if is_other else {}))
         how = TrainOptions(**(options if is_other else {}))
-        agreement.check_same_program(launch, ours, how, RunFolder(tmp_path))
+        preflight.check_same_program(launch, ours, how, RunFolder(tmp_path))
 
     said = outcomes(check)
     assert len(set(said)) == 1
@@ -75,7 +74,7 @@ def test_run_that_only_some_machines_see_is_refused(tiny: Recipe, tmp_path: Path
     def check(launch: Launch) -> None:
         folder = RunFolder(tmp_path / launch.machine)
         folder.recipe = folder.path / "recipe.json"
-        agreement.check_same_program(launch, tiny, TrainOptions(), folder)
+        preflight.check_same_program(launch, tiny, TrainOptions(), folder)
 
     said = outcomes(check, 2)
     assert "node1 differs from node0" in said[0]
@@ -84,8 +83,8 @@ def test_run_that_only_some_machines_see_is_refused(tiny: Recipe, tmp_path: Path
 def test_clock_off_by_an_hour_is_refused(tiny: Recipe, tmp_path: Path, monkeypatch):
     whole = time.time
     clock = SimpleNamespace(time=lambda: whole() + 3605 * (this_rank() == 1), monotonic=time.monotonic)
-    monkeypatch.setattr(agreement, "time", clock)
-    said = outcomes(lambda launch: agreement.check_same_program(launch, tiny, TrainOptions(), RunFolder(tmp_path)))
+    monkeypatch.setattr(preflight, "time", clock)
+    said = outcomes(lambda launch: preflight.check_same_program(launch, tiny, TrainOptions(), RunFolder(tmp_path)))
     assert set(said) == {"the clocks of node1 and node0 differ by 1 h 0 min; set them by NTP"}
 
 
@@ -104,7 +103,7 @@ def test_other_data_are_refused(image_folder: Path, tmp_path: Path, monkeypatch,
     others = tuple(dataclasses.replace(source, folder=other_folder / source.split) for source in sources)
 
     def check(launch: Launch) -> None:
-        agreement.check_same_data(launch, others if launch.rank == 1 else sources)
+        preflight.check_same_data(launch, others if launch.rank == 1 else sources)
 
     assert outcomes(check) == ["", "", ""]
     change(other_folder / "train/ant/0.jpg")
@@ -115,26 +114,27 @@ def test_other_data_are_refused(image_folder: Path, tmp_path: Path, monkeypatch,
 
 
 def test_run_folder_must_be_shared(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(agreement, "VISIBLE_WITHIN_SECONDS", 0.1)
+    monkeypatch.setattr(preflight, "VISIBLE_WITHIN_SECONDS", 0.1)
     shared, own = RunFolder(tmp_path / "shared"), RunFolder(tmp_path / "own")
     for folder in (shared, own):
         folder.create()
     own.lock.write_text("process 1 on node1")  # of an earlier run
     lock = lock_folder(shared.path)
-    assert outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, shared)) == ["", "", ""]
-    said = outcomes(lambda launch: agreement.check_run_folder_is_shared(launch, own if launch.rank else shared))
+    assert outcomes(lambda launch: preflight.check_run_folder_is_shared(launch, shared)) == ["", "", ""]
+    said = outcomes(lambda launch: preflight.check_run_folder_is_shared(launch, own if launch.rank else shared))
     for text in said:  # each with the path as it knows it
         assert text.startswith(f"node1 differs from node0: {own.lock}: ")
         assert "put the run folder on storage that all machines share" in text
     del lock
 
 
-def test_machine_with_too_little_memory_is_named(tiny: Recipe, image_folder: Path, monkeypatch):
+def test_machine_with_too_little_memory_is_named(image_folder: Path, monkeypatch):
     """Its container has a limit that the others' have not."""
     monkeypatch.setattr(memory, "_left_in_cgroups", lambda: [10**6] if this_rank() == 1 else [])
     train, val = open_train_and_val(str(image_folder))
 
-    whole = {"train_source": train, "val_source": val, "recipe": tiny, "counts": StepCounts(tiny, 1, 1, len(train))}
+    loader = SimpleNamespace(slots=SimpleNamespace(nbytes=10**6))
+    whole = {"train_source": train, "val_source": val, "train_loader": loader, "eval_loader": loader}
     whole |= {"options": TrainOptions(), "num_workers": 8}
     said = outcomes(lambda launch: preflight.check_machines(SimpleNamespace(launch=launch, **whole)))
     assert len(set(said)) == 1
