@@ -13,12 +13,12 @@ def main(data: Path, output: Path, names: list[str]) -> None:
     from helpers.training import narrow_resnet18, rewind, run, small_version
     from resnet_in1k.utils import launch
 
-    store = launch._connect_store()
+    store = launch.Launch.connect()._store
     for name in names:
         recipe, how = small_version(name)
         for again in ("", "-resumed"):
             # A training is made to be the only one of its launch: what one has left in the store is not for the next.
-            launch._connect_store = lambda key=name + again: PrefixStore(key, store)
+            launch.Launch._connect_store = lambda self, key=name + again: PrefixStore(key, store)
             with narrow_resnet18():
                 folder = run(recipe, data, output / (name + again), resume=True, **how)
             if not again and launch.rank() == 0:
