@@ -8,10 +8,9 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import safetensors
-import torch
 from jinja2 import UndefinedError
 
 from resnet_in1k.evaluate.statistics import different_conditions
@@ -19,15 +18,12 @@ from resnet_in1k.hub.model_card import RunRecord, make_card, published_facts
 from resnet_in1k.model.exported import SUFFIXES
 from resnet_in1k.model.foreign import CONFIG_NAME
 from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
+from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import WEIGHTS_NAME
-from resnet_in1k.recipes.recipe import Interpolation, crop_ratio_for
+from resnet_in1k.recipes.recipe import crop_ratio_for
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.format import first_line
-
-LICENSE_PATTERN = r"[a-z0-9][a-z0-9.+-]*"
-"""Form of the Hub's identifiers; the Hub itself checks that the license exists."""
 
 
 def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") -> Path:
@@ -49,36 +45,15 @@ def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") 
             files.write_json(folder / CONFIG_NAME, make_config(record))
             files.write_json(folder / EVALUATION_NAME, {**record.evaluation, "data": record.dataset_name})
             if record.facts is not None:
-                files.write_json(folder / RECIPE_NAME, published_facts(record.facts))
-            if record.has_curves:
-                shutil.copyfile(run.curves.with_suffix(".png"), folder / "curves.png")
+                files.write_json(folder / RECIPE_NAME, record.facts)
+            if (curves := run.curves.with_suffix(".png")).exists():
+                shutil.copyfile(curves, folder / "curves.png")
             files.write_text(folder / "README.md", make_card(record))
     except OSError as error:
         raise UserError(f"{error.filename or run.path} cannot be read or written: {error.strerror or error}") from None
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:  # recipe.json or log.jsonl, edited by hand
         raise UserError(f"the records in {run.path} are incomplete ({type(error).__name__}: {error})") from None
     return run.path / "hub"
-
-
-def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
-    """Read and check a run's weights, metrics, recipe and log; raises UserError like `build_hub_folder`."""
-    if not run.path.is_dir():
-        raise UserError(f"--run {run.path}: no such folder; give the folder that train.py wrote")
-    model = _checked_model(run)
-    recipe, facts = read_recipe(run) if run.recipe.exists() else (None, None)
-    evaluation = _checked_evaluation(run, model.fc.out_features, facts)
-    return RunRecord(
-        repo_id=repo_id,
-        license=license,
-        architecture=model.architecture,
-        evaluation=evaluation,
-        exported=_checked_exports(run, evaluation),
-        recipe=recipe,
-        facts=facts,
-        records=run.records(),
-        num_bad_train_images=len(files.read_text(run.bad_images).splitlines()) if run.bad_images.exists() else 0,
-        has_curves=run.curves.with_suffix(".png").exists(),
-    )
 
 
 def _check_names(repo_id: str, license: str) -> None:
@@ -90,14 +65,33 @@ def _check_names(repo_id: str, license: str) -> None:
         if repo_id.count("/") != 1:
             raise HFValidationError("must have the form USER/NAME")
     except HFValidationError as error:
-        raise UserError(f"--repo-id {repo_id}: {first_line(error)}") from None
-    if not re.fullmatch(LICENSE_PATTERN, license):
+        raise UserError(f"--repo-id {repo_id}: {error}") from None
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):  # the Hub checks that it exists
         raise UserError(f"--license {license}: not an identifier such as apache-2.0, mit or cc-by-4.0")
 
 
-def _checked_model(run: RunFolder) -> ResNet:
+def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
+    """Read and check a run's weights, metrics, recipe and log; raises UserError like `build_hub_folder`."""
     if not run.weights.is_file():
-        raise UserError(f"{run.path} has no {WEIGHTS_NAME}; a run has one after its first epoch")
+        raise UserError(f"--run {run.path}: no {WEIGHTS_NAME} in it; a run folder has one after its first epoch")
+    model = _checked_model(run)
+    recipe, facts = read_recipe(run) if run.recipe.exists() else (None, None)
+    data_flag, expected = " --data DATA", {"num_classes": model.fc.out_features}
+    if facts is not None:
+        data_flag, data = "", facts["data"]
+        expected |= {"class_names": data["class_names"], "num_images": data["num_val_images"]}
+    advice = f"evaluate again: python scripts/evaluate.py --ckpt {run.path}{data_flag} --output {run.evaluation}"
+    weights = resolve_checkpoint(run.weights)
+    if weights.recorded_evaluation is None:
+        raise UserError(f"{weights.note or f'{run.evaluation} is missing, or is not of these weights'}; {advice}")
+    # Earlier versions recorded no interpolation, mean and std.
+    evaluation = {**weights.recorded_evaluation, **vars(weights.preprocessing)}
+    _check_evaluation(evaluation, run.evaluation, advice, expected)
+    exported, published = _read_exports(run, evaluation), published_facts(facts) if facts else None
+    return RunRecord(run, repo_id, license, model.architecture, evaluation, exported, recipe, published)
+
+
+def _checked_model(run: RunFolder) -> ResNet:
     model = load_model(run.weights)
     with safetensors.safe_open(run.weights, framework="pt") as file:
         foreign = sorted(set(file.keys()) - model.state_dict().keys())
@@ -107,80 +101,42 @@ def _checked_model(run: RunFolder) -> ResNet:
             "--format safetensors renames them"
         )
     for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
+        if not tensor.isfinite().all():
             raise UserError(f"{run.weights}: {name} is not finite; the training has diverged")
     return model
 
 
-def _checked_evaluation(run: RunFolder, num_classes: int, facts: dict[str, Any] | None) -> dict[str, Any]:
-    """Return eval.json if it is valid and has the run's complete validation split."""
-    data_flag = "" if facts is not None else " --data DATA"
-    advice = f"evaluate again: python scripts/evaluate.py --ckpt {run.path}{data_flag} --output {run.evaluation}"
-    result = _read_evaluation(run.evaluation, run.weights, num_classes, advice)
-    data, num_images = facts["data"] if facts is not None else {}, result["num_images"]
-    if data and (data["class_names"] != result["class_names"] or data["num_val_images"] != num_images):
-        expected = f"the run's val split has {data['num_val_images']:,}"
-        problem = f"partial or of different data: it has {num_images:,} images, {expected}"
-        raise UserError(f"{run.evaluation}: {problem}; {advice}")
-    return result
+def _check_evaluation(result: dict[str, Any], path: Path, advice: str, expected: dict[str, Any]) -> None:
+    """Raise UserError if an evaluation has other values than expected, or its counts do not add up."""
+    with files.content_errors(path):
+        total, top1, top5 = (sum(result[f"class_{name}"]) for name in ("num_images", "top1_correct", "top5_correct"))
+        derived = {"split": "val", "num_classes": len(result["class_names"]), "num_images": total}
+        derived |= {"top1_correct": top1, "top1_accuracy": top1 / total}
+        derived |= {"top5_correct": top5, "top5_accuracy": top5 / total}
+        wrong = [pair for pair in (*derived.items(), *expected.items()) if result[pair[0]] != pair[1]]
+        problems = [f"{name} is {result[name]!r:.70}, not {value!r:.70}" for name, value in wrong]
+        if not math.isfinite(result["loss"]):
+            problems.append("the loss is not finite")
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}; {advice}")
 
 
-def _checked_exports(run: RunFolder, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+def _read_exports(run: RunFolder, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the evaluations of exported networks; each must be of the run's weights and evaluated like the weights."""
     results = []
     for path in sorted(set(run.path.glob("*.json")) - {run.recipe, run.evaluation, run.tracker}):
-        found = files.read_json_object(path) or {}
-        if "exported_from" not in found:
+        result = files.read_json_object(path) or {}
+        if "exported_from" not in result:
             continue
-        file, advice = run.path / str(found.get("file")), f"export and evaluate it again, or remove {path}"
-        if file.name != found.get("file") or file.suffix not in SUFFIXES or not file.is_file():
-            raise UserError(f"{path} is of {found.get('file')!r}, which is not in {run.path}; {advice}")
-        result = _read_evaluation(path, file, evaluation["num_classes"], advice)
-        problem = different_conditions(result, evaluation)
-        if result["exported_from"] != evaluation["weights_sha256"]:
-            problem = f"{file.name} was not exported from {run.weights}"
-        if problem:
-            raise UserError(f"{path}: {problem}; {advice}")
+        file, advice = run.path / str(result.get("file")), f"export and evaluate it again, or remove {path}"
+        if file.name != result.get("file") or file.suffix not in SUFFIXES or not file.is_file():
+            raise UserError(f"{path} is of {result.get('file')!r}, which is not in {run.path}; {advice}")
+        expected = {"weights_sha256": files.sha256_of(file), "exported_from": evaluation["weights_sha256"]}
+        _check_evaluation(result, path, advice, expected)
+        if different := different_conditions(result, evaluation):
+            raise UserError(f"{path}: {different}; {advice}")
         results.append(result)
     return results
-
-
-def _read_evaluation(path: Path, file: Path, num_classes: int, advice: str) -> dict[str, Any]:
-    """Return an evaluation that is consistent and of this weights file; otherwise raise UserError with the advice."""
-    # Earlier versions recorded no interpolation, mean and std.
-    defaults = {"interpolation": "bilinear", "mean": list(imagenet.MEAN), "std": list(imagenet.STD)}
-    try:
-        result = {**defaults, **files.read_json(path)}
-        problem = _inconsistency(result, num_classes)
-        if result["weights_sha256"] != files.sha256_of(file):
-            problem = f"not of {file.name}: its weights_sha256 is different"
-    except FileNotFoundError:
-        problem = "missing, so the accuracy is not known"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"not a complete evaluation ({type(error).__name__}: {error})"
-    if problem:
-        raise UserError(f"{path}: {problem}; {advice}")
-    return result
-
-
-def _inconsistency(result: dict[str, Any], num_classes: int) -> str | None:
-    """Return what is wrong with an evaluation, None for nothing; raises KeyError or TypeError if a value is missing."""
-    columns = [list(result[name]) for name in ("class_num_images", "class_top1_correct", "class_top5_correct")]
-    total, top1, top5 = (sum(column) for column in columns)
-    expected = {"split": "val", "num_classes": num_classes, "num_images": total, "top1_correct": top1}
-    expected |= {"top5_correct": top5, "top1_accuracy": top1 / max(total, 1), "top5_accuracy": top5 / max(total, 1)}
-    for name, value in expected.items():
-        if result[name] != value:
-            return f"{name} is {result[name]!r:.40}, not {value!r}"
-    if not all(0 <= first <= fifth <= images for images, first, fifth in zip(*columns, strict=True)) or total < 1:
-        return "impossible counts of the classes"
-    if not math.isfinite(result["loss"]):
-        return "the loss is not finite"
-    if {len(columns[0]), len(result["class_names"])} != {num_classes}:
-        return f"the weights have {num_classes} classes, but {len(result['class_names'])} are named"
-    if result["interpolation"] not in get_args(Interpolation):
-        return f"unknown interpolation {result['interpolation']!r}"
-    return None if isinstance(result["data"], str) and result["data"] else "the data have no name"
 
 
 def make_config(record: RunRecord) -> dict[str, Any]:

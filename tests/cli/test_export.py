@@ -79,7 +79,7 @@ def test_evaluated_exports_are_published(exported: RunFolder, tmp_path: Path):
     assert card.count("only one of the two classifies 0 images correctly.") == 2
 
     (run.path / "model.onnx").write_bytes(b"replaced")
-    with pytest.raises(UserError, match=r"eval\.onnx\.json: not of model\.onnx: .*; export and"):
+    with pytest.raises(UserError, match=r"eval\.onnx\.json: weights_sha256 is .*; export and"):
         build_hub_folder(run, "me/tiny")
     (run.path / "model.onnx").unlink()
     with pytest.raises(UserError, match=r"eval\.onnx\.json is of 'model\.onnx', which is not in"):

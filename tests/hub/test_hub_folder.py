@@ -64,12 +64,12 @@ def test_config_has_the_interpolation_of_the_evaluation(run: RunFolder):
 
 
 REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
-    "no run": (lambda run: shutil.rmtree(run.path), "no such folder"),
-    "no weights": (lambda run: run.weights.unlink(), "has no model.safetensors"),
-    "no evaluation": (lambda run: run.evaluation.unlink(), "eval.json: missing, so the accuracy"),
-    "of other weights": (lambda run: change(run, weights_sha256="0" * 64), "not of model.safetensors"),
+    "no run": (lambda run: shutil.rmtree(run.path), "no model.safetensors in it"),
+    "no weights": (lambda run: run.weights.unlink(), "no model.safetensors in it"),
+    "no evaluation": (lambda run: run.evaluation.unlink(), "eval.json is missing, or .*; evaluate again: python"),
+    "of other weights": (lambda run: change(run, weights_sha256="0" * 64), "not the file that eval.json was measured"),
     "of the training split": (lambda run: change(run, split="train"), "split is 'train', not 'val'"),
-    "a metric missing": (lambda run: change(run, top5_accuracy=MISSING), "not a complete evaluation .*top5_accuracy"),
+    "a metric missing": (lambda run: change(run, top5_accuracy=MISSING), "eval.json cannot be read .*top5_accuracy"),
     "an infinite loss": (
         lambda run: run.evaluation.write_text(re.sub(r'"loss": [^,]+', '"loss": 1e999', run.evaluation.read_text())),
         "the loss is not finite",
@@ -84,8 +84,9 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
             run, num_images=6, top1_correct=0, top5_correct=0, top1_accuracy=0.0, top5_accuracy=0.0,
             class_num_images=[1] * 6, class_top1_correct=[0] * 6, class_top5_correct=[0] * 6,
         ),
-        "partial or of different data: it has 6 images, the run's val split has 12",
+        "num_images is 6, not 12; evaluate again: python",
     ),
+    "an unknown interpolation": (lambda run: change(run, interpolation="box"), "images resized by 'box', which is not"),
     "keys with a prefix": (
         lambda run: rewrite_weights(run, lambda weights: {f"module.{key}": value for key, value in weights.items()}),
         "names of tensors that other libraries cannot load, such as module",

@@ -50,12 +50,15 @@ def test_the_card_describes_this_run(record: RunRecord, finished: RunFolder, ima
     assert_rendered_cleanly(text)
 
 
-def test_resumes_unreadable_images_and_the_price_are_listed(record: RunRecord):
+def test_resumes_unreadable_images_and_the_price_are_listed(record: RunRecord, tmp_path: Path):
     plain = make_card(record)
     assert not re.search(r"\| (unreadable images|resumed|cost) \|", plain)
     facts = record.facts | {"resumed": [record.facts | {"world_size": 2}]}
-    epochs = [line | {"dollars": 1.25} if line["kind"] == "epoch" else line for line in record.records]
-    text = make_card(replace(record, facts=facts, records=epochs, num_bad_train_images=3))
+    run = RunFolder(tmp_path)
+    run.bad_images.write_text("a\nb\nc\n")
+    for line in record.run.records():
+        run.append(line | ({"dollars": 1.25} if line["kind"] == "epoch" else {}))
+    text = make_card(replace(record, facts=facts, run=run))
     assert f"| hardware (processes × device) | 1 × {facts['hardware']}; 2 × {facts['hardware']} |" in text
     assert "| unreadable images | 3 |" in text
     assert "| resumed | once; " in text
@@ -68,10 +71,10 @@ def test_the_recorded_command_is_published_without_local_folders(record: RunReco
     words += ["--init-from=/home/me/base", "--backup", "s3://secret/x", "--no-nesterov"]
     initial = {"checkpoint": "/home/me/base", "origin": "", "sha256": "12", "head": "with its head"}
     facts = record.facts | {"command": words, "world_size": 2, "init_from": initial}
-    text = make_card(replace(record, facts=facts))
+    text = make_card(replace(record, facts=published_facts(facts)))
     assert (
-        "\naccelerate launch --num_processes 2 scripts/train.py --recipe a3 --data 'path/to/my data' --lr=0.1 "
-        "--output_dir path/to/x --init-from=path/to/base --backup path/to/x --no-nesterov\n"
+        "\naccelerate launch --num_processes 2 scripts/train.py --recipe a3 --data 'path/to/my data' --lr 0.1 "
+        "--output-dir path/to/x --init-from path/to/base --backup path/to/x --no-nesterov\n"
     ) in text
     resumed = facts | {"resumed": [{"after_step": 4, "command": [*words, "--resume"], "init_from": initial}]}
     published = json.dumps(published_facts(resumed))
@@ -83,7 +86,8 @@ def test_the_recorded_command_is_published_without_local_folders(record: RunReco
 def test_names_that_others_can_use_stay_in_the_command(record: RunRecord):
     words = ["train.py", "--recipe", "hub:me/base", "--data", "digits", "--init-from", "timm/resnet18.a1_in1k"]
     initial = {"checkpoint": words[-1], "origin": words[-1], "sha256": "12", "head": "with its head"}
-    text = make_card(replace(record, facts=record.facts | {"command": words, "init_from": initial}))
+    facts = published_facts(record.facts | {"command": words, "init_from": initial})
+    text = make_card(replace(record, facts=facts))
     assert "train.py --recipe hub:me/base --data digits --init-from timm/resnet18.a1_in1k\n" in text
 
 
@@ -105,7 +109,7 @@ def test_weights_trained_elsewhere_have_a_card_too(finished: RunFolder, tmp_path
 
 
 @pytest.mark.parametrize(("architecture", "num_features"), [("resnet34", 512), ("resnet50", 2048)])
-def test_weights_of_imagenet_are_compared_with_torchvisions(architecture: str, num_features: int):
+def test_weights_of_imagenet_are_compared_with_torchvisions(architecture: str, num_features: int, tmp_path: Path):
     """The metrics are made up; the published accuracies are torchvision's own."""
     result = {
         "top1_accuracy": 0.8, "top5_accuracy": 0.9, "loss": 1.0, "num_images": 50_000, "num_classes": 1000, "top_k": 5,
@@ -114,10 +118,7 @@ def test_weights_of_imagenet_are_compared_with_torchvisions(architecture: str, n
         "class_num_images": [50] * 1000, "class_top1_correct": [40] * 1000, "class_top5_correct": [45] * 1000,
         "interpolation": "bilinear", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
     }  # fmt: skip
-    record = RunRecord(
-        repo_id=f"me/{architecture}", license="mit", architecture=architecture, evaluation=result, recipe=None,
-        facts=None, records=[], num_bad_train_images=0, has_curves=False,
-    )  # fmt: skip
+    record = RunRecord(RunFolder(tmp_path), f"me/{architecture}", "mit", architecture, result)
     config, card = make_config(record), make_card(record)
     assert config["num_features"] == num_features
     assert config["label_names"][:2] == ["tench", "goldfish"]
@@ -137,7 +138,7 @@ def test_weights_of_imagenet_are_compared_with_torchvisions(architecture: str, n
 def test_the_card_of_a_fine_tuned_model_names_where_it_comes_from(record: RunRecord, origin: str):
     """Only a repository of the Hub is its base model there."""
     initial = {"checkpoint": origin or "/home/me/runs/tv1", "origin": origin, "sha256": "12ab", "head": "with its head"}
-    text = make_card(replace(record, facts=record.facts | {"init_from": initial}))
+    text = make_card(replace(record, facts=published_facts(record.facts | {"init_from": initial})))
     assert "This is a ResNet-18 that was fine-tuned on " in text
     assert f"The training started from {origin or 'tv1'} (sha256 `12ab`), with its head." in text
     assert "/home/me" not in text
