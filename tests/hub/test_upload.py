@@ -255,15 +255,15 @@ def test_an_existing_public_repository_is_not_used_as_private(hub: HubServer, ru
 
 
 CONSUMER = """
-import re, runpy, sys
+import re, subprocess, sys
 import numpy as np, timm, torch, torchvision
 from PIL import Image
 card, repo, run, root = open(sys.argv[1]).read(), *sys.argv[2:]
 blocks = re.findall(r"```python\\n(.*?)```", card, re.S)
 assert len(blocks) == 5, len(blocks)
 for command in re.search(r"```bash\\n(python scripts/export.*?)```", card, re.S)[1].splitlines():
-    sys.argv = command.split()[1:]
-    runpy.run_path(f"{root}/{sys.argv[0]}", run_name="__main__")
+    _, script, *flags = command.split()
+    subprocess.run([sys.executable, f"{root}/{script}", *flags], check=True)
 names = [{} for _ in blocks]
 for block, space in zip(blocks, names):
     exec(block, space)
