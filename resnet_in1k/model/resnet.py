@@ -32,13 +32,7 @@ LAYOUTS: dict[Architecture, tuple[type[BasicBlock] | type[Bottleneck], tuple[int
 
 
 class ResNet(torchvision.models.ResNet):
-    """torchvision's ResNet: the same modules, keys, initial weights and logits.
-
-    Args:
-        architecture: torchvision's name, resnet18 to resnet152.
-        num_classes: width of the last layer.
-        zero_init_residual: start each residual branch at zero (https://arxiv.org/abs/1706.02677).
-    """
+    """torchvision's ResNet: the same modules, keys, initial weights and logits."""
 
     class_names: list[str] | None = None
     """Readable names in the order of the logits; None if they are not recorded."""
@@ -76,6 +70,7 @@ class ResNet(torchvision.models.ResNet):
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return self.avgpool(maps).flatten(1)
 
+    @torch.inference_mode()
     def predict(self, image: str | Path | Image.Image, top_k: int = 5) -> list[tuple[str, float]]:
         """Return names and probabilities of the most probable classes, best first, as scripts/predict.py prints them.
 
@@ -89,19 +84,18 @@ class ResNet(torchvision.models.ResNet):
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         else:
             try:
-                pixels = decode(np.frombuffer(bytearray(Path(image).read_bytes()), dtype=np.uint8))
+                pixels = decode(np.fromfile(image, dtype=np.uint8))
             except (OSError, ValueError) as error:
                 raise UserError(f"{image} cannot be read ({error})") from None
-        preprocessing, device, was_training = self.preprocessing, self.fc.weight.device, self.training
-        square = preprocessing.crop(pixels).unsqueeze(0).to(device)
-        self.eval()
+        square = self.preprocessing.crop(pixels).unsqueeze(0).to(self.fc.weight.device)
+        was_training = self.training
         try:
-            with torch.inference_mode(), reproducible_float32():
-                probabilities = self(normalize(square, preprocessing.mean, preprocessing.std)).softmax(dim=1)[0]
+            with reproducible_float32():
+                logits = self.eval()(normalize(square, self.preprocessing.mean, self.preprocessing.std))
         finally:
             self.train(was_training)
-        best = probabilities.topk(min(top_k, len(probabilities)))
-        names = self.class_names or [f"class {number}" for number in range(len(probabilities))]
+        best = logits[0].softmax(dim=0).topk(min(top_k, self.fc.out_features))
+        names = self.class_names or [f"class {number}" for number in range(self.fc.out_features)]
         return [(names[index], value) for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
