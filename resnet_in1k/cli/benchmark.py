@@ -39,7 +39,7 @@ from resnet_in1k.run_folder import provenance
 from resnet_in1k.train.step import MovingAverage, TrainStep
 from resnet_in1k.train.trainer import train_loader
 from resnet_in1k.utils import device as devices
-from resnet_in1k.utils import format, imagenet
+from resnet_in1k.utils import imagenet
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.launch import Launch, rank
@@ -47,7 +47,7 @@ from resnet_in1k.utils.pool import worker_context
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize, waiting_share
 from resnet_in1k.utils.validation import at_least, check_options
 
-NUM_CLASSES, LR = 1000, 0.01
+LR = 0.01
 TUTORIAL = RECIPES["tutorial"].recipe
 
 
@@ -102,7 +102,7 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         result |= {"what": options.what, "repetitions": options.repetitions, "num_processes": launch.world_size}
         result |= {"model": bench.recipe.model, "batch_size": bench.batch_size, "image_size": bench.recipe.image_size}
         result |= {"recipe_changes": TUTORIAL.differences(options.recipe), "compiled": options.compile}
-        result |= {"hardware": devices.hardware_name(bench.device), "cpu_threads": threads}
+        result |= {"hardware": devices.hardware_name(bench.device), "cpu_threads": threads, "workers": bench.workers}
         result |= {"precision": bench.accelerator.mixed_precision, **provenance()}
         launch.wait_for_everyone("measuring")  # a launcher ends the other processes when one exits early
         bench.accelerator.end_training()
@@ -122,31 +122,43 @@ class Bench:
         self.batch_size = options.batch_size or (16 if on_cpu else 256)
         self.recipe = replace(options.recipe, global_batch_size=self.batch_size * launch.world_size)
         self.num_steps = options.steps or (30 if options.what == "input" else 3 if on_cpu else 50)
-        self.workers = 0 if options.what == "step" else devices.choose_workers(options.workers)
+        self.num_classes, self.workers, self.num_warmup_steps = 1000, 0, 1
+        if options.what != "step":
+            self._open_source()
+
+    def _open_source(self) -> None:
+        self.source = open_source(self.options.data, "train")
+        num_images, self.num_classes = len(self.source), len(self.source.class_names)
+        if num_images < self.batch_size:
+            raise UserError(f"{self.options.data}: {num_images} images are fewer than --batch-size {self.batch_size}")
+        self.workers = devices.choose_workers(self.options.workers)
         # Batches that workers have ready at the start would seem to cost nothing.
         self.num_warmup_steps = PREFETCH_FACTOR * self.workers + 1
+        # More steps than are measured: at the last one the workers are as busy as at the first.
+        last_step = self.num_warmup_steps + self.num_steps + PREFETCH_FACTOR * self.workers
+        self.counts = StepCounts(self.recipe, 1, 1, num_images)
+        self.specs = list(train_specs(self.counts, 1, last_step, labels=self.source.labels))
 
     def input(self) -> dict[str, Any]:
         """Measure from encoded files to batches on the device, and separately the augmentation there."""
-        source, steps = self._source(), count(1)
-        augmentation = Augmentation(self.recipe, NUM_CLASSES)
+        augmentation, steps = Augmentation(self.recipe, self.num_classes), count(1)
         images, labels = self._batch()
         pixels = images.mul(64).add(128).clamp(0, 255).to(torch.uint8)
         rates = self._measure(
-            ours=lambda: (take() for _, take in self._prefetched(source)),
-            tutorial=lambda: self._tutorial_batches(source),
-            decode_only=lambda: (batch for batch in self._torch_loader(ReferenceDataset(source))),
+            ours=lambda: (take() for _, take in self._prefetched(lambda batch: (batch.images, batch.labels))),
+            tutorial=self._tutorial_batches,
+            decode_only=lambda: (batch for batch in self._torch_loader(ReferenceDataset(self.source))),
             augment=lambda: (augmentation(pixels, labels, step) for step in steps),
         )
-        return {**rates, "share_of_decode_only": rates["ours"] / rates["decode_only"], "workers": self.workers}
+        return {**rates, "share_of_decode_only": rates["ours"] / rates["decode_only"]}
 
     def step(self) -> dict[str, Any]:
         """Measure optimizer steps on one batch on the device."""
         images, labels = self._batch()
-        targets = one_hot(labels, NUM_CLASSES).float() if self.recipe.mixes else labels
-        step, take_step = self._our_step(NUM_CLASSES)
+        targets = one_hot(labels, self.num_classes).float() if self.recipe.mixes else labels
+        take_step = self._our_step()
         if self.launch.world_size > 1:
-            return self._several_processes(step, lambda: take_step(images, targets))
+            return self._several_processes(lambda: take_step(images, targets))
         tutorial, bare = self._reference_step(bare=False), self._reference_step(bare=True)
         contiguous = images.contiguous()  # NCHW, as in the tutorial
         rates = self._measure(
@@ -154,18 +166,16 @@ class Bench:
             tutorial=lambda: (tutorial(contiguous, labels) for _ in count()),
             bare=lambda: (bare(images, labels) for _ in count()),
         )
-        return {**rates, "overhead": rates["bare"] / rates["ours"] - 1}
+        return {**rates, "overhead": rates["bare"] / rates["ours"] - 1}  # time over the bare loop's
 
     def train(self) -> dict[str, Any]:
         """Measure from encoded files to updated weights."""
-        source, stopwatch, total = self._source(), Stopwatch(self.device), Lap()
-        num_classes = len(source.class_names)
-        _, take_step = self._our_step(num_classes)
-        augmentation = Augmentation(self.recipe, num_classes)
+        augmentation, take_step = Augmentation(self.recipe, self.num_classes), self._our_step()
+        tutorial, stopwatch, total = self._reference_step(bare=False), Stopwatch(self.device), Lap()
 
         def ours() -> Iterator[None]:
             total.update(stopwatch.lap())  # of the repetition before
-            batches = self._prefetched(source, augmentation.apply_to)
+            batches = self._prefetched(augmentation.apply_to)
             for number in count():
                 if number == self.num_warmup_steps:
                     stopwatch.lap()  # drops the warm-up
@@ -175,31 +185,23 @@ class Bench:
                     take_step(*take())
                 yield
 
-        tutorial = self._reference_step(bare=False)
-        rates = self._measure(
-            ours=ours, tutorial=lambda: (tutorial(*batch) for batch in self._tutorial_batches(source))
-        )
+        rates = self._measure(ours=ours, tutorial=lambda: (tutorial(*batch) for batch in self._tutorial_batches()))
         total.update(stopwatch.lap())
-        waiting = {"waiting_share": waiting_share(total), "advice": bottleneck(total, self.workers)}
-        return {**rates, **waiting, "workers": self.workers}
+        return {**rates, "waiting_share": waiting_share(total), "advice": bottleneck(total, self.workers)}
 
-    def _several_processes(self, step: TrainStep, take_step: Callable[[], None]) -> dict[str, Any]:
+    def _several_processes(self, take_step: Callable[[], None]) -> dict[str, Any]:
         """Measure all processes together, the same without communication, and process 0 alone."""
 
-        def together() -> Iterator[None]:
+        def way(communicates: bool, waits: bool = False) -> Iterator[None]:
             self.launch.wait_for_everyone("measuring")  # start at the same time
-            yield from (take_step() for _ in count())
+            with contextlib.nullcontext() if communicates else self.train_step.without_communication():
+                yield from (None if waits else take_step() for _ in count())
 
-        def without_communication() -> Iterator[None]:
-            with step.without_communication():
-                yield from together()
-
-        def one_process() -> Iterator[None]:
-            with step.without_communication():
-                # The others wait in `together`, and their rates are not reported.
-                yield from (take_step() if self.launch.is_main_process else None for _ in count())
-
-        rates = self._measure(ours=together, without_communication=without_communication, one_process=one_process)
+        rates = self._measure(
+            ours=lambda: way(communicates=True),
+            without_communication=lambda: way(communicates=False),
+            one_process=lambda: way(communicates=False, waits=not self.launch.is_main_process),
+        )
         for name in rates.keys() - {"one_process", "one_process_range"}:  # images of all processes
             rates[name] = (np.array(rates[name]) * self.launch.world_size).tolist()
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -228,20 +230,8 @@ class Bench:
             synchronize(self.device)
             return self.num_steps * self.batch_size / (perf_counter() - start_seconds)
 
-    def _source(self) -> Source:
-        source = open_source(self.options.data, "train")
-        if len(source) < self.batch_size:
-            raise UserError(f"{self.options.data}: {len(source)} images are fewer than --batch-size {self.batch_size}")
-        # More steps than are measured: at the last one the workers are as busy as at the first.
-        last_step = self.num_warmup_steps + self.num_steps + PREFETCH_FACTOR * self.workers
-        self.counts = StepCounts(self.recipe, 1, 1, len(source))
-        self.specs = list(train_specs(self.counts, 1, last_step, labels=source.labels))
-        return source
-
-    def _prefetched(
-        self, source: Source, prepare: Callable[[Batch], Tensors] = lambda batch: (batch.images, batch.labels)
-    ) -> Iterator[Prefetched]:
-        with train_loader(source, self.counts, self.workers) as loader:
+    def _prefetched(self, prepare: Callable[[Batch], Tensors]) -> Iterator[Prefetched]:
+        with train_loader(self.source, self.counts, self.workers) as loader:
             yield from prefetch_to_device(loader.batches(self.specs), self.device, prepare)
 
     def _torch_loader(self, dataset: Dataset) -> DataLoader:
@@ -255,19 +245,21 @@ class Bench:
             multiprocessing_context=worker_context(),
         )
 
-    def _tutorial_batches(self, source: Source) -> Iterator[Tensors]:
-        for images, labels in self._torch_loader(ReferenceDataset(source, self.recipe.image_size)):
+    def _tutorial_batches(self) -> Iterator[Tensors]:
+        for images, labels in self._torch_loader(ReferenceDataset(self.source, self.recipe.image_size)):
             yield images.to(self.device), labels.to(self.device)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Return (B, 3, S, S) float32 in channels_last and (B,) int64 on the device."""
         images = torch.randn(self.batch_size, 3, self.recipe.image_size, self.recipe.image_size, device=self.device)
-        labels = torch.randint(NUM_CLASSES, (self.batch_size,), device=self.device)
+        labels = torch.randint(self.num_classes, (self.batch_size,), device=self.device)
         return images.to(memory_format=torch.channels_last), labels
 
-    def _our_step(self, num_classes: int) -> tuple[TrainStep, Callable[[Tensor, Tensor], None]]:
-        """Return the step, and a function that takes it and updates the moving average, if the recipe has one."""
-        step = TrainStep(self.recipe, num_classes, self.accelerator, compile=self.options.compile)
+    def _our_step(self) -> Callable[[Tensor, Tensor], None]:
+        """Return a function that takes a step and updates the moving average, if the recipe has one."""
+        step = self.train_step = TrainStep(
+            self.recipe, self.num_classes, self.accelerator, compile=self.options.compile
+        )
         schedule = StepCounts(self.recipe, 1, 1, 100 * self.recipe.global_batch_size)
         average = MovingAverage(step.plain_copy(), schedule) if self.recipe.ema_decay else None
         numbers = count(1)
@@ -277,7 +269,7 @@ class Bench:
             if average is not None:
                 average.update(step.model, number)
 
-        return step, take_step
+        return take_step
 
     def _reference_step(self, bare: bool) -> Callable[[Tensor, Tensor], None]:
         """Return the tutorial's step (float32, NCHW, loss read at each step), or the shortest step in our precision."""
@@ -316,22 +308,12 @@ class ReferenceDataset(Dataset):
             return self._transform(image.convert("RGB")), int(self._source.labels[index])
 
 
-RATIOS = ("ratio", "share_of_decode_only", "overhead", "waiting_share", "communication_share", "scaling_efficiency")
-"""Results without a unit: `ratio` is the rate of ours to the tutorial's, `overhead` the time over the bare loop's."""
-
-
 def table(result: dict[str, Any]) -> str:
     """Format a result for the terminal."""
-    workers = f", {format.count(result['workers'], 'loader worker')}" if "workers" in result else ""
-    lines = [
-        f"{result['what']}: images/s, median of {result['repetitions']} interleaved repetitions (min to max)",
-        f"  {result['hardware']}, {format.count(result['num_processes'], 'process', 'es')}, "
-        f"{result['cpu_threads']} CPU threads{workers}, torch {result['versions']['torch']}, commit {result['commit']}",
-        f"  {result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['precision']}",
-        *(f"  {change}" for change in result["recipe_changes"]),
-    ]
-    rates = [name for name in result if f"{name}_range" in result]
-    values = {name: "{:,.1f} ({:,.1f} to {:,.1f})".format(result[name], *result[f"{name}_range"]) for name in rates}
-    values |= {name: f"{result[name]:.3g}" for name in RATIOS if name in result}
-    values |= {name: str(result[name]) for name in ("advice", "collectives_per_step") if name in result}
-    return "\n".join([*lines, *(f"  {name.replace('_', ' '):<22}{value}" for name, value in values.items())])
+    lines = [f"{result['what']}: images/s, median of {result['repetitions']} interleaved repetitions (min to max)"]
+    for name in [name for name in result if not name.endswith("_range")]:
+        text = f"{result[name]:.3g}" if isinstance(result[name], float) else str(result[name])
+        if f"{name}_range" in result:
+            text = "{:,.1f} ({:,.1f} to {:,.1f})".format(result[name], *result[f"{name}_range"])
+        lines.append(f"  {name.replace('_', ' '):<22}{text}")
+    return "\n".join(lines)
