@@ -118,9 +118,8 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         choose_cpu_threads(accelerator.device, options.cpu_threads)
         console = Console(accelerator.is_main_process)
         sizes = f"resized to {preprocessing.resize_size} px, center crop {preprocessing.image_size} px"
-        facts = f"{weights.file}: {description}, {num_outputs} classes"
-        facts = (weights.note, facts, f"{data}/{options.split}: {len(source):,} images, {sizes}", matching)
-        console.print("\n".join(filter(None, facts)))
+        console.print(f"{weights.file}: {description}, {num_outputs} classes")
+        console.print("\n".join(filter(None, [f"{data}/{options.split}: {len(source):,} images, {sizes}", matching])))
         model = SelectedLogits(network, columns) if matching else network
         model = model.to(accelerator.device, memory_format=torch.channels_last)
         evaluation = replace(evaluate_model(model, source, loader, accelerator, preprocessing), weights=weights.kind)

@@ -1,7 +1,6 @@
 """scripts/export.py: write weights as ONNX, torch.export archive or safetensors, and compare the logits."""
 
 import json
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,8 +50,6 @@ def export(options: ExportOptions) -> float:
         The largest difference of the logits, relative to the largest logit; UserError if it is more than rounding.
     """
     weights = resolve_checkpoint(options.ckpt)
-    if weights.note:
-        print(weights.note, file=sys.stderr)
     model, preprocessing = load_model(weights.file).eval(), weights.preprocessing
     preprocessing = preprocessing.at(options.image_size or preprocessing.image_size)
     facts = {"exported_from": files.sha256_of(weights.file), "weights": weights.kind}

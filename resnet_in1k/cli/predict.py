@@ -16,7 +16,8 @@ from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.cli.evaluate import InferenceOptions
 from resnet_in1k.data.crop import EvalPreprocessing
-from resnet_in1k.data.image_folder import list_images, open_paths
+from resnet_in1k.data.dataset import FileSource
+from resnet_in1k.data.image_folder import open_paths
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.data.sampler import eval_specs
 from resnet_in1k.evaluate.evaluation import eval_loader
@@ -69,15 +70,14 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
     if world_size() > 1:
         raise UserError("predict.py runs in one process: python scripts/predict.py …")
     weights = resolve_checkpoint(options.ckpt)
-    if weights.note:
-        print(weights.note, file=sys.stderr)
-    model = load_model(weights.file).eval()
+    model, preprocessing = load_model(weights.file).eval(), options.change(weights.preprocessing)
     folders = weights.class_names or [f"class {number}" for number in range(model.fc.out_features)]
     if len(folders) != model.fc.out_features:
         raise UserError(f"{weights.file} has {model.fc.out_features} classes, but {len(folders)} recorded class names")
-    names, preprocessing = human_names(folders), options.change(weights.preprocessing)
+    names, source = human_names(folders), open_paths(options.images)
     predictions = []
-    for file, answer in _probabilities(options, model, preprocessing):
+    for index, answer in enumerate(_answers(options, model, preprocessing, source)):
+        file = source.image_name(index)
         if isinstance(answer, str):
             prediction, lines = {"file": file, "error": answer}, [f"  cannot be read: {answer}"]
         else:
@@ -95,10 +95,10 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
     return predictions
 
 
-def _probabilities(options: PredictOptions, model: ResNet, preprocessing: EvalPreprocessing) -> Iterator[tuple]:
-    """Yield each file with its probabilities, (C,) float32, or the reason why it cannot be read, in the given order."""
-    listed = list(list_images(options.images))
-    source = open_paths([file for file, problem in listed if not problem])
+def _answers(
+    options: PredictOptions, model: ResNet, preprocessing: EvalPreprocessing, source: FileSource
+) -> Iterator[np.ndarray | str]:
+    """Yield the probabilities of each image, (C,) float32, or the reason why it cannot be read."""
     few = options.workers is None and len(source) <= options.batch_size
     workers = 0 if few else choose_workers(options.workers)
     loader = eval_loader(source, preprocessing, options.batch_size, workers, if_bad="blank_on_any_error")
@@ -106,7 +106,10 @@ def _probabilities(options: PredictOptions, model: ResNet, preprocessing: EvalPr
     def prepare(batch: Batch) -> tuple[Tensor, ...]:
         return normalize(batch.images, preprocessing.mean, preprocessing.std), batch.indices
 
-    def predict_readable() -> Iterator[np.ndarray | str]:
+    with translate_errors(options.batch_size), loader:
+        device = make_accelerator(Launch(), "fp32").device
+        choose_cpu_threads(device, options.cpu_threads)
+        model.to(device, memory_format=torch.channels_last)
         specs = eval_specs(len(source), options.batch_size, preprocessing.image_size)
         for bad_images, take in prefetch_to_device(loader.batches(specs), device, prepare):
             with torch.inference_mode(), reproducible_float32():
@@ -114,19 +117,10 @@ def _probabilities(options: PredictOptions, model: ResNet, preprocessing: EvalPr
                 rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)
             yield from map(bad_images.get, indices.tolist(), rows)
 
-    with translate_errors(options.batch_size), loader:
-        device = make_accelerator(Launch(), "fp32").device
-        choose_cpu_threads(device, options.cpu_threads)
-        model.to(device, memory_format=torch.channels_last)
-        answers = predict_readable()
-        for file, problem in listed:
-            yield file, problem or next(answers)
-
 
 def _draw(shown: Sequence[Prediction], path: Path, preprocessing: EvalPreprocessing) -> None:
     images = [preprocessing.square(np.fromfile(each["file"], dtype=np.uint8)) for each in shown]
     best = [[f"{found['name']} {found['probability']:.0%}" for found in each["predictions"][:3]] for each in shown]
-    captions = ["\n".join(lines) for lines in best]
     with files.user_errors("--picture: "):
-        save_figure(image_grid(images, captions), path)
+        save_figure(image_grid(images, ["\n".join(lines) for lines in best]), path)
     print(f"figure of {count(len(shown), 'image')} written to {path}", file=sys.stderr)

@@ -24,6 +24,7 @@ from resnet_in1k.data.dataset import (
     read_cache,
     write_cache,
 )
+from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 
@@ -57,32 +58,27 @@ def open_whole(data: str) -> FileSource:
     return _open(data, "train", root / "train" if (root / "train").is_dir() else root)
 
 
-def open_paths(paths: Sequence[str]) -> FileSource:
-    """Open image files in this order, each with the label 0, for prediction."""
+def open_paths(paths: Sequence[Path]) -> FileSource:
+    """Open image files, and the images in folders at any depth, in this order, with the label 0, for prediction.
+
+    Raises:
+        UserError: if a folder cannot be read or has no images. Files are not opened here.
+    """
+    images: list[str] = []
+    for path in paths:
+        with files.content_errors(path):
+            found = sorted(images_below(path, str(path), ignored=[], stamps={})) if path.is_dir() else [str(path)]
+        if not found:
+            raise UserError(f"{path}: no images in this folder")
+        images += found
     return FileSource(
         name="images",
         split="val",
         class_names=("",),
-        labels=np.zeros(len(paths), dtype=np.int64),
-        keys=PackedBytes(map(os.fsencode, paths)),
+        labels=np.zeros(len(images), dtype=np.int64),
+        keys=PackedBytes(map(os.fsencode, images)),
         folder=Path(),
     )
-
-
-def list_images(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield (image file, "") for each file and each image in a folder, and (path, reason) for what cannot be read."""
-    for path in paths:
-        try:
-            if path.is_dir():
-                images = sorted(images_below(path, str(path), ignored=[], stamps={}))
-                yield from ((image, "") for image in images)
-                if not images:
-                    yield str(path), "no images in this folder"
-            else:
-                path.open("rb").close()
-                yield str(path), ""
-        except OSError as error:
-            yield str(path), error.strerror or str(error)
 
 
 def _root(data: str) -> Path:

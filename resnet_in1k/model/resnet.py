@@ -84,7 +84,7 @@ class ResNet(torchvision.models.ResNet):
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         else:
             try:
-                pixels = decode(np.fromfile(image, dtype=np.uint8))
+                pixels = decode(np.frombuffer(bytearray(Path(image).read_bytes()), dtype=np.uint8))
             except (OSError, ValueError) as error:
                 raise UserError(f"{image} cannot be read ({error})") from None
         square = self.preprocessing.crop(pixels).unsqueeze(0).to(self.fc.weight.device)

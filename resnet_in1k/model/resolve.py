@@ -1,5 +1,6 @@
 """Resolve `--ckpt` to a weights file and its metadata: in a run folder, in a file, on the Hub or from torchvision."""
 
+import logging
 import math
 import re
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, find
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import file_size, first_line, printable
+from resnet_in1k.utils.launch import rank
 
 DEFAULT_PREPROCESSING = EvalPreprocessing(image_size=224, resize_size=256)
 MAX_IMAGE_SIZE, MAX_RESIZE_RATIO = 4096, 10
@@ -47,8 +49,6 @@ class Weights:
     """Share of the images that the run held out for validation; 0 if the data have a val split."""
     recorded_evaluation: dict[str, Any] | None
     """eval.json in the same folder, if it is of these weights or, for an exported network, of the original ones."""
-    note: str
-    """A warning for the user; "" for none."""
 
 
 def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights:
@@ -69,7 +69,7 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
         origin, path = name, download(name, **client_options)
     file = weights_file(path)
     exported = load_exported(file) if file.suffix in SUFFIXES else None
-    evaluation, note = _evaluation_of(file, exported)
+    evaluation = _evaluation_of(file, exported)
     of_run = _read_run(run, file) if (run := find_run(path)) else {}
     recorded = [  # each takes precedence over those before it
         (run.recipe if run else file, of_run),
@@ -94,7 +94,6 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
         data=data if not origin or data in SOURCES else None,
         val_share=of_run.get("val_share", 0.0),
         recorded_evaluation=evaluation,
-        note=note,
     )
 
 
@@ -110,15 +109,17 @@ def _read_run(run: RunFolder, file: Path) -> dict[str, Any]:
         return found | ({"weights": recipe.publish} if file == run.weights else {})
 
 
-def _evaluation_of(file: Path, exported: ExportedNetwork | None) -> tuple[dict[str, Any] | None, str]:
-    """Return eval.json of the file's folder if it was measured on these weights; and a warning if it was not."""
+def _evaluation_of(file: Path, exported: ExportedNetwork | None) -> dict[str, Any] | None:
+    """Return eval.json of the file's folder if it was measured on these weights; warn if a run's was not."""
     evaluation = files.read_json_object(file.parent / EVALUATION_NAME) or {}
     if "weights_sha256" not in evaluation:
-        return None, ""
+        return None
     if evaluation["weights_sha256"] == (exported.facts.get("exported_from") if exported else files.sha256_of(file)):
-        return evaluation, ""
-    problem = f"{file} is not the file that {EVALUATION_NAME} was measured on: it was replaced or is damaged"
-    return None, problem if file.name == WEIGHTS_NAME else ""
+        return evaluation
+    if file.name == WEIGHTS_NAME and rank() == 0:
+        problem = f"is not the file that {EVALUATION_NAME} was measured on: it was replaced or is damaged"
+        logging.getLogger(__name__).warning("%s %s", file, problem)
+    return None
 
 
 def _checked(found: dict[str, Any]) -> dict[str, Any]:
@@ -157,9 +158,9 @@ def download(
         UserError: if there is no such repository, it cannot be reached, or a file is larger than MAX_BYTES.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.logging import set_verbosity_error
 
-    logging.set_verbosity_error()  # the error below contains what the client would log about its retries
+    set_verbosity_error()  # the error below contains what the client would log about its retries
     wanted, reason = set(names), None
     try:
         tree = HfApi(token=client_options.get("token")).list_repo_tree(repository, revision=revision)

@@ -67,14 +67,14 @@ def test_a_result_that_differs_from_the_recorded_one_says_why(run: RunFolder, ca
     assert f"not reproduced: top1_correct {recorded['top1_correct'] + 1} there, " in capsys.readouterr().out
 
 
-def test_other_weights_than_those_recorded_are_noticed(run: RunFolder, capsys):
+def test_other_weights_than_those_recorded_are_noticed(run: RunFolder, capsys, caplog):
     data = bytearray(run.weights.read_bytes())
     data[-1] ^= 1
     run.weights.write_bytes(data)
     evaluate(EvalOptions(ckpt=str(run.path), workers=0))
-    out = capsys.readouterr().out
-    assert "model.safetensors is not the file that eval.json was measured on: it was replaced or is damaged\n" in out
-    assert "reproduced" not in out
+    problem = "is not the file that eval.json was measured on: it was replaced or is damaged"
+    assert [record.getMessage() for record in caplog.records] == [f"{run.weights} {problem}"]
+    assert "reproduced" not in capsys.readouterr().out
 
 
 def test_unreadable_images_are_counted_as_wrong_and_listed(evaluated: RunFolder, image_folder: Path, tmp_path, capsys):

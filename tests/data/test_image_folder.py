@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from resnet_in1k.data import image_folder as module
-from resnet_in1k.data.image_folder import list_images
+from resnet_in1k.data.image_folder import open_paths
 from resnet_in1k.data.registry import open_source, open_train_and_val
 from resnet_in1k.utils.errors import UserError
 
@@ -76,14 +76,12 @@ def test_a_path_costs_fifty_bytes(tmp_path: Path):
 
 
 def test_listed_images_are_files_and_those_in_folders_in_the_order_given(image_folder: Path, tmp_path: Path):
-    single, folder, empty, gone = image_folder / "val/fox/0.jpg", image_folder / "val/ant", tmp_path, tmp_path / "gone"
-    assert list(list_images([single, folder, empty, gone])) == [
-        (str(single), ""),
-        (str(folder / "0.jpg"), ""),
-        (str(folder / "1.jpg"), ""),
-        (str(empty), "no images in this folder"),
-        (str(gone), "No such file or directory"),
-    ]
+    single, folder, gone = image_folder / "val/fox/0.jpg", image_folder / "val/ant", tmp_path / "gone"
+    source = open_paths([single, folder, gone])
+    expected = [single, folder / "0.jpg", folder / "1.jpg", gone]
+    assert [source.image_name(index) for index in range(len(source))] == list(map(str, expected))
+    with pytest.raises(UserError, match=f"^{tmp_path}: no images in this folder"):
+        open_paths([single, tmp_path])
 
 
 @pytest.fixture

@@ -49,7 +49,6 @@ def test_a_file_without_metadata_has_the_default_preprocessing(weights: Path):
     found = resolve_checkpoint(weights)
     assert (found.file, found.class_names, found.data, found.recorded_evaluation) == (weights, None, None, None)
     assert found.preprocessing == EvalPreprocessing(224, 256, "bilinear")
-    assert found.note == ""
 
 
 def test_precedence_of_the_preprocessing(weights: Path, tiny: Recipe):
@@ -62,7 +61,7 @@ def test_precedence_of_the_preprocessing(weights: Path, tiny: Recipe):
     assert resolve_checkpoint(weights.parent).preprocessing == EvalPreprocessing(96, 101, "bicubic")
     recorded = record_evaluation(weights)
     found = resolve_checkpoint(weights.parent)
-    assert (found.recorded_evaluation, found.class_names, found.note) == (recorded, ["ant", "bee"], "")
+    assert (found.recorded_evaluation, found.class_names) == (recorded, ["ant", "bee"])
     assert found.preprocessing == EvalPreprocessing(64, 73, "bicubic")
     assert found.preprocessing.at(32) == EvalPreprocessing(32, 36, "bicubic")
 
