@@ -117,7 +117,10 @@ def check_run_folder_is_shared(launch: Launch, folder: RunFolder) -> None:
     """
 
     def lock_text() -> str:
-        return folder.lock.read_text(encoding="utf-8") if folder.lock.is_file() else "missing"
+        try:
+            return folder.lock.read_text(encoding="utf-8")
+        except OSError:
+            return "missing"
 
     written = launch.broadcast_from_main(lock_text, "locking the run folder")
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
