@@ -45,7 +45,7 @@ from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.launch import Launch, rank
 from resnet_in1k.utils.pool import worker_context
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize, waiting_share
-from resnet_in1k.utils.validation import at_least, check_options
+from resnet_in1k.utils.validation import check_options, within
 
 LR = 0.01
 TUTORIAL = RECIPES["tutorial"].recipe
@@ -62,13 +62,13 @@ class BenchmarkOptions:
     """Images, named as for training; a folder needs train/ only."""
     json: bool = False
     """Print one JSON object instead of a table."""
-    workers: int | None = field(default=None, metadata=at_least(1))
+    workers: int | None = field(default=None, metadata=within(at_least=1))
     """Loader workers; by default as for training."""
-    batch_size: int | None = field(default=None, metadata=at_least(1))
+    batch_size: int | None = field(default=None, metadata=within(at_least=1))
     """Images per step and process, in place of --global-batch-size; by default 16 on a CPU, 256 elsewhere."""
-    steps: int | None = field(default=None, metadata=at_least(1))
+    steps: int | None = field(default=None, metadata=within(at_least=1))
     """Steps per repetition; by default 30 for input; for step and train 3 on a CPU, 50 elsewhere."""
-    repetitions: int = field(default=5, metadata=at_least(1))
+    repetitions: int = field(default=5, metadata=within(at_least=1))
     """Repetitions of each measurement, after one that is not counted."""
     compile: bool = False
     """Compile our model by torch.compile."""
@@ -76,7 +76,7 @@ class BenchmarkOptions:
     """Send gradients between several processes as bf16."""
     precision: devices.PrecisionFlag = "auto"
     """Our training precision; the tutorial's is float32."""
-    cpu_threads: int | None = field(default=None, metadata=at_least(1))
+    cpu_threads: int | None = field(default=None, metadata=within(at_least=1))
     """Threads for computing on the CPU; by default all physical cores."""
     recipe: Recipe = TUTORIAL
 

@@ -19,12 +19,12 @@ from resnet_in1k.model.resnet import load_model
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
 from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
 from resnet_in1k.utils import files
-from resnet_in1k.utils.console import Console
+from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.launch import Launch
-from resnet_in1k.utils.validation import above, at_least, at_least_and_below, check_options
+from resnet_in1k.utils.validation import check_options, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,15 @@ class InferenceOptions:
     ckpt: str
     """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, torchvision/MODEL.WEIGHTS,
     USER/NAME on the Hub or, for evaluate.py, an exported .onnx or .pt2."""
-    batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=at_least(1))
+    batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=within(at_least=1))
     """Images per process and forward pass; changes results by float32 rounding only."""
-    workers: int | None = field(default=None, metadata=at_least(0))
+    workers: int | None = field(default=None, metadata=within(at_least=0))
     """Loader workers per process; by default from the number of CPU cores."""
-    cpu_threads: int | None = field(default=None, metadata=at_least(1))
+    cpu_threads: int | None = field(default=None, metadata=within(at_least=1))
     """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
-    image_size: int | None = field(default=None, metadata=at_least(1))
+    image_size: int | None = field(default=None, metadata=within(at_least=1))
     """Side of the center crop, in pixels; by default as the weights were evaluated."""
-    eval_crop_ratio: float | None = field(default=None, metadata=above(0, at_most=1))
+    eval_crop_ratio: float | None = field(default=None, metadata=within(above=0, at_most=1))
     """The short side is resized to image_size / this before the crop; by default as the weights were evaluated."""
     eval_interpolation: Interpolation | None = None
     """Interpolation of resizing; by default as the weights were evaluated."""
@@ -71,7 +71,7 @@ class EvalOptions(InferenceOptions):
     """Data, named as for training; by default the data of the run."""
     split: Split = "val"
     """Split to evaluate on."""
-    val_share: float | None = field(default=None, metadata=at_least_and_below(0, 1))
+    val_share: float | None = field(default=None, metadata=within(at_least=0, below=1))
     """Fraction of the images to hold out where the data has no val split; by default the run's."""
     output: Path | None = None
     """Write the result to this file, in the format of a run folder's eval.json."""
@@ -116,16 +116,15 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     with eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers)) as loader:
         accelerator = make_accelerator(launch, "fp32")
         choose_cpu_threads(accelerator.device, options.cpu_threads)
-        console = Console(accelerator.is_main_process)
         sizes = f"resized to {preprocessing.resize_size} px, center crop {preprocessing.image_size} px"
-        console.print(f"{weights.file}: {description}, {num_outputs} classes")
-        console.print("\n".join(filter(None, [f"{data}/{options.split}: {len(source):,} images, {sizes}", matching])))
+        print_line(f"{weights.file}: {description}, {num_outputs} classes")
+        print_line("\n".join(filter(None, [f"{data}/{options.split}: {len(source):,} images, {sizes}", matching])))
         model = SelectedLogits(network, columns) if matching else network
         model = model.to(accelerator.device, memory_format=torch.channels_last)
         evaluation = replace(evaluate_model(model, source, loader, accelerator, preprocessing), weights=weights.kind)
-    console.print(evaluation.summary())
+    print_line(evaluation.summary())
     for name, reason in evaluation.bad_images.items():
-        console.print(f"counted as wrong: {name} ({reason})")
+        print_line(f"counted as wrong: {name} ({reason})")
     if accelerator.is_main_process:
         _write_results(evaluation, weights, options)
     accelerator.end_training()

@@ -17,7 +17,7 @@ from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.validation import at_least, check_options
+from resnet_in1k.utils.validation import check_options, within
 
 COMPARED_BATCH_SIZES = (1, 3)
 MAX_DIFFERENCE = {"onnx": 1e-4, "pt2": 0.0, "safetensors": 0.0}
@@ -34,7 +34,7 @@ class ExportOptions:
     """onnx: for ONNX Runtime; pt2: for torch.export.load; safetensors: with torchvision's keys."""
     output: Path
     """The file to write."""
-    image_size: int | None = field(default=None, metadata=at_least(1))
+    image_size: int | None = field(default=None, metadata=within(at_least=1))
     """Side of the images for .onnx and .pt2, in pixels; by default that of the weights' evaluation."""
 
     def __post_init__(self) -> None:

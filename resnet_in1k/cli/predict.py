@@ -31,7 +31,7 @@ from resnet_in1k.utils.format import count
 from resnet_in1k.utils.imagenet import human_names
 from resnet_in1k.utils.launch import Launch, world_size
 from resnet_in1k.utils.plots import image_grid, save_figure
-from resnet_in1k.utils.validation import at_least
+from resnet_in1k.utils.validation import within
 
 MAX_IMAGES_IN_FIGURE = 100
 
@@ -42,7 +42,7 @@ class PredictOptions(InferenceOptions):
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, and folders of images at any depth."""
-    top_k: int = field(default=5, metadata=at_least(1))
+    top_k: int = field(default=5, metadata=within(at_least=1))
     """Number of classes to print per image."""
     json: bool = False
     """Print one JSON object per image and line."""

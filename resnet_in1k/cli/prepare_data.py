@@ -25,7 +25,7 @@ from resnet_in1k.utils import files
 from resnet_in1k.utils.device import usable_cores
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count, printable, shorten
-from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
+from resnet_in1k.utils.validation import check_options, within
 
 Print = Callable[[str], None]
 
@@ -46,21 +46,21 @@ class PrepareOptions:
     """Instead of the archives: the folder of Kaggle's unpacked archive, with ILSVRC/ and LOC_val_solution.csv."""
     data: str | None = None
     """Instead of the archives: images as for training."""
-    val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    val_share: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Fraction of --data without a val split that becomes one; with --verify: no val split is needed."""
     output: Path | None = None
     """The folder to write. The originals are not changed; files on the same file system become hard links."""
-    resize: int | None = field(default=None, metadata=at_least(32))
+    resize: int | None = field(default=None, metadata=within(at_least=32))
     """Shorter side of training images in pixels: larger images become smaller copies."""
     resize_val: bool = False
     """Resize the validation images, too; accuracies are then not comparable with those on originals."""
-    shards: int | None = field(default=None, metadata=at_least(1))
+    shards: int | None = field(default=None, metadata=within(at_least=1))
     """Write tar shards of about this many megabytes, for --data shards:OUTPUT, instead of a folder of classes."""
     verify: str | None = None
     """Decode all images of this folder or other --data and list what is wrong; write nothing else."""
     report: Path | None = None
     """Write the list of --verify to this .csv file."""
-    processes: int | None = field(default=None, metadata=at_least(1))
+    processes: int | None = field(default=None, metadata=within(at_least=1))
     """Number of worker processes; by default one for each core."""
 
     @property

@@ -20,7 +20,7 @@ from resnet_in1k.data.loader import Batch, Loader, prefetch_to_device
 from resnet_in1k.data.sampler import eval_specs
 from resnet_in1k.evaluate.metrics import top_k_counts
 from resnet_in1k.recipes.recipe import PublishedWeights
-from resnet_in1k.utils.console import Console
+from resnet_in1k.utils.console import bar_below_lines
 from resnet_in1k.utils.device import reproducible_float32
 from resnet_in1k.utils.errors import UserError, translate_errors
 
@@ -141,7 +141,7 @@ def evaluate_model(
         images = normalize(padded(batch.images, pad_to), preprocessing.mean, preprocessing.std)
         return images, batch.labels, batch.indices
 
-    bar = Console(accelerator.is_main_process).bar(num_batches, f"evaluate {source.split}")
+    bar = bar_below_lines(num_batches, f"evaluate {source.split}")
     forward_size = max(pad_to, min(loader.batch_size, len(source)))
     with translate_errors(forward_size), torch.inference_mode(), reproducible_float32(), bar:
         for number, (bad, take) in enumerate(prefetch_to_device(loader.batches(specs), device, prepare)):

@@ -9,7 +9,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.validation import above, at_least, at_least_and_below, between, invalid_fields
+from resnet_in1k.utils.validation import invalid_fields, within
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -30,129 +30,129 @@ class Recipe:
     """Architecture, by torchvision's name."""
     zero_init_residual: bool = False
     """Initialize the last norm of every residual branch to zero (https://arxiv.org/abs/1706.02677, section 5.1)."""
-    stochastic_depth: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    stochastic_depth: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Probability that an image skips the last residual branch. The first branch is never skipped; in between, the
     probability grows linearly (https://arxiv.org/abs/1603.09382)."""
     sync_batch_norm: bool = False
     """Compute norm statistics over all processes, for each forward pass."""
 
-    epochs: int = field(metadata=at_least(1))
+    epochs: int = field(metadata=within(at_least=1))
     """Passes over the training images."""
-    global_batch_size: int = field(metadata=at_least(1))
+    global_batch_size: int = field(metadata=within(at_least=1))
     """Images per optimizer step, summed over all processes."""
     loss: str = "cross_entropy"
     """Training loss: a name of resnet_in1k/optim/losses.py."""
-    label_smoothing: float = field(default=0.0, metadata=between(0, 1))
+    label_smoothing: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Share of the target that is spread evenly over all classes (https://arxiv.org/abs/1512.00567)."""
-    bce_target_threshold: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    bce_target_threshold: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Binary cross entropy sets targets above this to 1 and others to 0; 0 leaves the targets unchanged."""
     optimizer: str = "sgd"
     """Optimizer: a name of resnet_in1k/optim/optimizers.py."""
-    lr: float = field(metadata=above(0))
+    lr: float = field(metadata=within(above=0))
     """Peak learning rate for the global batch."""
     lr_batch_rule: Literal["none", "linear", "sqrt"] = "none"
     """How lr scales if only the batch size changes: in proportion, by the square root, or not."""
     lr_schedule: str = "step"
     """Schedule: `step` multiplies by lr_step_factor every lr_step_epochs, `multi_step` at lr_milestones; `cosine`,
     `linear` and `polynomial` fall to lr_floor; or another name of resnet_in1k/optim/lr.py."""
-    lr_step_epochs: int = field(default=30, metadata=at_least(1))
+    lr_step_epochs: int = field(default=30, metadata=within(at_least=1))
     """Epochs between two drops of the `step` schedule."""
-    lr_milestones: tuple[float, ...] = field(default=(), metadata=above(0))
+    lr_milestones: tuple[float, ...] = field(default=(), metadata=within(above=0))
     """Epochs, or fractions, after which the `multi_step` schedule drops."""
-    lr_step_factor: float = field(default=0.1, metadata=above(0))
+    lr_step_factor: float = field(default=0.1, metadata=within(above=0))
     """Factor of each drop of `step` and `multi_step`."""
-    lr_floor: float = field(default=0.0, metadata=at_least(0))
+    lr_floor: float = field(default=0.0, metadata=within(at_least=0))
     """Learning rate that `cosine`, `linear` and `polynomial` reach just after the last step."""
-    lr_power: float = field(default=2.0, metadata=above(0))
+    lr_power: float = field(default=2.0, metadata=within(above=0))
     """Exponent of the `polynomial` schedule."""
-    warmup_epochs: float = field(default=0.0, metadata=at_least(0))
+    warmup_epochs: float = field(default=0.0, metadata=within(at_least=0))
     """Epochs of linear warm-up to the peak learning rate, part of `epochs`; 0 for none."""
-    warmup_start_factor: float = field(default=0.0, metadata=between(0, 1))
+    warmup_start_factor: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Start of the warm-up, as a share of lr."""
-    momentum: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    momentum: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Momentum of SGD, SGDW, LARS and Muon; LAMB and AdamW use their own."""
     nesterov: bool = False
     """Use Nesterov's momentum in these optimizers."""
-    weight_decay: float = field(default=0.0, metadata=at_least(0))
+    weight_decay: float = field(default=0.0, metadata=within(at_least=0))
     """Weight decay. SGD, LARS and LAMB add it to the gradient or update; `sgdw`, `adamw` and `muon` shrink the
     weights."""
     decay_norms: bool = True
     """Apply weight decay to the weights and biases of norm layers, too."""
     decay_biases: bool = True
     """Apply weight decay to the biases of other layers, too."""
-    head_lr_factor: float = field(default=1.0, metadata=above(0))
+    head_lr_factor: float = field(default=1.0, metadata=within(above=0))
     """Multiplier of the learning rate of the last layer."""
-    freeze_epochs: int = field(default=0, metadata=at_least(0))
+    freeze_epochs: int = field(default=0, metadata=within(at_least=0))
     """Train only the last layer for N epochs; the norms then use their running statistics."""
-    max_grad_norm: float = field(default=0.0, metadata=at_least(0))
+    max_grad_norm: float = field(default=0.0, metadata=within(at_least=0))
     """Clip gradients to this global norm; 0 disables clipping."""
 
-    ema_decay: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    ema_decay: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Decay of an exponential moving average of weights and buffers, adjusted to the length of the run (see
     train/step.py); 0 disables the average."""
-    ema_every_steps: int = field(default=1, metadata=at_least(1))
+    ema_every_steps: int = field(default=1, metadata=within(at_least=1))
     """Optimizer steps between two updates of the average."""
     publish: PublishedWeights = "model"
     """Weights that are the run's result: the model or its moving average. Both are evaluated."""
 
-    image_size: int = field(metadata=at_least(1))
+    image_size: int = field(metadata=within(at_least=1))
     """Side of the training square in pixels; of the last epochs, if it changes."""
-    initial_image_size: int = field(default=0, metadata=at_least(0))
+    initial_image_size: int = field(default=0, metadata=within(at_least=0))
     """Side of the training square in the first epochs, in pixels; 0 for image_size in all epochs."""
-    image_size_ramp_start: int = field(default=1, metadata=at_least(1))
+    image_size_ramp_start: int = field(default=1, metadata=within(at_least=1))
     """Last epoch at initial_image_size; then the size grows linearly, in multiples of 32 px."""
-    image_size_ramp_end: int = field(default=1, metadata=at_least(1))
+    image_size_ramp_end: int = field(default=1, metadata=within(at_least=1))
     """First epoch at image_size."""
-    crop_scale_min: float = field(default=0.08, metadata=above(0, at_most=1))
+    crop_scale_min: float = field(default=0.08, metadata=within(above=0, at_most=1))
     """Smallest share of the image's area that a training crop covers; the largest is 1."""
     train_interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
     """Interpolation of training crops, antialiased; `random` draws one of the two for each image."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """`uniform`: each image once an epoch; `balanced`: the same number of draws, each class with equal probability."""
-    shuffle_window: int = field(default=0, metadata=at_least(0))
+    shuffle_window: int = field(default=0, metadata=within(at_least=0))
     """Shards to shuffle together, for shards on disks that are slow at random reads; 0 shuffles all images."""
-    repeated_augmentation: int = field(default=1, metadata=at_least(1))
+    repeated_augmentation: int = field(default=1, metadata=within(at_least=1))
     """Views of each image in its global batch, each with its own crop. An epoch keeps its length, so it has that many
     times fewer different images (https://arxiv.org/abs/1901.09335)."""
     augment_policy: str = "none"
     """Policy: `none`, `trivial_augment`, `rand_augment`, `timm_rand_augment` or `auto_augment`."""
-    rand_augment_num_ops: int = field(default=2, metadata=at_least(1))
+    rand_augment_num_ops: int = field(default=2, metadata=within(at_least=1))
     """Operations per image of both RandAugments."""
-    rand_augment_magnitude: float = field(default=9.0, metadata=between(0, 30))
+    rand_augment_magnitude: float = field(default=9.0, metadata=within(at_least=0, at_most=30))
     """Strength of both RandAugments: up to 30 for torchvision's, up to 10 for timm's."""
-    rand_augment_magnitude_std: float = field(default=0.0, metadata=at_least(0))
+    rand_augment_magnitude_std: float = field(default=0.0, metadata=within(at_least=0))
     """Standard deviation of the strength of timm's RandAugment."""
-    hflip_probability: float = field(default=0.0, metadata=between(0, 1))
+    hflip_probability: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Probability of a horizontal flip."""
     alternating_flip: bool = False
     """Flip each image in every other epoch, instead of hflip_probability (https://arxiv.org/abs/2404.00498)."""
-    rotation_degrees: float = field(default=0.0, metadata=between(0, 180))
+    rotation_degrees: float = field(default=0.0, metadata=within(at_least=0, at_most=180))
     """Largest rotation of a training image, in degrees."""
-    brightness: float = field(default=0.0, metadata=between(0, 1))
+    brightness: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Color jitter: brightness is multiplied by a factor from [1 - x, 1 + x]."""
-    contrast: float = field(default=0.0, metadata=between(0, 1))
+    contrast: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Color jitter: contrast is multiplied by a factor from [1 - x, 1 + x]."""
-    saturation: float = field(default=0.0, metadata=between(0, 1))
+    saturation: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Color jitter: saturation is multiplied by a factor from [1 - x, 1 + x]."""
-    hue: float = field(default=0.0, metadata=between(0, 0.5))
+    hue: float = field(default=0.0, metadata=within(at_least=0, at_most=0.5))
     """Color jitter: hue is shifted by up to this share of the color wheel."""
-    random_erasing_probability: float = field(default=0.0, metadata=between(0, 1))
+    random_erasing_probability: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Probability of filling a rectangle with the mean color (https://arxiv.org/abs/1708.04896)."""
-    mixup_alpha: float = field(default=0.0, metadata=at_least(0))
+    mixup_alpha: float = field(default=0.0, metadata=within(at_least=0))
     """Mixup alpha (https://arxiv.org/abs/1710.09412); 0 disables mixup."""
-    cutmix_alpha: float = field(default=0.0, metadata=at_least(0))
+    cutmix_alpha: float = field(default=0.0, metadata=within(at_least=0))
     """CutMix alpha (https://arxiv.org/abs/1905.04899); 0 disables CutMix. With both, each has probability 1/2."""
     mix_by_pair: bool = False
     """Draw mixup or CutMix and its weight for each pair of images, not once for the batch."""
 
-    eval_image_size: int = field(default=0, metadata=at_least(0))
+    eval_image_size: int = field(default=0, metadata=within(at_least=0))
     """Side of the center crop in evaluation, in pixels; 0 for image_size."""
-    eval_crop_ratio: float = field(default=0.875, metadata=above(0, at_most=1))
+    eval_crop_ratio: float = field(default=0.875, metadata=within(above=0, at_most=1))
     """Evaluation resizes the short side to its image size divided by this, then crops the center."""
     eval_interpolation: Interpolation = "bilinear"
     """Interpolation of evaluation, antialiased."""
 
-    seed: int = field(default=0, metadata=at_least(0))
+    seed: int = field(default=0, metadata=within(at_least=0))
     """Random seed."""
 
     def __post_init__(self) -> None:

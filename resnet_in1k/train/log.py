@@ -17,7 +17,7 @@ from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.checkpoint import TrainState
 from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils import files
-from resnet_in1k.utils.console import Console
+from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration, first_line, shorten
 from resnet_in1k.utils.launch import Launch
@@ -33,15 +33,14 @@ class TrainLog:
         folder: RunFolder,
         writer: RunWriter,
         accelerator: Accelerator,
-        console: Console,
         *,
         log_every: int,
         num_workers: int,
         dollars_per_hour: float = 0.0,
     ):
         self.stopwatch = Stopwatch(accelerator.device)
-        self.trackers = Trackers(accelerator, console.print)
-        self._counts, self._folder, self._writer, self._console = counts, folder, writer, console
+        self.trackers = Trackers(accelerator, print_line)
+        self._counts, self._folder, self._writer = counts, folder, writer
         self._accelerator, self._log_every, self._num_workers = accelerator, log_every, num_workers
         self._dollars_per_hour = dollars_per_hour
         self._uncollected_losses: list[torch.Tensor] = []
@@ -89,7 +88,7 @@ class TrainLog:
         }
         self._write(record)
         left_seconds = (counts.total_steps - step) * (record["load_seconds"] + record["train_seconds"])
-        self._console.print(
+        print_line(
             f"epoch {record['epoch']}/{counts.recipe.epochs}  step {step:,}/{counts.total_steps:,}  "
             f"loss {record['loss']:.4f}  lr {record['lr']:.3g}  {record['images_per_second']:,.0f} images/s  "
             f"a batch: load {record['load_seconds'] * 1000:.1f} ms, train {record['train_seconds'] * 1000:.1f} ms  "
@@ -129,7 +128,7 @@ class TrainLog:
             record[f"{other.weights}_top1_accuracy"] = other.top1_accuracy
             record[f"{other.weights}_top5_accuracy"] = other.top5_accuracy
         self._write(record)
-        self._console.print(
+        print_line(
             f"epoch {record['epoch']}/{self._counts.recipe.epochs} done  train loss {record['train_loss']:.4f}  "
             f"{evaluation.summary()}\n"
             + "".join(f"  {evaluation.weights} above, {each.weights}: {each.summary()}\n" for each in others)
@@ -137,7 +136,7 @@ class TrainLog:
             f"waited for data {waiting_share(lap):.1%} of the training time{self._bottleneck(lap)}"
         )
         if evaluation.bad_images:
-            self._console.print(f"  unreadable: {shorten(list(evaluation.bad_images))}")
+            print_line(f"  unreadable: {shorten(list(evaluation.bad_images))}")
         bad = [f"{name} ({reason})" for name, reason in evaluation.bad_images.items()]
         self._writer.write_list(self._folder.bad_val_images, bad)
 
@@ -152,7 +151,7 @@ class TrainLog:
         ]
         width = max(len(str(path)) for path, _ in rows)
         price = sum(record.get("dollars", 0.0) for record in folder.records())
-        self._console.print(
+        print_line(
             f"done in {duration(time.monotonic() - self._start_seconds)}"
             + (f", {price:,.2f} dollars in all" if price else "")
             + f": best top-1 {state.best_top1_accuracy:.2%} after epoch {self._counts.epoch_of(state.best_step)}\n"

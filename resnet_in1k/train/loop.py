@@ -22,6 +22,7 @@ from resnet_in1k.train.checkpoint import load_newest_checkpoint
 from resnet_in1k.train.plan import describe_plan, forecast
 from resnet_in1k.train.preflight import check_same_program, out_of_memory_message, preflight
 from resnet_in1k.train.trainer import Trainer, TrainOptions
+from resnet_in1k.utils.console import bar_below_lines, print_line
 from resnet_in1k.utils.distributed import broadcast_buffers
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError, is_out_of_memory, translate_errors
 from resnet_in1k.utils.launch import Launch
@@ -44,13 +45,13 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
         try:
             check_same_program(launch, recipe, options, options.run_folder(recipe_name))
             run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
-            run.console.print(describe_plan(run))
+            print_line(describe_plan(run))
             if run.folder.recipe.exists() and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
-                run.console.print(note)
+                print_line(note)
             preflight(run)
             stop_if_requested(run, step=0, poll=0)
             if options.dry_run:
-                run.console.print(forecast(run))
+                print_line(forecast(run))
             else:
                 start_or_resume(run)
                 training_loop(run)
@@ -73,7 +74,7 @@ def training_loop(run: Trainer) -> None:
         evaluate(run)
     specs = run.specs(first_step, counts.total_steps)
     batches = prefetch_to_device(run.train_loader.batches(specs), run.device, run.augmentation.apply_to)
-    with run.console.bar(counts.total_steps, "train", done=state.step) as bar:
+    with bar_below_lines(counts.total_steps, "train", done=state.step) as bar:
         for step in range(first_step, counts.total_steps + 1):
             with log.stopwatch.section("load"):
                 bad_images, take = next(batches)
@@ -141,7 +142,7 @@ def collect_bad_images(run: Trainer) -> None:
     state.bad_images = sorted([*state.bad_images, *new])
     run.writer.write_list(run.folder.bad_images, [source.image_name(index) for index in state.bad_images])
     for index in new:
-        run.console.print(f"replaced by the next image: {source.image_name(index)} ({found[index]})")
+        print_line(f"replaced by the next image: {source.image_name(index)} ({found[index]})")
     if len(state.bad_images) > max_bad_images(len(source)):
         raise UserError(f"{too_many_bad_images(state.bad_images, source)}; see {run.folder.bad_images}")
 
@@ -194,7 +195,7 @@ def start_or_resume(run: Trainer) -> None:
     Raises:
         UserError: if there are checkpoints, but none can be used.
     """
-    state = load_newest_checkpoint(run.folder.checkpoints, run.groups, run.console.print, run.state.recipe_sha256)
+    state = load_newest_checkpoint(run.folder.checkpoints, run.groups, print_line, run.state.recipe_sha256)
     if state is not None:
         run.state = state
         run.train_step.load_scaler_state(state.grad_scaler)

@@ -24,6 +24,7 @@ from resnet_in1k.run_folder import RunFolder, provenance
 from resnet_in1k.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.utils import files, rng
+from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.device import (
     available_memory,
     local_world_size,
@@ -99,7 +100,7 @@ def preflight(run: Trainer) -> None:
 
     with run.train_step.rolled_back():
         launch.on_main_process(try_checkpoint, "saving and loading a checkpoint", advice="")
-    run.console.print("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
+    print_line("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
 
 
 def check_same_data(launch: Launch, sources: tuple[Source, Source]) -> None:

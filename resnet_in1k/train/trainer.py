@@ -25,13 +25,12 @@ from resnet_in1k.train.log import TrainLog
 from resnet_in1k.train.step import MovingAverage, TrainStep
 from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils import device
-from resnet_in1k.utils.console import Console
 from resnet_in1k.utils.device import PrecisionFlag
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.signals import StopSignals
-from resnet_in1k.utils.validation import at_least, at_least_and_below, check_options
+from resnet_in1k.utils.validation import check_options, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class TrainOptions:
     data: str = "data/imagenet"
     """A folder with train/<class>/* and val/<class>/*; hf:NAME[:CONFIG[:TRAIN,VAL[:LABEL]]], a dataset of the Hub or a
     folder of parquet files; shards:DIR or shards:PATTERN, tar files; `digits`; or `synthetic`."""
-    val_share: float = field(default=0.0, metadata=at_least_and_below(0, 1))
+    val_share: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Hold out this share of the images for validation if there is no validation split. A hash of each image's name
     decides, so the split is the same everywhere."""
     rescan: bool = False
@@ -52,32 +51,32 @@ class TrainOptions:
     """Run folder; default runs/<recipe>. A folder that contains a run needs --resume."""
     resume: bool = False
     """Continue from the newest checkpoint in the run folder; start if there is none."""
-    workers: int | None = field(default=None, metadata=at_least(0))
+    workers: int | None = field(default=None, metadata=within(at_least=0))
     """Loader workers per process; default: from the number of CPU cores."""
-    log_every: int = field(default=100, metadata=at_least(1))
+    log_every: int = field(default=100, metadata=within(at_least=1))
     """Optimizer steps between two lines of the log. The last step of an epoch is always logged."""
-    checkpoint_every: int = field(default=0, metadata=at_least(0))
+    checkpoint_every: int = field(default=0, metadata=within(at_least=0))
     """Optimizer steps between two checkpoints, in addition to the end of each epoch; 0 for epochs only."""
-    keep_checkpoints: int = field(default=2, metadata=at_least(1))
+    keep_checkpoints: int = field(default=2, metadata=within(at_least=1))
     """Number of newest checkpoints to keep, in addition to the best."""
     report_to: str | None = None
     """An Accelerate tracker to log to, such as tensorboard, trackio or wandb."""
     dry_run: bool = False
     """Print the plan, run the preflight, estimate time and cost on this machine, then exit."""
-    dollars_per_hour: float = field(default=0.0, metadata=at_least(0))
+    dollars_per_hour: float = field(default=0.0, metadata=within(at_least=0))
     """Price of all machines of the run; times are then also printed as a price, and recorded."""
     on_bad_image: OnBadImage = "fail"
     """At a training image that cannot be decoded: fail, or skip to the next image, for at most 0.1% of the images."""
     precision: PrecisionFlag = "auto"
     """Training precision; auto: that of the run that is resumed, else the launch configuration's, else bf16 if the
     device is fast at it, else fp32."""
-    gradient_accumulation_steps: int = field(default=1, metadata=at_least(1))
+    gradient_accumulation_steps: int = field(default=1, metadata=within(at_least=1))
     """Forward passes per optimizer step and process, to save memory; the global batch stays the same."""
     compress_gradients: bool = False
     """Send gradients between processes as bf16: half the bytes, and sums of 8 significant bits instead of 24."""
     compile: bool = False
     """Compile the model by torch.compile; this makes the start slower."""
-    cpu_threads: int | None = field(default=None, metadata=at_least(1))
+    cpu_threads: int | None = field(default=None, metadata=within(at_least=1))
     """CPU threads per process; default for training on the CPU: all physical cores, divided among the processes."""
 
     def __post_init__(self) -> None:
@@ -156,7 +155,6 @@ class Trainer:
             launch, precision, options.report_to, self.folder.path, options.compress_gradients
         )
         self.device = self.accelerator.device
-        self.console = Console(self.accelerator.is_main_process)
         self.cpu_threads = device.choose_cpu_threads(self.device, options.cpu_threads)
         self.augmentation = Augmentation(recipe, len(class_names), launch.rank, launch.world_size)
         self.train_step = TrainStep(
@@ -184,7 +182,6 @@ class Trainer:
             self.folder,
             self.writer,
             self.accelerator,
-            self.console,
             log_every=options.log_every,
             num_workers=self.num_workers,
             dollars_per_hour=options.dollars_per_hour,

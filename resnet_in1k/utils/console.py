@@ -5,27 +5,24 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from resnet_in1k.utils.launch import rank
+
 tqdm.monitor_interval = 0  # no thread of tqdm: workers are forked later
 LOG_FILE_SECONDS = 10.0
 """Time between two updates of a progress bar that is written to a file."""
 
 
-class Console:
-    """Print on the main process only."""
+def print_line(text: str) -> None:
+    """Print to standard output, above any progress bar, on the main process only."""
+    if rank() == 0:
+        tqdm.write(text)
+        sys.stdout.flush()  # a log file then shows the line now, not when a block is full
 
-    def __init__(self, is_main_process: bool):
-        self._is_main_process = is_main_process
 
-    def print(self, text: str) -> None:
-        """Print to standard output, above any progress bar."""
-        if self._is_main_process:
-            tqdm.write(text)
-            sys.stdout.flush()  # a log file then shows the line now, not when a block is full
-
-    def bar(self, total: int, description: str, done: int = 0) -> "tqdm[Any]":
-        """Make a progress bar next to lines of a log: in a terminal or a notebook only."""
-        shown = self._is_main_process and _is_interactive()
-        return tqdm(total=total, initial=done, desc=description, leave=False, dynamic_ncols=True, disable=not shown)
+def bar_below_lines(total: int, description: str, done: int = 0) -> "tqdm[Any]":
+    """Make a progress bar next to lines of a log: on the main process, in a terminal or a notebook only."""
+    hidden = rank() != 0 or not _is_interactive()
+    return tqdm(total=total, initial=done, desc=description, leave=False, dynamic_ncols=True, disable=hidden)
 
 
 def progress_bar(total: int, description: str, unit: str = "images", *, only_if_long: bool = False) -> "tqdm[Any]":

@@ -3,32 +3,20 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from resnet_in1k.utils.errors import UserError
 
 T = TypeVar("T")
-Metadata = dict[str, tuple[str, Callable[[Any], bool]]]
-"""For `dataclasses.field(metadata=...)`: the allowed range as text, and its test."""
+COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def at_least(low: float) -> Metadata:
-    return {"range": (f"at least {low:g}", lambda value: value >= low)}
-
-
-def above(low: float, at_most: float | None = None) -> Metadata:
-    allowed = f"above {low:g}" if at_most is None else f"above {low:g}, at most {at_most:g}"
-    return {"range": (allowed, lambda value: value > low and (at_most is None or value <= at_most))}
-
-
-def between(low: float, high: float) -> Metadata:
-    """Range that includes both ends."""
-    return {"range": (f"between {low:g} and {high:g}", lambda value: low <= value <= high)}
-
-
-def at_least_and_below(low: float, high: float) -> Metadata:
-    return {"range": (f"at least {low:g} and below {high:g}", lambda value: low <= value < high)}
+def within(**limits: float) -> dict[str, Any]:
+    """Return metadata of a dataclass field for numbers within limits, by the names in COMPARISONS."""
+    allowed = " and ".join(f"{name.replace('_', ' ')} {limit:g}" for name, limit in limits.items())
+    return {"range": (allowed, lambda value: all(COMPARISONS[name](value, limits[name]) for name in limits))}
 
 
 def invalid_fields(instance: Any) -> Iterator[tuple[str, str, Any]]:

@@ -115,7 +115,7 @@ def test_resized_copies_are_not_taken_for_the_recorded_images(
         ({"data": "digits", "report": Path(__file__)}, "--report .* is a file, not a folder"),
         ({"data": "digits", "batch_size": 0}, "--batch-size 0: must be at least 1"),
         ({"data": "digits", "image_size": 0}, "--image-size 0"),
-        ({"data": "digits", "eval_crop_ratio": 1.5}, "--eval-crop-ratio 1.5: must be above 0, at most 1"),
+        ({"data": "digits", "eval_crop_ratio": 1.5}, "--eval-crop-ratio 1.5: must be above 0 and at most 1"),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(weights: Path, options: dict, message: str):

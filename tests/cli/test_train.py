@@ -32,7 +32,7 @@ def test_fields_of_recipe_and_options_are_flags(monkeypatch):
 
 def test_values_out_of_range_are_refused_all_at_once(monkeypatch):
     with pytest.raises(
-        UserError, match=r"invalid recipe: lr must be above 0, not 0\.0; hue must be between 0 and 0\.5"
+        UserError, match=r"invalid recipe: lr must be above 0, not 0\.0; hue must be at least 0 and at most 0\.5"
     ):
         parse(monkeypatch, "--lr", "0", "--hue", "2")
     with pytest.raises(UserError, match="--log-every 0: must be at least 1"):

@@ -10,7 +10,6 @@ from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.checkpoint import TrainState
 from resnet_in1k.train.log import TrainLog
 from resnet_in1k.train.writer import RunWriter
-from resnet_in1k.utils.console import Console
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.timing import Lap
 
@@ -25,7 +24,6 @@ def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, tmp_pa
         folder,
         RunWriter(folder, Launch(), keep_checkpoints=1),
         accelerator,
-        Console(True),
         log_every=1,
         num_workers=2,
     )
