@@ -57,14 +57,6 @@ class RunFolder:
                 "choose another --output-dir"
             )
 
-    def create(self) -> None:
-        """Make the folder. Raises UserError if that fails, or if it cannot be written to."""
-
-        with files.user_errors(f"--output-dir {self.path}: "):
-            files.retry_once(lambda: self.checkpoints.mkdir(parents=True, exist_ok=True))
-            files.write_text(self.path / ".writable", "")
-            (self.path / ".writable").unlink()
-
     def append(self, record: dict[str, Any]) -> None:
         """Append one record to log.jsonl."""
         files.append_line(self.log, json.dumps(record, allow_nan=False))

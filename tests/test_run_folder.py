@@ -12,7 +12,7 @@ from resnet_in1k.utils.errors import UserError
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "run")
-    run.create()
+    run.checkpoints.mkdir(parents=True)
     run.recipe.write_text("{}")
     return run
 
@@ -30,8 +30,6 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):
         RunFolder(tmp_path / "file").check_free(resume=False)
-    with pytest.raises(UserError, match="cannot be written: Not a directory"):
-        RunFolder(tmp_path / "file/run").create()
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"kind": "other", "step": 1}'])

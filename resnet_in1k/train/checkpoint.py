@@ -7,7 +7,7 @@ rate are functions of the step.
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,14 +159,6 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of each complete checkpoint, oldest first."""
     steps = ((path.name.removeprefix("step_"), path) for path in checkpoints.glob("step_*"))
     return sorted((int(step), path) for step, path in steps if step.isdecimal())
-
-
-def prune_checkpoints(checkpoints: Path, keep: int, best_step: int, damaged: Container[int] = ()) -> None:
-    """Delete all except the `keep` newest and the best; damaged ones are neither deleted nor counted."""
-    intact = [(step, folder) for step, folder in list_checkpoints(checkpoints) if step not in damaged]
-    for step, folder in intact[:-keep]:
-        if step != best_step:
-            files.delete_folder(folder)
 
 
 def load_newest_checkpoint(

@@ -1,7 +1,7 @@
 """The training loop: it decides when to log, save, evaluate and stop.
 
 A training image takes this path: data/dataset (bytes); data/decode and data/crop in a worker; data/loader (a batch on
-the device); augment/pipeline with augment/operations; train/step; model/resnet; optim/losses.
+the device); augment/pipeline with the operations that it lists; train/step; model/resnet; optim/losses.
 """
 
 import contextlib
@@ -10,14 +10,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from resnet_in1k.data.decode import max_bad_images, too_many_bad_images
 from resnet_in1k.data.loader import prefetch_to_device
-from resnet_in1k.data.sampler import train_specs
 from resnet_in1k.evaluate.evaluation import evaluate_model
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import check_resumable
+from resnet_in1k.train import log, writer
 from resnet_in1k.train.checkpoint import load_newest_checkpoint
 from resnet_in1k.train.plan import describe_plan, forecast
 from resnet_in1k.train.preflight import check_same_program, out_of_memory_message, preflight
@@ -56,48 +57,47 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
                 start_or_resume(run)
                 training_loop(run)
         except Preempted:  # all processes raise it together, so they can wait for one another
-            run.end()
+            end(run)
             raise
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise ProcessError(out_of_memory_message(error, run.counts if run else None)) from None
-        run.end()
+        end(run)
         return run.folder.path
 
 
 def training_loop(run: Trainer) -> None:
     """Train from the step after the run's state to the last: batch, step, log, save, evaluate, stop if requested."""
-    counts, state, log, options = run.counts, run.state, run.log, run.options
-    first_step = state.step + 1
+    counts, options, stopwatch = run.counts, run.options, run.stopwatch
     if evaluation_is_pending(run):
         evaluate(run)
-    specs = run.specs(first_step, counts.total_steps)
+    specs = run.specs(run.first_step, counts.total_steps)
     batches = prefetch_to_device(run.train_loader.batches(specs), run.device, run.augmentation.apply_to)
-    with bar_below_lines(counts.total_steps, "train", done=state.step) as bar:
-        for step in range(first_step, counts.total_steps + 1):
-            with log.stopwatch.section("load"):
+    with bar_below_lines(counts.total_steps, "train", done=run.state.step) as bar:
+        for step in range(run.first_step, counts.total_steps + 1):
+            with stopwatch.section("load"):
                 bad_images, take = next(batches)
-            with log.stopwatch.section("train"):
+            with stopwatch.section("train"):
                 images, targets = take()
                 loss = run.train_step(images, targets, lr_at(step, counts), step)
                 if run.average is not None:
                     run.average.update(run.train_step.model, step)
-            log.add(loss)
+            run.uncollected_losses.append(loss)
             run.uncollected_bad_images.update(bad_images)
             bar.update()
 
             is_epoch_end = counts.is_last_in_epoch(step)
             if is_epoch_end or counts.steps_into_epoch(step) % options.log_every == 0:
                 collect(run, step)
-                log.write_steps(state, step)
+                log.write_steps(run, step)
             if is_epoch_end:
                 save(run, step)  # before the evaluation, because the job may end during it
                 evaluate(run)
             elif options.checkpoint_every and step % options.checkpoint_every == 0:
                 save(run, step)
             stop_if_requested(run, step, poll=step)
-    log.write_end(state)
+    log.print_end(run)
 
 
 def stop_if_requested(run: Trainer, step: int, poll: int) -> None:
@@ -108,7 +108,7 @@ def stop_if_requested(run: Trainer, step: int, poll: int) -> None:
     if stopped_by := run.signals.stop_requested(run.launch, poll):
         if run.state.step != step:  # not saved yet: state.step is the step of the newest checkpoint
             save(run, step)
-        raise Preempted(run.log.stopped_message(stopped_by, step))
+        raise Preempted(log.stopped_message(run, stopped_by, step))
 
 
 def collect(run: Trainer, step: int) -> None:
@@ -117,15 +117,13 @@ def collect(run: Trainer, step: int) -> None:
     Raises:
         UserError: if a loss is not finite, or too many images are bad.
     """
-    losses = run.log.collect_losses()
-    for number, loss in enumerate(losses, start=step - len(losses) + 1):
-        if not math.isfinite(loss):
-            # The batch of one process without accumulation is the global batch.
-            counts = StepCounts(run.recipe, 1, 1, len(run.train_source))
-            (spec,) = train_specs(counts, number, number, 0, run.train_source.labels, run.shard_of)
-            names = [run.train_source.image_name(sample.index) for sample in spec.samples]
-            raise run.log.write_nonfinite_loss(number, loss, names)
-    run.state.epoch_losses.extend(losses)
+    if run.uncollected_losses:
+        losses = run.accelerator.reduce(torch.stack(run.uncollected_losses), reduction="mean").tolist()
+        run.uncollected_losses.clear()
+        for number, loss in enumerate(losses, start=step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise log.nonfinite_loss(run, number, loss)
+        run.state.epoch_losses.extend(losses)
     if run.options.on_bad_image == "skip":
         collect_bad_images(run)
 
@@ -140,7 +138,7 @@ def collect_bad_images(run: Trainer) -> None:
     if not new:
         return
     state.bad_images = sorted([*state.bad_images, *new])
-    run.writer.write_list(run.folder.bad_images, [source.image_name(index) for index in state.bad_images])
+    writer.write_lines(run, run.folder.bad_images, map(source.image_name, state.bad_images))
     for index in new:
         print_line(f"replaced by the next image: {source.image_name(index)} ({found[index]})")
     if len(state.bad_images) > max_bad_images(len(source)):
@@ -154,13 +152,13 @@ def save(run: Trainer, step: int) -> None:
         broadcast_buffers(model, run.accelerator)
     run.state.step = step
     run.state.grad_scaler = run.train_step.scaler_state()
-    run.writer.save_checkpoint(run.state, run.groups)
+    writer.write_checkpoint(run)
 
 
 def evaluate(run: Trainer) -> None:
     """Evaluate at the end of an epoch, after it is saved; log; publish the weights if they are the best so far."""
-    state, evaluations = run.state, []
-    with run.log.stopwatch.section("val"):
+    state, evaluations = run.state, {}
+    with run.stopwatch.section("val"):
         for name, model in run.models.items():
             broadcast_buffers(model, run.accelerator)
             run.eval_model.load_state_dict(model.state_dict())
@@ -173,15 +171,14 @@ def evaluate(run: Trainer) -> None:
                 # Everything is saved: a run that stops here repeats this evaluation when it is resumed.
                 stop_if_requested=lambda batches_done: stop_if_requested(run, state.step, poll=batches_done),
             )
-            evaluations.append(dataclasses.replace(evaluation, weights=name))
-    run.log.write_epoch(state, evaluations)
+            evaluations[name] = dataclasses.replace(evaluation, weights=name)
+    log.write_epoch(run, evaluations)
     state.epoch_losses.clear()
-    published = next(each for each in evaluations if each.weights == run.recipe.publish)
+    published = evaluations[run.recipe.publish]
     is_best = published.top1_accuracy > state.best_top1_accuracy
     if is_best:
         state.best_step, state.best_top1_accuracy = state.step, published.top1_accuracy
-    title = f"{run.recipe.model} on {run.train_source.name}, recipe {run.recipe_name}"
-    run.writer.finish_epoch(state, published, run.models[published.weights], title, is_best)
+    writer.finish_epoch(run, published, is_best)
 
 
 def evaluation_is_pending(run: Trainer) -> bool:
@@ -204,10 +201,17 @@ def start_or_resume(run: Trainer) -> None:
             f"the processes have read different checkpoints in {run.folder.path}; it must be on storage that all "
             "machines share and can read"
         )
-    if run.options.report_to:
-        project, config = run.folder.path.name, dataclasses.asdict(run.recipe)
-        run.log.trackers.start(run.launch, run.folder.tracker, project, config, first_step=run.state.step + 1)
-    pending = evaluation_is_pending(run)
-    run.writer.start(run.state, run.recipe_name, run.recipe, run.data_facts, run.facts, evaluation_pending=pending)
-    names = [run.train_source.image_name(index) for index in run.state.bad_images]
-    run.writer.write_list(run.folder.bad_images, names)
+    run.first_step = run.state.step + 1
+    log.start_tracker(run)
+    writer.write_start(run, evaluation_is_pending(run))
+    writer.write_lines(run, run.folder.bad_images, map(run.train_source.image_name, run.state.bad_images))
+
+
+def end(run: Trainer) -> None:
+    """Close the tracker, then wait for the other processes: a launcher ends them if one exits early."""
+    with log.tracker_errors(run):
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
+    run.accelerator.trackers = []
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()

@@ -23,6 +23,7 @@ from resnet_in1k.recipes.step_counts import StepCounts, accumulation_steps
 from resnet_in1k.run_folder import RunFolder, provenance
 from resnet_in1k.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from resnet_in1k.train.trainer import Trainer, TrainOptions
+from resnet_in1k.train.writer import lock_folder
 from resnet_in1k.utils import files, rng
 from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.device import (
@@ -92,7 +93,7 @@ def preflight(run: Trainer) -> None:
         tensors = {name: group.tensors() for name, group in run.groups.items()}
     launch.on_main_process(lambda: results.update(disk=check_disk(run, tensors)), "checking its disk", advice="")
     if not run.options.dry_run:
-        run.writer.acquire_lock()
+        lock_folder(run)
         check_run_folder_is_shared(launch, run.folder)
 
     def try_checkpoint() -> None:

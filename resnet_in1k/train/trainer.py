@@ -1,10 +1,13 @@
 """The parts of a training run, and how they are put together."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.crop import EvalPreprocessing, TrainCrop
@@ -21,15 +24,14 @@ from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import RunFolder, precision_of, provenance
 from resnet_in1k.train.checkpoint import ModelGroup, OptimizerGroup, TensorGroup, TrainState
 from resnet_in1k.train.init_weights import initial_weights
-from resnet_in1k.train.log import TrainLog
 from resnet_in1k.train.step import MovingAverage, TrainStep
-from resnet_in1k.train.writer import RunWriter
 from resnet_in1k.utils import device
 from resnet_in1k.utils.device import PrecisionFlag
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.signals import StopSignals
+from resnet_in1k.utils.timing import Lap, Stopwatch
 from resnet_in1k.utils.validation import check_options, within
 
 
@@ -87,7 +89,7 @@ class TrainOptions:
 
 
 class Trainer:
-    """All parts of a run: data, loaders, model, optimizer, log and writer. The loop drives them.
+    """All parts of a run: data, loaders, model, optimizer and progress. The loop drives them.
 
     Raises:
         UserError: if the run folder, the data, the batch size or the machine is unsuitable.
@@ -109,13 +111,19 @@ class Trainer:
             command: script and flags, for recipe.json.
         """
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
-        self.launch, self.signals, self.command = launch, signals, command
+        self.launch, self.signals, self.stack, self.command = launch, signals, stack, command
         self.folder = options.run_folder(recipe_name)
-        self.uncollected_bad_images: dict[int, str] = {}  # decoder errors of this process by index, not gathered yet
+        self.start_seconds = time.monotonic()
         self._open_data()
-        self._start_workers(stack)
+        self._start_workers()
         self._make_parts()
-        stack.callback(self.writer.close)
+        self.first_step = 1  # that this process takes: after a resume a later one
+        # What is not collected from all processes yet: losses, (), on the device; decoder errors by image.
+        self.uncollected_losses: list[torch.Tensor] = []
+        self.uncollected_bad_images: dict[int, str] = {}
+        self.damaged_steps: set[int] = set()  # of checkpoints that were skipped when the run was resumed
+        self.stopwatch, self.epoch_lap = Stopwatch(self.device), Lap()
+        self.shown_curves: Any = None  # a notebook's handle of the curves
 
     def _open_data(self) -> None:
         options = self.options
@@ -130,7 +138,7 @@ class Trainer:
             self.train_source = replace(self.train_source, in_windows=True)
             self.shard_of = self.train_source.shard_of
 
-    def _start_workers(self, stack: contextlib.ExitStack) -> None:
+    def _start_workers(self) -> None:
         """Start the loader workers, before there is a process group: see Loader."""
         accumulation = self.options.gradient_accumulation_steps
         num_images = len(self.train_source)
@@ -138,15 +146,15 @@ class Trainer:
         self.preprocessing = EvalPreprocessing.from_recipe(self.recipe)
         self.num_workers = device.choose_workers(self.options.workers)
         # One loader for all epochs: the end of an epoch does not interrupt the workers.
-        self.train_loader = stack.enter_context(
+        self.train_loader = self.stack.enter_context(
             train_loader(self.train_source, self.counts, self.num_workers, self.options.on_bad_image)
         )
-        self.eval_loader = stack.enter_context(
+        self.eval_loader = self.stack.enter_context(
             eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.num_workers)
         )
 
     def _make_parts(self) -> None:
-        """Start the process group; make the model, the optimizer, and the writer of the run folder."""
+        """Start the process group; make the model and the optimizer."""
         recipe, options, launch, counts = self.recipe, self.options, self.launch, self.counts
         class_names = self.train_source.class_names
         self.initial = initial_weights(options.init_from, recipe, class_names, self.folder, launch)
@@ -176,16 +184,6 @@ class Trainer:
         self.groups: dict[str, TensorGroup] = {name: ModelGroup(model) for name, model in self.models.items()}
         self.groups["optimizer"] = OptimizerGroup(self.train_step.model, self.train_step.optimizer)
 
-        self.writer = RunWriter(self.folder, launch, options.keep_checkpoints)
-        self.log = TrainLog(
-            counts,
-            self.folder,
-            self.writer,
-            self.accelerator,
-            log_every=options.log_every,
-            num_workers=self.num_workers,
-            dollars_per_hour=options.dollars_per_hour,
-        )
         self.state = TrainState(recipe_sha256=recipe.fingerprint(self.initial.facts["sha256"] if self.initial else ""))
         self.facts = self._run_facts()
         self.data_facts = describe_data(self.train_source, self.val_source, options.val_share)
@@ -210,12 +208,6 @@ class Trainer:
         """Return this process's batches."""
         labels = self.train_source.labels
         return train_specs(self.counts, first_step, last_step, self.launch.rank, labels, self.shard_of)
-
-    def end(self) -> None:
-        """Close the trackers and wait for the other processes: a launcher ends them if one exits early."""
-        self.log.trackers.finish()
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
 
 
 def train_loader(source: Source, counts: StepCounts, num_workers: int, on_bad_image: OnBadImage = "fail") -> Loader:

@@ -1,153 +1,135 @@
-"""Writing to the run folder: the main process writes, the others wait and fail with it."""
+"""Writing to the run folder: the main process writes, the others wait and fail with it.
+
+All processes call each function alike. If the main process cannot write, all raise UserError, and what was there before
+is intact.
+"""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
 
 from resnet_in1k.evaluate.evaluation import Evaluation
-from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.model.weights import save_weights, weights_to_save
-from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, add_resume, write_recipe
 from resnet_in1k.train.checkpoint import (
-    TensorGroup,
     TrainState,
     checkpoint_folder,
     list_checkpoints,
-    prune_checkpoints,
     rewrite_state,
     save_checkpoint,
 )
+from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.plots import draw_curves, save_figure, show_in_notebook
 
 
-class RunWriter:
-    """All processes call each method alike, with the same arguments; the main process writes.
+def lock_folder(run: Trainer) -> None:
+    """Make the run folder, lock it until the run ends, and remove what a killed run has left incomplete."""
 
-    Raises:
-        UserError: on all processes, if the main process cannot write; what was there before is intact then.
+    def lock() -> None:
+        run.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.stack.enter_context(files.lock_folder(run.folder.path))
+        files.remove_temporaries(run.folder.path)
+
+    run.launch.on_main_process(lock, "locking the run folder", advice="")
+
+
+def write_start(run: Trainer, evaluation_is_pending: bool) -> None:
+    """Describe the run, or its resume after the state's step; roll back what was written after that state."""
+    state, folder = run.state, run.folder
+
+    def write() -> None:
+        run.damaged_steps = {step for step, _ in list_checkpoints(folder.checkpoints) if step > state.step}
+        folder.truncate_log(state.step, evaluation_is_pending)
+        _publish_best(folder, state)
+        if folder.recipe.exists():  # last, because all this may be retried
+            add_resume(folder, run.recipe_name, run.recipe, {"after_step": state.step, **run.facts})
+        else:
+            write_recipe(folder, run.recipe_name, run.recipe, run.data_facts, run.facts)
+
+    run.launch.on_main_process(write, "describing the run")
+
+
+def write_lines(run: Trainer, path: Path, lines: Iterable[str]) -> None:
+    """Write a text file; without lines only if the file exists already."""
+    text = "".join(f"{line}\n" for line in lines)
+
+    def write() -> None:
+        if text or path.exists():  # asked on the main process alone: the others may see the folder later
+            files.write_text(path, text)
+
+    run.launch.on_main_process(write, f"writing {path.name}")
+
+
+def write_checkpoint(run: Trainer) -> None:
+    """Write the checkpoint of the state, then delete those that are no longer needed.
+
+    A weight that is not finite is an error, too; nothing is written then.
     """
 
-    def __init__(self, folder: RunFolder, launch: Launch, keep_checkpoints: int):
-        self._folder, self._launch, self._keep_checkpoints = folder, launch, keep_checkpoints
-        self._damaged: set[int] = set()  # steps of checkpoints that were skipped when the run was resumed
-        self._lock: TextIO | None = None
-        self._shown: Any = None  # a notebook's handle of the curves
+    def write() -> None:
+        tensors = {name: group.tensors() for name, group in run.groups.items()}
+        weights = [each for name in run.models for each in tensors[name].items()]
+        if broken := [name for name, tensor in weights if not tensor.isfinite().all()]:
+            raise UserError(
+                f"after step {run.state.step:,} {broken[0]} is not finite and was not saved; try a lower --lr in "
+                "another --output-dir"
+            )
+        save_checkpoint(run.folder.checkpoints, run.state, tensors)
+        run.damaged_steps.discard(run.state.step)
+        _prune(run)
 
-    def acquire_lock(self) -> None:
-        """Make the folder, lock it until this process ends, and remove what a killed run has left incomplete."""
+    run.launch.on_main_process(write, "writing a checkpoint")
 
-        def acquire() -> None:
-            self._folder.create()
-            if self._lock is None:  # this may be a retry, and a second lock would release the first
-                self._lock = files.lock_folder(self._folder.path)
-            files.remove_temporaries(self._folder.path)
 
-        self._launch.on_main_process(acquire, "locking the run folder", advice="")
+def finish_epoch(run: Trainer, evaluation: Evaluation, is_best: bool) -> None:
+    """Draw the curves, add the evaluation to the checkpoint, and publish its weights if they are the best so far.
 
-    def close(self) -> None:
-        """Unlock the folder."""
-        if self._lock is not None:
-            self._lock.close()
+    In this order, after the epoch's record: a run killed before its checkpoint has the evaluation repeats the epoch's
+    end when it is resumed; a run killed after that publishes.
+    """
+    state, folder = run.state, run.folder
+    title = f"{run.recipe.model} on {run.train_source.name}, recipe {run.recipe_name}"
 
-    def start(
-        self,
-        state: TrainState,
-        recipe_name: str,
-        recipe: Recipe,
-        data: dict[str, Any],
-        facts: dict[str, Any],
-        *,
-        evaluation_pending: bool,
-    ) -> None:
-        """Describe the run, or its resume after `state`; roll back what was written after that state."""
+    def write() -> None:
+        figure = draw_curves(folder.records(), title, evaluation.counts["top_k"])
+        for suffix in (".svg", ".png"):
+            save_figure(figure, folder.curves.with_suffix(suffix))
+        run.shown_curves = show_in_notebook(figure, run.shown_curves)
+        if is_best:
+            weights = checkpoint_folder(folder.checkpoints, state.step) / f"{evaluation.weights}.safetensors"
+            state.best_evaluation = evaluation.to_json(files.sha256_of(weights))
+        rewrite_state(folder.checkpoints, state)
+        _publish_best(folder, state)
+        _prune(run)
 
-        def write() -> None:
-            self._damaged = {step for step, _ in list_checkpoints(self._folder.checkpoints) if step > state.step}
-            self._folder.truncate_log(state.step, evaluation_pending)
-            self._restore_best(state)
-            if self._folder.recipe.exists():  # last, because all this may be retried
-                add_resume(self._folder, recipe_name, recipe, {"after_step": state.step, **facts})
-            else:
-                write_recipe(self._folder, recipe_name, recipe, data, facts)
+    run.launch.on_main_process(write, "publishing the best weights and drawing the curves")
 
-        self._launch.on_main_process(write, "describing the run")
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Append a record to log.jsonl."""
-        self._launch.on_main_process(lambda: self._folder.append(record), "writing the log")
+def _publish_best(folder: RunFolder, state: TrainState) -> None:
+    """Make model.safetensors and eval.json those of the best evaluation that the state contains.
 
-    def write_list(self, path: Path, lines: Iterable[str]) -> None:
-        """Write a text file of these lines; without lines only if the file exists already."""
-        text = "".join(f"{line}\n" for line in lines)
-
-        def write() -> None:
-            if text or path.exists():  # asked on the main process alone: the others may see the folder later
-                files.write_text(path, text)
-
-        self._launch.on_main_process(write, f"writing {path.name}")
-
-    def save_checkpoint(self, state: TrainState, groups: Mapping[str, TensorGroup]) -> None:
-        """Write the checkpoint of `state`, then delete those that are no longer needed.
-
-        Raises:
-            UserError: also if a weight is not finite; nothing is written then.
-        """
-
-        def write() -> None:
-            tensors = {name: group.tensors() for name, group in groups.items()}
-            weights = {**tensors["model"], **tensors.get("ema", {})}
-            if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-                raise UserError(
-                    f"after step {state.step:,} {broken[0]} is not finite and was not saved; try a lower --lr in "
-                    "another --output-dir"
-                )
-            save_checkpoint(self._folder.checkpoints, state, tensors)
-            self._damaged.discard(state.step)
-            self._prune(state)
-
-        self._launch.on_main_process(write, "writing a checkpoint")
-
-    def finish_epoch(self, state: TrainState, evaluation: Evaluation, model: ResNet, title: str, is_best: bool) -> None:
-        """Publish `model` if it is the best so far, draw the curves, and add both to the checkpoint.
-
-        In this order, after the epoch's record: a run killed in between rolls back all of it when it is resumed.
-        """
-
-        def write() -> None:
-            if is_best:
-                save_weights(weights_to_save(model), self._folder.weights)
-                state.best_evaluation = evaluation.to_json(files.sha256_of(self._folder.weights))
-                files.write_json(self._folder.evaluation, state.best_evaluation)
-            figure = draw_curves(self._folder.records(), title, evaluation.counts["top_k"])
-            for suffix in (".svg", ".png"):
-                save_figure(figure, self._folder.curves.with_suffix(suffix))
-            self._shown = show_in_notebook(figure, self._shown)
-            rewrite_state(self._folder.checkpoints, state)
-            self._prune(state)
-
-        self._launch.on_main_process(write, "publishing the best weights and drawing the curves")
-
-    def _restore_best(self, state: TrainState) -> None:
-        """Roll back the publication of an epoch that the checkpoint does not contain, after a kill at that moment."""
-        best, weights = state.best_evaluation, self._folder.weights
-        if best is None:
-            return
-        if not _has_sha256(weights, best["weights_sha256"]):
-            group = f"{best.get('weights', 'model')}.safetensors"
-            kept = checkpoint_folder(self._folder.checkpoints, state.best_step) / group
-            if not _has_sha256(kept, best["weights_sha256"]):
-                return  # the published weights stay until the repeated epoch publishes them again
-            files.write_atomically(weights, lambda path: shutil.copyfile(kept, path))
-        files.write_json(self._folder.evaluation, best)
-
-    def _prune(self, state: TrainState) -> None:
-        prune_checkpoints(self._folder.checkpoints, self._keep_checkpoints, state.best_step, self._damaged)
+    They are older or newer after a kill between an epoch's checkpoint and here, or if a newer checkpoint is damaged.
+    """
+    best = state.best_evaluation
+    if best is None:
+        return
+    if not _has_sha256(folder.weights, best["weights_sha256"]):
+        kept = checkpoint_folder(folder.checkpoints, state.best_step) / f"{best['weights']}.safetensors"
+        if not _has_sha256(kept, best["weights_sha256"]):
+            return  # newer weights were better, and stay until the repeated epoch publishes them again
+        files.write_atomically(folder.weights, lambda path: shutil.copyfile(kept, path))
+    files.write_json(folder.evaluation, best)
 
 
 def _has_sha256(file: Path, sha256: str) -> bool:
     return file.is_file() and files.sha256_of(file) == sha256
+
+
+def _prune(run: Trainer) -> None:
+    """Delete all checkpoints except the newest and the best; damaged ones are neither deleted nor counted."""
+    checkpoints = list_checkpoints(run.folder.checkpoints)
+    intact = [(step, folder) for step, folder in checkpoints if step not in run.damaged_steps]
+    for step, folder in intact[: -run.options.keep_checkpoints]:
+        if step != run.state.best_step:
+            files.delete_folder(folder)

@@ -20,7 +20,7 @@ def evaluated(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     """recipe.json, random weights for six classes, and their eval.json."""
     reset_accelerate_state()
     folder = RunFolder(tmp_path_factory.mktemp("evaluated") / "run")
-    folder.create()
+    folder.checkpoints.mkdir(parents=True)
     write_recipe(folder, "tiny", TINY, describe_data(*open_train_and_val(str(image_folder))), {})
     torch.manual_seed(0)
     model = ResNet("resnet18", num_classes=6)

@@ -117,7 +117,7 @@ def test_run_folder_must_be_shared(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(preflight, "VISIBLE_WITHIN_SECONDS", 0.1)
     shared, own = RunFolder(tmp_path / "shared"), RunFolder(tmp_path / "own")
     for folder in (shared, own):
-        folder.create()
+        folder.path.mkdir()
     own.lock.write_text("process 1 on node1")  # of an earlier run
     lock = lock_folder(shared.path)
     assert outcomes(lambda launch: preflight.check_run_folder_is_shared(launch, shared)) == ["", "", ""]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from timm.optim import Lamb
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.checkpoint import (
+    ModelGroup,
     TensorGroup,
     TrainState,
     list_checkpoints,
@@ -20,7 +22,7 @@ from resnet_in1k.train.checkpoint import (
     save_checkpoint,
     state_sha256,
 )
-from resnet_in1k.train.writer import RunWriter
+from resnet_in1k.train.writer import write_checkpoint, write_start
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
 
@@ -221,34 +223,41 @@ def test_an_optimizer_is_resumed_bit_identically(tmp_path: Path, name: str):
         assert layouts[0] == layouts[1]
 
 
-@pytest.fixture
-def writer(tmp_path: Path) -> RunWriter:
-    writer = RunWriter(RunFolder(tmp_path), Launch(), keep_checkpoints=2)
-    writer.acquire_lock()
-    return writer
+def run_in(folder: Path, groups: Groups) -> SimpleNamespace:
+    """As much of a run as its checkpoints need."""
+    (folder / "checkpoints").mkdir()
+    run = {"folder": RunFolder(folder), "groups": groups, "models": ["model"], "damaged_steps": set()}
+    return SimpleNamespace(launch=Launch(), options=SimpleNamespace(keep_checkpoints=2), **run)
 
 
 def test_the_newest_two_and_the_best_are_kept_and_damaged_ones_neither_deleted_nor_counted(
-    tmp_path: Path, writer: RunWriter, groups: Groups, tiny: Recipe
+    tmp_path: Path, groups: Groups, tiny: Recipe
 ):
-    checkpoints = tmp_path / "checkpoints"
+    run = run_in(tmp_path, groups)
+
+    def save_after(step: int) -> None:
+        run.state = TrainState(step=step, best_step=1)
+        write_checkpoint(run)
+
     for step in (1, 2, 3, 4):
-        writer.save_checkpoint(TrainState(step=step, best_step=1), groups)
-    (checkpoints / ".step_00000005.7.tmp").mkdir()  # as of a killed run
-    assert [step for step, _ in list_checkpoints(checkpoints)] == [1, 3, 4]
+        save_after(step)
+    (run.folder.checkpoints / ".step_00000005.7.tmp").mkdir()  # as of a killed run
+    assert [step for step, _ in list_checkpoints(run.folder.checkpoints)] == [1, 3, 4]
 
-    how = {"data": {}, "facts": {}, "evaluation_pending": False}
-    writer.start(TrainState(step=3, best_step=1), "tiny", tiny, **how)  # resumed at 3, as 4 is damaged
-    writer.save_checkpoint(TrainState(step=6, best_step=1), groups)
-    assert [step for step, _ in list_checkpoints(checkpoints)] == [1, 3, 4, 6]
-    writer.save_checkpoint(TrainState(step=100_000_000, best_step=1), groups)
-    assert [step for step, _ in list_checkpoints(checkpoints)] == [1, 4, 6, 100_000_000]
+    run.state, run.recipe_name, run.recipe, run.data_facts, run.facts = TrainState(step=3), "tiny", tiny, {}, {}
+    write_start(run, evaluation_is_pending=False)  # resumed at 3, as 4 is damaged
+    save_after(6)
+    assert [step for step, _ in list_checkpoints(run.folder.checkpoints)] == [1, 3, 4, 6]
+    save_after(100_000_000)
+    assert [step for step, _ in list_checkpoints(run.folder.checkpoints)] == [1, 4, 6, 100_000_000]
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, writer: RunWriter):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path):
     network = SmallNetwork()
     network.bn1.running_var[3] = torch.inf
-    groups = groups_of(network, torch.optim.SGD(network.parameters(), 0.01))
+    run = run_in(tmp_path, groups_of(network, torch.optim.SGD(network.parameters(), 0.01)))
+    run.groups["ema"] = ModelGroup(SmallNetwork())  # not updated yet
+    run.models, run.state = ["model", "ema"], TrainState(step=1000)
     with pytest.raises(UserError, match=r"after step 1,000 bn1.running_var is not finite and was not saved; try a"):
-        writer.save_checkpoint(TrainState(step=1000), groups)
-    assert list_checkpoints(tmp_path / "checkpoints") == []
+        write_checkpoint(run)
+    assert list_checkpoints(run.folder.checkpoints) == []

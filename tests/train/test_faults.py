@@ -135,7 +135,7 @@ def test_disk_full_in_mid_run_stops_all_processes_with_one_line(image_folder: Pa
 
 def test_folder_that_cannot_be_written_to_is_refused_at_once(tiny, image_folder, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", fail(OSError(errno.EROFS, os.strerror(errno.EROFS), "run")))
-    with pytest.raises(UserError, match=r"--output-dir .*/run: .* cannot be written: Read-only file system"):
+    with pytest.raises(UserError, match=r"run cannot be written: Read-only file system"):
         run(tiny, image_folder, tmp_path / "run")
 
 

@@ -177,34 +177,41 @@ def test_run_under_a_gradient_scaler_is_resumed_exactly(tiny, image_folder, tmp_
     assert_same_end(copy, folder)
 
 
-def test_epoch_is_recorded_once_and_published_as_its_checkpoint_says(tiny, image_folder, tmp_path, monkeypatch):
-    """Killed after the second epoch's record and publication, but before its checkpoint knew of them."""
+@pytest.mark.parametrize("killed_before", ["rewrite_state", "_publish_best"])
+def test_epoch_is_recorded_once_and_published_as_its_checkpoint_says(
+    tiny, image_folder, tmp_path, monkeypatch, killed_before: str
+):
+    """Killed after the second epoch's record, before its checkpoint has the evaluation or before it is published."""
     folder = RunFolder(tmp_path / "run")
+    how = {"checkpoint_every": 3, "keep_checkpoints": 9}
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    whole = writer.rewrite_state
+    def state_of_last_epoch() -> dict:
+        return json.loads((folder.checkpoints / "step_00000008/state.json").read_text())
+
+    whole = getattr(writer, killed_before)
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "rewrite_state", lambda *known: (killed if known[1].step == 8 else whole)(*known))
+        patch.setattr(writer, killed_before, lambda *known: (killed if known[1].step == 8 else whole)(*known))
         patch.setattr(writer.Evaluation, "top1_accuracy", property(lambda self: len(folder.records()) / 100))
         with pytest.raises(KeyboardInterrupt):
-            run(tiny, image_folder, folder.path, checkpoint_every=3, keep_checkpoints=9)
+            run(tiny, image_folder, folder.path, **how)
     assert folder.records()[-1]["kind"] == "epoch"
-    first = json.loads((folder.checkpoints / "step_00000008/state.json").read_text())
-    assert first["best_step"] == 4
-    assert len(first["epoch_losses"]) == 4
-    assert sha256_of(folder.weights) != first["best_evaluation"]["weights_sha256"]
+    assert sha256_of(folder.weights) == sha256_of(folder.checkpoints / "step_00000004/model.safetensors")
+    best_step = 4 if killed_before == "rewrite_state" else 8
+    assert state_of_last_epoch()["best_step"] == best_step
+    assert len(state_of_last_epoch()["epoch_losses"]) == (4 if killed_before == "rewrite_state" else 0)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "training_loop", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tiny, image_folder, folder.path, resume=True)
-    assert folder.records()[-1]["kind"] == "train"
-    assert sha256_of(folder.weights) == sha256_of(folder.checkpoints / "step_00000004/model.safetensors")
-    assert json.loads(folder.evaluation.read_text()) == first["best_evaluation"]
+    assert folder.records()[-1]["kind"] == ("train" if killed_before == "rewrite_state" else "epoch")
+    assert sha256_of(folder.weights) == sha256_of(folder.checkpoints / f"step_0000000{best_step}/model.safetensors")
+    assert json.loads(folder.evaluation.read_text()) == state_of_last_epoch()["best_evaluation"]
 
-    run(tiny, image_folder, folder.path, resume=True, checkpoint_every=3, keep_checkpoints=9)
+    run(tiny, image_folder, folder.path, resume=True, **how)
     assert [record["step"] for record in folder.records() if record["kind"] == "epoch"] == [4, 8]
 
 

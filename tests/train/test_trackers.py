@@ -12,30 +12,38 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from helpers.threads import run_launch, this_rank
 
-from resnet_in1k.train.log import Trackers
+from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.train.log import start_tracker, track
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
 
 CONFIG = {"model": "resnet18", "lr": 0.1}
 
 
-def start(name: str, run: Path, first_step: int = 1, launch: Launch | None = None) -> Trackers:
+def run_in(folder: Path, accelerator: object, name: str, first_step: int = 1, launch: Launch | None = None):
+    """As much of a run as its tracker needs."""
+    folder.mkdir(exist_ok=True, parents=True)
+    run = {"folder": RunFolder(folder), "options": SimpleNamespace(report_to=name), "first_step": first_step}
+    run |= {"recipe": SimpleNamespace(**CONFIG), "console": SimpleNamespace(print=pytest.fail)}
+    return SimpleNamespace(accelerator=accelerator, launch=launch or Launch(), **run)
+
+
+def start(name: str, folder: Path, first_step: int = 1) -> SimpleNamespace:
     """As training does: in a process of its own, so with an accelerator of its own."""
-    run.mkdir(exist_ok=True, parents=True)
-    trackers = Trackers(Accelerator(cpu=True, log_with=name, project_dir=run), pytest.fail)
-    trackers.start(launch or Launch(), run / "tracker.json", run.name, CONFIG, first_step)
-    return trackers
+    run = run_in(folder, Accelerator(cpu=True, log_with=name, project_dir=folder), name, first_step)
+    start_tracker(run)
+    return run
 
 
 def train_until_killed_and_resume(name: str, run: Path) -> None:
     """Steps 1 to 6 with losses 101 to 106; then, in a folder that was renamed, 5 to 8 with losses 205 to 208."""
     for first_step, last_step, loss in [(1, 6, 100), (5, 8, 200)]:
-        trackers = start(name, run, first_step)
+        started = start(name, run, first_step)
         for step in range(first_step, last_step + 1):
-            trackers.log({"kind": "train", "epoch": 1, "step": step, "loss": float(loss + step)})
-        trackers.log({"kind": "epoch", "epoch": 1, "step": last_step, "top1_accuracy": loss / 1000})
+            track(started, {"kind": "train", "epoch": 1, "step": step, "loss": float(loss + step)})
+        track(started, {"kind": "epoch", "epoch": 1, "step": last_step, "top1_accuracy": loss / 1000})
         if last_step == 8:
-            trackers.finish()
+            started.accelerator.end_training()
 
 
 RESUMED = {1: 101.0, 2: 102.0, 3: 103.0, 4: 104.0, 5: 205.0, 6: 206.0, 7: 207.0, 8: 208.0}
@@ -46,12 +54,12 @@ def known_run(run: Path, name: str) -> dict[str, str]:
 
 
 def test_a_renamed_run_goes_on_where_it_was_and_other_trackers_are_kept(tmp_path: Path):
-    start("tensorboard", tmp_path / "old").finish()
+    start("tensorboard", tmp_path / "old").accelerator.end_training()
     (tmp_path / "old").rename(tmp_path / "new")
     file = tmp_path / "new/tracker.json"
     known = {**json.loads(file.read_text()), "wandb": {"project": "mine", "id": "1"}}
     file.write_text(json.dumps(known))
-    start("tensorboard", tmp_path / "new").finish()
+    start("tensorboard", tmp_path / "new").accelerator.end_training()
     assert len(list((tmp_path / "new/old").glob("events.*"))) == 2
     assert not (tmp_path / "new/new").exists()
     assert json.loads(file.read_text()) == known
@@ -116,7 +124,7 @@ def test_wandb_gets_all_values_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("text", ["{", "[]", '{"tensorboard": 3}'])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str):
     (tmp_path / "tracker.json").write_text(text)
-    words = "tracker.json does not name the tracker's run .*; remove it to begin a new run$"
+    words = r"tracker.json cannot be read \(.*\); restore, correct or remove it$"
     with pytest.raises(UserError, match=words) as error:
         start("tensorboard", tmp_path)
     assert "\n" not in str(error.value)
@@ -130,9 +138,7 @@ def test_the_main_process_alone_starts_it_and_writes_the_file(tmp_path: Path):
 
     def body(launch: Launch) -> None:
         # Folders of their own, to see who writes.
-        file = tmp_path / str(launch.rank) / "tracker.json"
-        file.parent.mkdir()
-        Trackers(accelerator, pytest.fail).start(launch, file, "mine", CONFIG, first_step=1)
+        start_tracker(run_in(tmp_path / str(launch.rank), accelerator, "tensorboard", launch=launch))
 
     assert run_launch(body, body) == [None, None]
     assert started == [0]
