@@ -166,7 +166,9 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts:
             f"{run.path} was started by an older version of resnet-in1k (commit {written.get('commit')}), which draws "
             "other random augmentation; resume it with that version, or start again in another --output-dir"
         )
-    differences = started_with.incompatibilities(recipe)
+    differences = started_with.differences(recipe)
+    if recipe.fingerprint() == started_with.fingerprint() and recipe.epochs >= started_with.epochs:
+        differences = []  # at most more epochs, on which no step depends
     with files.content_errors(run.recipe):
         if written["data"]["fingerprint"] != data["fingerprint"]:
             differences.append(f"data {written['data']['source']} → {data['source']} (other files)")

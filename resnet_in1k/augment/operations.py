@@ -92,16 +92,16 @@ def draw_color_jitter(recipe: Recipe, generator: torch.Generator) -> Draws:
 
 
 def adjust_colors(images: Tensor, targets: Tensor, draws: Draws) -> Augmented:
-    """Apply the adjustments in the order of `draws`."""
+    """Apply the adjustments in the order of `draws`.
+
+    Each gives what torchvision's functional of the same name gives, except that torchvision rounds to integer gray
+    levels after each one. Here the values stay float.
+    """
     images = images.float().contiguous()  # the adjustments work channel by channel
     for name in draws:
         if name in ADJUSTMENTS:
             images = ADJUSTMENTS[name](images, draws[name].view(-1, 1, 1, 1))
     return images, targets
-
-
-# Each adjustment gives what torchvision's functional of the same name gives, except that torchvision rounds to integer
-# gray levels after each one. Here the values stay float. They change the images in place.
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ ADJUSTMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "saturation": adjust_saturation,
     "hue": adjust_hue,
 }
-"""Color jitter's adjustments by the names of their fields in the recipe: function from (images, (B, 1, 1, 1))."""
+"""Functions that change images by (B, 1, 1, 1) factors, in place, by the names of their fields in the recipe."""
 
 
 def draw_erasing(recipe: Recipe, generator: torch.Generator) -> Draws:
@@ -194,15 +194,10 @@ def draw_mixing(recipe: Recipe, generator: torch.Generator) -> Draws:
     is_cutmix = random.random(number) < bool(recipe.cutmix_alpha) / (1 + bool(recipe.mixup_alpha))
     mixup_weight = random.beta(recipe.mixup_alpha or 1, recipe.mixup_alpha or 1, number)
     cutmix_weight = random.beta(recipe.cutmix_alpha or 1, recipe.cutmix_alpha or 1, number)
-    drawn = {
-        "is_cutmix": is_cutmix,
-        "mixing_weight": np.where(is_cutmix, cutmix_weight, mixup_weight),
-        "cutmix_center": random.random((number, 2)),
-    }
-    return {
-        name: torch.from_numpy(values).float().view(number, -1).repeat_interleave(recipe.global_batch_size // number, 0)
-        for name, values in drawn.items()
-    }
+    weight, center = np.where(is_cutmix, cutmix_weight, mixup_weight), random.random((number, 2))
+    drawn = torch.from_numpy(np.column_stack([is_cutmix, weight, center])).float()
+    drawn = drawn.repeat_interleave(recipe.global_batch_size // number, dim=0)
+    return {"is_cutmix": drawn[:, :1], "mixing_weight": drawn[:, 1:2], "cutmix_center": drawn[:, 2:]}
 
 
 def mix(images: Tensor, targets: Tensor, draws: Draws) -> Augmented:

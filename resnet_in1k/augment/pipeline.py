@@ -60,13 +60,13 @@ class Augmentation:
         parts = []
         for start in range(0, len(images), size):
             rows = slice(start, min(start + size, len(images)))
-            some, labels, drawn = images[rows], targets[rows], {name: values[rows] for name, values in draws.items()}
+            part, labels, drawn = images[rows], targets[rows], {name: values[rows] for name, values in draws.items()}
             for operation in self._operations:
-                some, labels = operation.apply(some, labels, drawn)
-            parts.append((normalize(some), labels))
+                part, labels = operation.apply(part, labels, drawn)
+            parts.append((normalize(part), labels))
         if len(parts) == 1:
             return parts[0]
-        return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
+        return torch.cat([part for part, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 def _copy_together(draws: Draws, device: torch.device) -> Draws:

@@ -3,17 +3,16 @@
 Their schedules run step by step, also where the original sets the rate once an epoch; docs/recipes.md compares them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from resnet_in1k.recipes.recipe import Recipe
 
 
 class Published(NamedTuple):
-    """What the source reports on ImageNet-1k, by the recipe's evaluation; None: not published."""
+    """What the source reports on ImageNet-1k: accuracy in percent, by the recipe's evaluation. None: not published."""
 
     top1: float | None = None
-    """Accuracy in percent."""
     top5: float | None = None
     hardware: str = "not published"
     """With the time that the training took there."""
@@ -21,19 +20,15 @@ class Published(NamedTuple):
     """Number of GPUs × hours there."""
 
 
-NOT_PUBLISHED = Published()
-
-
-@dataclass(frozen=True)
-class NamedRecipe:
+class NamedRecipe(NamedTuple):
     """A recipe and where it comes from."""
 
     recipe: Recipe
     source: str
     """Paper, repository or tutorial, and what is different here."""
-    published: Published = NOT_PUBLISHED
+    published: Published = Published()
     measured: str = "not measured"
-    """What this project has measured."""
+    """By this project."""
     default_data: str = "data/imagenet"
     """Default of `--data`."""
     images_per_forward_pass: int = 0
@@ -56,6 +51,7 @@ SGD = Recipe(
 """What the recipes with SGD share."""
 
 SGD_COSINE = replace(SGD, lr_schedule="cosine", decay_norms=False, label_smoothing=0.1)
+"""What most of the newer ones share in addition."""
 
 TUTORIAL = replace(
     SGD,

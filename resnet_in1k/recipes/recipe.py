@@ -216,13 +216,6 @@ class Recipe:
             del deciding["epochs"]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
-    def incompatibilities(self, other: "Recipe") -> list[str]:
-        """Return why a run of this recipe cannot be resumed by `other`: all differences, except allowed extra
-        epochs."""
-        if other.fingerprint() == self.fingerprint() and other.epochs >= self.epochs:
-            return []
-        return self.differences(other)
-
     def differences(self, other: "Recipe") -> list[str]:
         """Return the changes in `other`, as `field old → new`."""
         mine = vars(self)
@@ -237,6 +230,5 @@ def resize_size_for(image_size: int, eval_crop_ratio: float) -> int:
 def crop_ratio_for(image_size: int, resize_size: int) -> float:
     """Return a crop ratio for which `resize_size_for` gives `resize_size`."""
     ratio = image_size / resize_size
-    while resize_size_for(image_size, ratio) < resize_size:  # the division was rounded up
-        ratio = math.nextafter(ratio, 0)
-    return ratio
+    # The division may have been rounded up.
+    return ratio if resize_size_for(image_size, ratio) == resize_size else math.nextafter(ratio, 0)

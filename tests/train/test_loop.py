@@ -218,6 +218,8 @@ def test_epoch_is_recorded_once_and_published_as_its_checkpoint_says(
 def test_resuming_with_other_settings_is_refused_with_the_differences(tiny, finished, image_folder, tmp_path: Path):
     with pytest.raises(UserError, match=r"was started with other settings: lr 0.002 → 0.5; data .* → digits \(other f"):
         run(replace(tiny, lr=0.5), "digits", finished.path, resume=True)
+    with pytest.raises(UserError, match=r"was started with other settings: epochs 2 → 1;"):
+        run(replace(tiny, epochs=1), image_folder, finished.path, resume=True)
     with pytest.raises(UserError, match=r"was started with other settings: precision float32 → bfloat16 autocast"):
         run(tiny, image_folder, finished.path, resume=True, precision="bf16")
     with pytest.raises(UserError, match="already contains a run"):
