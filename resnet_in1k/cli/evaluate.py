@@ -10,9 +10,9 @@ from resnet_in1k.cli.arguments import parse
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.dataset import Split
 from resnet_in1k.data.registry import open_source
-from resnet_in1k.evaluate.class_matching import SelectedLogits, describe_match, match_classes
+from resnet_in1k.evaluate.class_matching import match_classes
 from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, Evaluation, eval_loader, evaluate_model
-from resnet_in1k.evaluate.metrics import top_k_metric
+from resnet_in1k.evaluate.metrics import compute_by_metric
 from resnet_in1k.evaluate.report import write_report
 from resnet_in1k.evaluate.statistics import describe_reproduction
 from resnet_in1k.model.resnet import load_model
@@ -111,15 +111,13 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         description, num_outputs = network.architecture, network.fc.out_features
     val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
     source = launch.broadcast_from_main(lambda: open_source(data, options.split, val_share), "listing images")
-    columns = match_classes(weights.class_names, num_outputs, source.class_names, source.name, options.ckpt)
-    matching = describe_match(columns, num_outputs)
+    model, matching = match_classes(network, num_outputs, weights.class_names, source, options.ckpt)
     with eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers)) as loader:
         accelerator = make_accelerator(launch, "fp32")
         choose_cpu_threads(accelerator.device, options.cpu_threads)
         sizes = f"resized to {preprocessing.resize_size} px, center crop {preprocessing.image_size} px"
         print_line(f"{weights.file}: {description}, {num_outputs} classes")
         print_line("\n".join(filter(None, [f"{data}/{options.split}: {len(source):,} images, {sizes}", matching])))
-        model = SelectedLogits(network, columns) if matching else network
         model = model.to(accelerator.device, memory_format=torch.channels_last)
         evaluation = replace(evaluate_model(model, source, loader, accelerator, preprocessing), weights=weights.kind)
     print_line(evaluation.summary())
@@ -134,7 +132,7 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
 def _write_results(evaluation: Evaluation, weights: Weights, options: EvalOptions) -> None:
     """Compute the published accuracy by `evaluate`'s metric; write --output and --report."""
     source = evaluation.source
-    computed = top_k_metric(len(source.class_names)).compute(predictions=evaluation.top_ids, references=source.labels)
+    computed = compute_by_metric(evaluation.top_ids, source.labels, len(source.class_names))
     assert computed == evaluation.counts
     result = evaluation.to_json(files.sha256_of(weights.file)) | computed
     if weights.exported and "exported_from" in weights.exported.facts:

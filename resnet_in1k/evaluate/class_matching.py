@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import check_same_classes
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import printable
@@ -42,32 +43,27 @@ def find_classes(model_names: Sequence[str], data_names: Sequence[str]) -> tuple
 
 
 def match_classes(
-    model_names: Sequence[str] | None, num_outputs: int, data_names: Sequence[str], data: str, checkpoint: str
-) -> tuple[int, ...]:
-    """Return the model's output for each class of the data, by `find_classes`.
+    model: torch.nn.Module, num_outputs: int, model_names: Sequence[str] | None, source: Source, checkpoint: str
+) -> tuple[torch.nn.Module, str]:
+    """Return the model with one logit for each class of the data, in their order, and a text if that is a change.
 
-    Without `model_names` the data must have `num_outputs` classes, which are taken to be in the model's order.
+    Without `model_names` the classes of the data are taken to be the model's, in the same order.
 
     Raises:
         UserError: if the model does not have all classes of the data.
     """
-    if model_names is None:
-        if len(data_names) == num_outputs:
-            return tuple(range(num_outputs))
-        raise UserError(f"{checkpoint} has {num_outputs} classes, but {data} has {len(data_names)}: different data")
-    if len(model_names) != num_outputs:
-        raise UserError(f"{checkpoint} has {num_outputs} classes, but {len(model_names)} class names are recorded")
-    columns = find_classes(model_names, data_names)
+    data_names = list(map(printable, source.class_names))
+    known_names = model_names or data_names
+    if len(known_names) != num_outputs:
+        where = "recorded" if model_names else f"in {source.name}"
+        raise UserError(f"{checkpoint} has {num_outputs} classes, but {len(known_names)} class names are {where}")
+    columns = find_classes(known_names, data_names)
     if columns is None:  # then the lists differ, and this raises
-        check_same_classes(model_names, "the run", list(map(printable, data_names)), data, where=checkpoint)
-    return columns
-
-
-def describe_match(columns: tuple[int, ...], num_outputs: int) -> str:
-    """Describe what SelectedLogits does to a model's logits; "" if it changes nothing."""
+        check_same_classes(known_names, "the run", data_names, source.name, where=checkpoint)
     if columns == tuple(range(num_outputs)):
-        return ""
+        return model, ""
+    text = "the model has the same classes in a different order: its logits are reordered"
     if len(columns) < num_outputs:
         share = f"{len(columns)} of the model's {num_outputs} classes"
-        return f"only {share} are in the data: the other logits are ignored, which makes the task easier"
-    return "the model has the same classes in a different order: its logits are reordered"
+        text = f"only {share} are in the data: the other logits are ignored, which makes the task easier"
+    return SelectedLogits(model, columns), text

@@ -2,12 +2,9 @@
 
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import evaluate
 
 
 def top_k_counts(top_ids: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
@@ -31,10 +28,10 @@ def top_k_counts(top_ids: np.ndarray, labels: np.ndarray, num_classes: int) -> d
     }
 
 
-def top_k_metric(num_classes: int) -> "evaluate.Metric":
-    """Return `top_k_counts` as a metric that needs no network; `evaluate.load("accuracy")` does, and has no top-k.
+def compute_by_metric(top_ids: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
+    """Return `top_k_counts`, computed as a metric of Hugging Face's `evaluate`.
 
-    Predictions are class ids, (N, k), best first; references are true class ids, (N,).
+    The metric needs no network; `evaluate.load("accuracy")` does, and has no top-k.
     """
     import datasets  # takes seconds, as `evaluate` does; training needs neither
 
@@ -56,4 +53,5 @@ def top_k_metric(num_classes: int) -> "evaluate.Metric":
 
     # It makes a cache folder even for values in memory, and the home folder may be read-only.
     with tempfile.TemporaryDirectory() as unused:
-        return TopKAccuracy(keep_in_memory=True, cache_dir=unused)
+        metric = TopKAccuracy(keep_in_memory=True, cache_dir=unused)
+        return metric.compute(predictions=top_ids, references=labels)

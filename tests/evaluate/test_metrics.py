@@ -4,17 +4,16 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from helpers.processes import ROOT
 
-from resnet_in1k.evaluate.metrics import top_k_metric
+from resnet_in1k.evaluate.metrics import compute_by_metric
 
 
 def test_by_hand():
-    metric = top_k_metric(num_classes=6)
-    metric.add_batch(predictions=[[4, 1, 2], [0, 3, 1]], references=[4, 1])  # first; third
-    metric.add_batch(predictions=[[2, 0, 1], [-1, -1, -1]], references=[4, 3])  # not in the top 3; unreadable
-    assert metric.compute() == {
+    top_ids = np.array([[4, 1, 2], [0, 3, 1], [2, 0, 1], [-1, -1, -1]])  # first; third; not in the top 3; unreadable
+    assert compute_by_metric(top_ids, np.array([4, 1, 4, 3]), num_classes=6) == {
         "top1_accuracy": 1 / 4,
         "top5_accuracy": 2 / 4,
         "num_images": 4,
@@ -33,10 +32,11 @@ def test_neither_a_home_folder_nor_transformers_is_needed():
     """Containers may have a read-only home; transformers takes seconds to import. Counts need no library but NumPy."""
     code = """
 import sys
+import numpy as np
 from resnet_in1k.evaluate.evaluation import evaluate_model
 print(sorted({"evaluate", "datasets"} & sys.modules.keys()))
-from resnet_in1k.evaluate.metrics import top_k_metric
-print(top_k_metric(2).compute(predictions=[[1], [0]], references=[1, 1])["top1_correct"])
+from resnet_in1k.evaluate.metrics import compute_by_metric
+print(compute_by_metric(np.array([[1], [0]]), np.array([1, 1]), 2)["top1_correct"])
 print("transformers" in sys.modules)
 """
     nowhere = {"HOME": "/proc/nowhere", "HF_HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"}
