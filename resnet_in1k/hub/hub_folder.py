@@ -76,14 +76,13 @@ def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
         raise UserError(f"--run {run.path}: no {WEIGHTS_NAME} in it; a run folder has one after its first epoch")
     model = _checked_model(run)
     recipe, facts = read_recipe(run) if run.recipe.exists() else (None, None)
-    data_flag, expected = " --data DATA", {"num_classes": model.fc.out_features}
+    expected = {"num_classes": model.fc.out_features}
     if facts is not None:
-        data_flag, data = "", facts["data"]
-        expected |= {"class_names": data["class_names"], "num_images": data["num_val_images"]}
-    advice = f"evaluate again: python scripts/evaluate.py --ckpt {run.path}{data_flag} --output {run.evaluation}"
+        expected |= {"class_names": facts["data"]["class_names"], "num_images": facts["data"]["num_val_images"]}
+    advice = f"evaluate again: python scripts/evaluate.py --ckpt {run.path} [--data DATA] --output {run.evaluation}"
     weights = resolve_checkpoint(run.weights)
     if weights.recorded_evaluation is None:
-        raise UserError(f"{weights.note or f'{run.evaluation} is missing, or is not of these weights'}; {advice}")
+        raise UserError(f"{run.evaluation} is missing, or is not of {run.weights}; {advice}")
     # Earlier versions recorded no interpolation, mean and std.
     evaluation = {**weights.recorded_evaluation, **vars(weights.preprocessing)}
     _check_evaluation(evaluation, run.evaluation, advice, expected)

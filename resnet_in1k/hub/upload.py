@@ -44,8 +44,9 @@ class Upload:
         from huggingface_hub import ModelCard
 
         try:
-            user = self._retry("sign in", self._sign_in)
-            # By the Hub, with its list of licenses, before anything is created.
+            user = self._retry("sign in", self.api.whoami)["name"]
+            print(f"signed in as {user}")
+            # By the Hub, which knows the licenses, and before anything is created.
             self._retry("validate the card", ModelCard.load(self.folder / "README.md").validate)
             self._retry("prepare the repository", self._prepare)
             commit = self._retry("upload", self._commit, user)
@@ -56,23 +57,11 @@ class Upload:
         revision_argument = f', revision="{self.revision}"' if self.revision != MAIN else ""
         print(f'load it:  ResNet.from_pretrained("{self.repo_id}"{revision_argument})')
 
-    def _sign_in(self) -> str:
-        """Return the user's name; raises UserError for a repository of somebody else."""
-        account = self.api.whoami()
-        user, owner = account["name"], self.repo_id.split("/")[0]
-        allowed = [user, *(organization["name"] for organization in account.get("orgs", []))]
-        if owner not in allowed and not self.pr:
-            advice = f"use {' or '.join(f'{name}/…' for name in allowed)}, or open a pull request with --pr"
-            raise UserError(f"--repo-id {self.repo_id}: {user} has no permission to publish as {owner}; {advice}")
-        print(f"signed in as {user}")
-        return user
-
     def _prepare(self) -> None:
         """Create repository and branch if they do not exist."""
         api, repo_id = self.api, self.repo_id
         if not api.repo_exists(repo_id):
             api.create_repo(repo_id, private=self.private or None, exist_ok=True)  # None: the organization's default
-            self.progress = f"{repo_id} was created, and is still empty"
             print(f"created {api.endpoint}/{repo_id}")
         elif self.private and not api.repo_info(repo_id).private:
             raise UserError(f"{repo_id} exists and is public; leave out --private, or change its settings")
@@ -113,7 +102,6 @@ class Upload:
             _, different, missing = filecmp.cmpfiles(self.folder, download, names, shallow=False)
         if different or missing:  # retried, because the client does not notice a download with changed bytes
             raise ConnectionError(f"{', '.join(different + missing)} differ from the published files")
-        self.progress = f"all files are published in commit {commit[:12]} and verified"
         print(f"verified: {len(names)} files downloaded, with equal bytes")
 
     def _retry(self, what: str, step: Callable[..., Any], *args: Any) -> Any:

@@ -312,6 +312,8 @@ class Handler(BaseHTTPRequestHandler):
     def create(self) -> Response:
         self.require_write_token()
         requested = self.json
+        if requested.get("organization") not in (None, self.user):
+            raise ErrorResponse(403, "You don't have the rights to create a model under this namespace")
         name = f"{requested.get('organization') or self.user}/{requested['name']}"
         about = {"name": name, "id": name, "url": f"{self.hub.url}/{name}"}
         if name in self.hub.repos:

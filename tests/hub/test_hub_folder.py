@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
     "no run": (lambda run: shutil.rmtree(run.path), "no model.safetensors in it"),
     "no weights": (lambda run: run.weights.unlink(), "no model.safetensors in it"),
     "no evaluation": (lambda run: run.evaluation.unlink(), "eval.json is missing, or .*; evaluate again: python"),
-    "of other weights": (lambda run: change(run, weights_sha256="0" * 64), "not the file that eval.json was measured"),
+    "of other weights": (lambda run: change(run, weights_sha256="0" * 64), "eval.json is missing, or is not of "),
     "of the training split": (lambda run: change(run, split="train"), "split is 'train', not 'val'"),
     "a metric missing": (lambda run: change(run, top5_accuracy=MISSING), "eval.json cannot be read .*top5_accuracy"),
     "an infinite loss": (
