@@ -1,6 +1,7 @@
 """The interface of an image source, sources in memory and in files, and the cache of a listing of images."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -167,7 +168,8 @@ def sample_sums(source: Source, num_images: int) -> dict[str, str]:
     sums = {}
     for index in spread_over(source, num_images):
         try:
-            sums[source.image_name(index)] = hashlib.sha256(source.read(index)).hexdigest()
+            image = files.retry_once(functools.partial(source.read, index))
+            sums[source.image_name(index)] = hashlib.sha256(image).hexdigest()
         except OSError as error:
             sums[source.image_name(index)] = f"cannot be read: {error.strerror or error}"
     return sums

@@ -3,19 +3,16 @@
 An image is read from its place in the nested tar files. Every entry is checked before anything is written.
 """
 
-import contextlib
-import csv
 import gzip
 import hashlib
 import io
 import os
 import re
 import tarfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torchvision.datasets.imagenet import ARCHIVE_META
@@ -40,196 +37,139 @@ TRAIN_NAMES = re.compile(r"[A-Za-z0-9][\w.-]*\.(JPEG|jpe?g|png)")
 VAL_NAMES = re.compile(r"ILSVRC2012_val_\d{8}\.(JPEG|jpe?g|png)")
 SOLUTION_NAME = "LOC_val_solution.csv"
 
-Refuse = Callable[[str], None]
-"""Called with what differs from ImageNet-1k: raises UserError or, with --allow-partial, prints a warning."""
+Entry = tuple[str, int, int]
+"""Name, offset in the file and size in bytes."""
 
 
-class Archives(NamedTuple):
-    train: Path
-    val: Path
-    devkit: Path
+@dataclass(frozen=True, kw_only=True)
+class ArchiveSource(ShardSource):
+    """Images in an archive; their keys are `<class>/<file name>`."""
 
 
-def refuse_partial(problem: str) -> None:
-    raise UserError(f"{problem}; download it again, or give --allow-partial if this is intended")
-
-
-def open_archives(archives: Archives, refuse: Refuse, processes: int) -> tuple[ShardSource, ShardSource]:
-    """Open the training and validation images.
-
-    Raises:
-        UserError: naming the archive and the entry, if an archive is not as ImageNet's.
-    """
-    for name, path in archives._asdict().items():
-        file_name, expected = ARCHIVE_META[name]
-        if (actual := md5_of(path)) != expected:
-            refuse(f"{path} is not ImageNet's {file_name}: its md5 is {actual}, not {expected}")
-    wnid_of_image = read_devkit(archives.devkit)
-    names, places = _list_archive(archives.train, CLASS_NAMES, MAX_CLASS_BYTES)
-    class_names = tuple(name.removesuffix(".tar") for name in names)
-    list_class = partial(_list_archive, archives.train, TRAIN_NAMES, MAX_IMAGE_BYTES)
-    jobs = list(zip(class_names, *places.T.tolist(), strict=True))
-    images: dict[str, tuple[list[str], np.ndarray]] = {}
-    with progress_bar(len(names), f"entries of {archives.train.name}", "classes") as bar:
-        for wnid, listed in zip(class_names, run_parallel(list_class, jobs, processes), strict=True):
-            images[wnid] = listed
+def open_archives(train: Path, val: Path, devkit: Path, processes: int) -> tuple[ArchiveSource, ArchiveSource]:
+    """Open the training and validation images; raises UserError with the archive and the entry that are damaged."""
+    wnid_of_image = read_devkit(devkit)
+    classes = _list_archive(train, CLASS_NAMES, MAX_CLASS_BYTES)
+    images: dict[str, list[Entry]] = {}
+    with progress_bar(len(classes), f"entries of {train.name}", "classes") as bar:
+        list_class = partial(_list_archive, train, TRAIN_NAMES, MAX_IMAGE_BYTES)
+        for (name, *_), listed in zip(classes, run_parallel(list_class, classes, processes), strict=True):
+            images[name.removesuffix(".tar")] = listed
             bar.update()
-    train = _source(archives.train, "train", class_names, images)
-
-    names, places = _list_archive(archives.val, VAL_NAMES, MAX_IMAGE_BYTES)
-    members: dict[str, list[int]] = {wnid: [] for wnid in class_names}
-    for position, name in enumerate(names):
-        wnid = wnid_of_image.get(int(name.removeprefix("ILSVRC2012_val_")[:8]))
-        if wnid not in members:
-            raise UserError(f"{archives.val}: entry {name!r} has no label in the devkit, or no training images")
-        members[wnid].append(position)
-    images = {wnid: ([names[i] for i in positions], places[positions]) for wnid, positions in members.items()}
-    val = _source(archives.val, "val", class_names, images)
-    _check_counts((train, val), refuse)
-    return train, val
+    val_images: dict[str, list[Entry]] = {wnid: [] for wnid in images}
+    for entry in _list_archive(val, VAL_NAMES, MAX_IMAGE_BYTES):
+        wnid = wnid_of_image.get(int(entry[0].removeprefix("ILSVRC2012_val_")[:8]))
+        if wnid not in val_images:
+            raise UserError(f"{val}: entry {entry[0]!r} has no label in the devkit, or no training images")
+        val_images[wnid].append(entry)
+    return _source(train, "train", images), _source(val, "val", val_images)
 
 
-def _list_archive(
-    path: Path, pattern: re.Pattern[str], max_bytes: int, inner: tuple[str, int, int] = ("", 0, 0)
-) -> tuple[list[str], np.ndarray]:
-    """List a tar file or, with `inner`, the archive of a class in it: its WordNet id, offset and size.
-
-    Returns:
-        The names of the entries, sorted; their offsets in the file and their sizes, (n, 2) int64.
-
-    Raises:
-        UserError: naming the first entry that is not a file with such a name and size, or if the archive is truncated.
-    """
-    wnid, start, size = inner
-    where, places = f"{path}: {wnid}.tar" if wnid else str(path), dict[str, tuple[int, int]]()
+def _list_archive(path: Path, pattern: re.Pattern[str], max_bytes: int, inner: Entry = ("", 0, 0)) -> list[Entry]:
+    """Return the sorted entries of a tar file or, with `inner`, of a tar file in it; raises UserError for the first one
+    that is not a file with such a name and size, and if the archive is truncated."""
+    name, start, size = inner
+    where, entries = f"{path}: {name}" if name else str(path), dict[str, Entry]()
     try:
-        with contextlib.ExitStack() as opened:
-            archive = opened.enter_context(tarfile.open(path, "r:"))
-            if wnid:
-                part = tarfile.TarInfo()
-                part.offset_data, part.size = start, size
-                archive = opened.enter_context(tarfile.open(fileobj=archive.extractfile(part), mode="r:"))
-            for member in intact_entries(archive):
-                problems = {
-                    "is not a regular file": not member.isreg() or member.issparse(),
-                    "does not have a name as in ImageNet": not pattern.fullmatch(member.name),  # such as ../outside
-                    f"has an impossible size, {file_size(member.size)}": not 0 < member.size <= max_bytes,
-                    "is there twice": member.name in places,
-                }
-                for problem, is_true in problems.items():
-                    if is_true:
-                        raise UserError(f"{where}: entry {member.name!r} {problem}; this is not ImageNet's archive")
-                places[member.name] = start + member.offset_data, member.size
+        with path.open("rb") as file:
+            file.seek(start)  # tarfile begins where the file is; its offsets count from the start of the file
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in intact_entries(archive):
+                    is_file = member.isreg() and not member.issparse() and 0 < member.size <= max_bytes
+                    # A name may be hostile, such as ../outside.
+                    if not is_file or not pattern.fullmatch(member.name) or member.name in entries:
+                        raise UserError(
+                            f"{where}: entry {member.name!r} of {file_size(member.size)} is not as in ImageNet: a "
+                            "regular file with this kind of name and size, there once; download the archive again"
+                        )
+                    entries[member.name] = member.name, member.offset_data, member.size
+                if name and archive.offset + tarfile.BLOCKSIZE > start + size:
+                    raise ValueError("its end is missing")
+            if not entries:
+                raise ValueError("no entries in it")
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{where} is truncated or not a tar file ({error}); download it again") from None
-    if not places:
-        raise UserError(f"{where}: no entries in it; download it again")
-    names = sorted(places)
-    return names, np.array([places[name] for name in names], dtype=np.int64)
+    return sorted(entries.values())
 
 
-def _source(
-    path: Path, split: Split, class_names: tuple[str, ...], images: dict[str, tuple[list[str], np.ndarray]]
-) -> ShardSource:
-    """`images`: names and places by class, see `_list_archive`."""
-    keys = PackedBytes(f"{wnid}/{name}".encode() for wnid in class_names for name in images[wnid][0])
-    labels = np.repeat(np.arange(len(class_names)), [len(images[wnid][0]) for wnid in class_names])
-    offsets, sizes = np.concatenate([images[wnid][1] for wnid in class_names]).T.copy()
+def _source(path: Path, split: Split, images: dict[str, list[Entry]]) -> ArchiveSource:
+    """Open the images of each class, in the order of their names."""
+    keys = PackedBytes(f"{wnid}/{name}".encode() for wnid, entries in images.items() for name, *_ in entries)
+    labels = np.repeat(np.arange(len(images)), list(map(len, images.values())))
+    offsets, sizes = (
+        np.array([entry[place] for entries in images.values() for entry in entries], dtype=np.int64) for place in (1, 2)
+    )
     places = {"shards": (Shard.of(path),), "shard_of": np.zeros_like(labels), "offsets": offsets, "sizes": sizes}
-    return ShardSource(name=str(path), split=split, class_names=class_names, labels=labels, keys=keys, **places)
+    return ArchiveSource(name=str(path), split=split, class_names=tuple(images), labels=labels, keys=keys, **places)
 
 
 def read_devkit(path: Path) -> dict[int, str]:
-    """Return the WordNet ids of validation images 1, 2, 3 …
-
-    torchvision's own parser unpacks the archive unchecked, and accepts the original only.
-
-    Raises:
-        UserError: if the file is not ImageNet's development kit.
-    """
+    """Return the WordNet ids of validation images 1, 2, 3 …; raises UserError for another file than the devkit."""
     import scipy.io
 
+    # torchvision's own parser unpacks the archive unchecked, and accepts the original only.
     try:
         with gzip.open(path) as stream:
-            unpacked = stream.read(MAX_DEVKIT_BYTES + 1)
-        if len(unpacked) > MAX_DEVKIT_BYTES:
-            raise UserError(f"{path} unpacks to over {file_size(MAX_DEVKIT_BYTES)}; this is not ImageNet's devkit")
-        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
-            entries = {Path(member.name).name: member for member in archive if member.isreg()}
-            meta, truth = (
-                archive.extractfile(entries[name]).read()
-                for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
-            )
-        synsets = np.atleast_1d(scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+            unpacked = io.BytesIO(stream.read(MAX_DEVKIT_BYTES))  # a small file may unpack to a terabyte
+        with tarfile.open(fileobj=unpacked, mode="r:") as archive:
+            entries = {Path(member.name).name: archive.extractfile(member) for member in archive if member.isreg()}
+            synsets = scipy.io.loadmat(entries["meta.mat"], squeeze_me=True)["synsets"]
+            numbers = entries["ILSVRC2012_validation_ground_truth.txt"].read().split()
         leaves = [row for row in synsets if row["num_children"] == 0]  # the other synsets are above the classes
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
-        return {image: wnids.get(int(line), "") for image, line in enumerate(truth.split(), start=1)}
-    except KeyError as error:
-        raise UserError(f"{path}: no {error} in it; this is not ImageNet's devkit of tasks 1 and 2") from None
-    except (tarfile.TarError, EOFError, OSError, ValueError, TypeError, IndexError, zlib.error) as error:
-        raise UserError(f"{path} is truncated or not ImageNet's devkit ({error}); download it again") from None
+        return {image: wnids.get(int(number), "") for image, number in enumerate(numbers, start=1)}
+    except Exception as error:  # gzip, tarfile and scipy share no base class of errors
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is truncated or not ImageNet's devkit ({reason}); download it again") from None
 
 
-def _check_counts(sources: Iterable[Source], refuse: Refuse) -> None:
-    for source, expected in zip(sources, (imagenet.NUM_TRAIN_IMAGES, imagenet.NUM_VAL_IMAGES), strict=True):
-        if len(source) != expected:
-            refuse(f"{len(source):,} {source.split} images in {source.name}, where ImageNet has {expected:,}")
-        if source.split == "train" and list(source.class_names) != list(imagenet.names_by_wnid()):
-            refuse(f"{len(source.class_names):,} classes in {source.name}, which are not ImageNet-1k's 1,000")
-
-
-def md5_of(path: Path) -> str:
-    """Return the md5 sum of a file; cached, as 138 GB take minutes, while size, times and inode are the same."""
-    try:
-        status, cache = path.stat(), files.cache_file("md5", [path], ".json")
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        cached = files.read_json_object(cache) or {}
-        if cached.get("stamp") == stamp and "md5" in cached:
-            return str(cached["md5"])
-        digest = hashlib.md5(usedforsecurity=False)
-        with path.open("rb") as file, progress_bar(status.st_size >> 20, f"md5 of {path.name}", "MB") as bar:
-            while block := file.read(16 << 20):
-                digest.update(block)
-                bar.update(len(block) >> 20)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    with contextlib.suppress(OSError):  # without a cache the next run computes the sum again
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(cache, {"stamp": stamp, "md5": digest.hexdigest()})
-    return digest.hexdigest()
-
-
-def open_kaggle(folder: Path, refuse: Refuse) -> tuple[FileSource, FileSource]:
-    """Open the training and validation images of the folder with Kaggle's unpacked archive.
-
-    Raises:
-        UserError: naming what is missing or inconsistent.
-    """
+def open_kaggle(folder: Path) -> tuple[FileSource, FileSource]:
+    """Open the images of Kaggle's unpacked archive; raises UserError with what is missing or inconsistent."""
     images, solution = folder / "ILSVRC/Data/CLS-LOC", folder / SOLUTION_NAME
     if not images.is_dir() or not solution.is_file():
         raise UserError(f"{folder}: Kaggle's layout has ILSVRC/Data/CLS-LOC/ and {SOLUTION_NAME} in it")
     train = image_folder.open_split(str(images), "train")
-    try:
-        with solution.open(newline="", encoding="utf-8") as file:
-            wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-        present = {Path(name).stem: name for name in os.listdir(images / "val") if not name.startswith(".")}
-    except (OSError, KeyError, IndexError, AttributeError, csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{solution} cannot be read ({type(error).__name__}: {error})") from None
-    if unpaired := sorted(present.keys() ^ wnids.keys()):
-        where = f"no image in {images / 'val'}" if unpaired[0] in wnids else f"no line in {solution}"
-        raise UserError(f"{unpaired[0]}: {where}")
     label_of = {wnid: label for label, wnid in enumerate(train.class_names)}
-    for name, wnid in wnids.items():
-        if wnid not in label_of:
-            raise UserError(f"{solution}: {name} has the class {wnid}, which has no folder in {images / 'train'}")
-    rows = sorted((label_of[wnid], present[name]) for name, wnid in wnids.items())
-    val = FileSource(
-        name=str(images),
+    with files.content_errors(solution):  # lines such as ILSVRC2012_val_00048981,n03995372 85 1 499 272
+        rows = [line.split(",") for line in files.read_text(solution).splitlines()[1:]]
+        wnids = {image: boxes.split()[0] for image, boxes in rows}
+    present = {path.stem: path.name for path in (images / "val").glob("[!.]*")}
+    if unpaired := sorted(present.keys() ^ wnids.keys()):
+        raise UserError(f"{unpaired[0]} is in only one of {images / 'val'} and {solution}; unpack the archive again")
+    if unknown := sorted(set(wnids.values()) - label_of.keys()):
+        raise UserError(f"{solution}: the class {unknown[0]} has no folder in {images / 'train'}")
+    val = sorted((label_of[wnid], present[image]) for image, wnid in wnids.items())
+    return train, replace(
+        train,
         split="val",
-        class_names=train.class_names,
-        labels=np.array([label for label, _ in rows], dtype=np.int64),
-        keys=PackedBytes(os.fsencode(name) for _, name in rows),
+        labels=np.array([label for label, _ in val], dtype=np.int64),
+        keys=PackedBytes(os.fsencode(name) for _, name in val),
         folder=images / "val",
+        note="",
     )
-    _check_counts((train, val), refuse)
-    return train, val
+
+
+def differences(train: Source, val: Source, archives: Sequence[Path]) -> Iterator[str]:
+    """Yield what is not as in ImageNet-1k: the images and classes, and the checksums of the archives, if given."""
+    if (len(train), len(val)) != (imagenet.NUM_TRAIN_IMAGES, imagenet.NUM_VAL_IMAGES):
+        yield (
+            f"{len(train):,} train images in {train.name} and {len(val):,} val images in {val.name}, where ImageNet "
+            f"has {imagenet.NUM_TRAIN_IMAGES:,} and {imagenet.NUM_VAL_IMAGES:,}"
+        )
+    if list(train.class_names) != list(imagenet.names_by_wnid()):
+        yield f"the {len(train.class_names):,} classes in {train.name} are not ImageNet-1k's 1,000"
+    for path, (name, expected_md5) in zip(archives, ARCHIVE_META.values(), strict=False):
+        with files.content_errors(path):
+            actual = md5_of(path)
+        if actual != expected_md5:
+            yield f"{path} is not ImageNet's {name}: its md5 is {actual}, not {expected_md5}"
+
+
+def md5_of(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    num_megabytes = path.stat().st_size >> 20
+    with path.open("rb") as file, progress_bar(num_megabytes, f"md5 of {path.name}", "MB") as bar:
+        while block := file.read(16 << 20):
+            digest.update(block)
+            bar.update(len(block) >> 20)
+    return digest.hexdigest()

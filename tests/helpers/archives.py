@@ -5,14 +5,19 @@ import io
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.io
 
-from resnet_in1k.prepare.imagenet import Archives
-
 WNIDS = ("n02000000", "n01000000", "n03000000")
 """WordNet ids of the devkit's class numbers 1, 2, 3, not sorted."""
+
+
+class Archives(NamedTuple):
+    train: Path
+    val: Path
+    devkit: Path
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes, **changes: object) -> None:

@@ -1,9 +1,11 @@
 """scripts/prepare_data.py in this process, and what it wrote."""
 
+import contextlib
+import io
 from pathlib import Path
 
+from helpers.archives import Archives
 from resnet_in1k.cli.prepare_data import PrepareOptions, prepare_data
-from resnet_in1k.prepare.imagenet import Archives
 
 
 def options(archives: Archives, output: Path, **changes: object) -> PrepareOptions:
@@ -20,9 +22,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def prepare(how: PrepareOptions) -> list[str]:
-    printed: list[str] = []
-    assert prepare_data(how, printed.append)
-    return printed
+    """Return the printed lines."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert prepare_data(how) == (how.verify is None or printed.getvalue().endswith("no problems\n"))
+    return printed.getvalue().splitlines()
 
 
 def prepare_from(data: object, output: Path, **changes: object) -> list[str]:

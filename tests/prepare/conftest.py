@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.archives import write_archives
+from helpers.archives import Archives, write_archives
 from helpers.images import encoded
 from PIL import Image
-
-from resnet_in1k.prepare.imagenet import Archives
 
 
 @pytest.fixture(scope="session")
