@@ -8,7 +8,7 @@ import os
 import zipfile
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -53,7 +53,7 @@ class PackedBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One split: encoded images with their labels. Subclasses define `read` and `fingerprint`.
+    """One split: encoded images with their labels. Subclasses define `read`, and `fingerprint` if there are no keys.
 
     Loader workers read it, so it must survive a fork. The main process opens it for others, so it must be picklable.
     """
@@ -64,6 +64,8 @@ class Source:
     class_names: tuple[str, ...]
     labels: np.ndarray
     """(N,) int64, indices into class_names."""
+    keys: PackedBytes = field(default_factory=PackedBytes)
+    """N unique names of the images, the same wherever the source is stored; none if `--val-share` cannot divide it."""
     note: str = ""
     """A remark for the user on how the images were found."""
 
@@ -80,17 +82,9 @@ class Source:
 
     def fingerprint(self) -> str:
         """Return a sha256 of the class names, the labels and the images' names or sizes."""
-        raise NotImplementedError
+        return fingerprint_of(self.class_names, self.labels, self.keys.blob, self.keys.ends)
 
-
-@dataclass(frozen=True, kw_only=True)
-class DivisibleSource(Source):
-    """A source that `--val-share` can divide in two."""
-
-    keys: PackedBytes
-    """Unique names of the images, the same wherever the source is stored."""
-
-    def take(self, indices: np.ndarray, split: Split) -> "DivisibleSource":
+    def take(self, indices: np.ndarray, split: Split) -> "Source":
         """Return a source of these images only."""
         keys = PackedBytes(self.keys[index] for index in indices)
         return replace(self, split=split, labels=self.labels[indices], keys=keys)
@@ -110,7 +104,7 @@ class SourceFacts(NamedTuple):
 class SourceType(Protocol):
     """A module or class that opens the sources of one prefix of `--data`; UserError if there is no such data.
 
-    It may have `open_whole(data) -> DivisibleSource`, for images without a val split.
+    It may have `open_whole(data) -> Source`, for images without a val split.
     """
 
     def open_split(self, data: str, split: Split) -> Source: ...
@@ -140,7 +134,7 @@ class PackedSource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSource(DivisibleSource):
+class FileSource(Source):
     """A source of image files; the keys are their paths relative to `folder`."""
 
     folder: Path
@@ -153,9 +147,6 @@ class FileSource(DivisibleSource):
 
     def image_name(self, index: int) -> str:
         return str(Path(self.folder, os.fsdecode(self.keys[index])))
-
-    def fingerprint(self) -> str:
-        return fingerprint_of(self.class_names, self.labels, self.keys.blob, self.keys.ends)
 
 
 def spread_over(source: Source, num_images: int) -> list[int]:

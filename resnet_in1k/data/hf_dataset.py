@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_in1k.data.dataset import DivisibleSource, PackedBytes, SourceFacts, Split, fingerprint_of
+from resnet_in1k.data.dataset import PackedBytes, Source, SourceFacts, Split, fingerprint_of
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line, shorten
 from resnet_in1k.utils.imagenet import wnids_of
@@ -23,7 +23,7 @@ FORM = "hf:NAME:CONFIG:TRAIN,VAL:LABEL (parts can be empty)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSource(DivisibleSource):
+class TableSource(Source):
     """A column of encoded images and one of labels. Its keys are row numbers: images in a table may have no names."""
 
     table: Any

@@ -88,27 +88,19 @@ def _root(data: str) -> Path:
 
 
 def _open(data: str, split: Split, folder: Path) -> FileSource:
+    started = time.time()
     try:
         listing = read_cache([folder])
         if listing is None or not _is_unchanged(folder, listing[0]["stamps"]):
-            listing = _list_and_cache(folder)
+            listing = facts, fields = _list(folder)
+            if max(stamp[0] for stamp in facts["stamps"].values()) < (started - SETTLED_AFTER_SECONDS) * 1e9:
+                write_cache([folder], facts, **fields)
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; check its permissions") from None
     facts, fields = listing
     ignored, class_names = facts["ignored"], tuple(facts["class_names"])
     note = f"ignored in {folder}, not images by name or content: {shorten(ignored)}" if ignored else ""
     return FileSource(name=data, split=split, class_names=class_names, folder=folder, note=note, **fields)
-
-
-def _list_and_cache(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    started = time.time()
-    facts, fields = _list(folder)
-    last_change = max(stamp[0] for stamp in facts["stamps"].values())
-    # Both checks are needed: the file system's clock may differ from this machine's, and a change within one tick of it
-    # leaves the stamps equal.
-    if last_change < (started - SETTLED_AFTER_SECONDS) * 1e9 and _is_unchanged(folder, facts["stamps"]):
-        write_cache([folder], facts, **fields)
-    return facts, fields
 
 
 def _stamp(folder: Path) -> list[int]:

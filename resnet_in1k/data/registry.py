@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from resnet_in1k.data import builtin, hf_dataset, image_folder, tar_shards
-from resnet_in1k.data.dataset import DivisibleSource, Source, SourceFacts, SourceType, Split, delete_caches
+from resnet_in1k.data.dataset import Source, SourceFacts, SourceType, Split, delete_caches
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 
@@ -34,7 +34,7 @@ def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
     return split_by_hash(open_whole(data), split, val_share)
 
 
-def open_whole(data: str) -> DivisibleSource:
+def open_whole(data: str) -> Source:
     """Open all images of data without a val split; raises UserError if they have one."""
     source_type = _source_type(data)
     if not hasattr(source_type, "open_whole"):
@@ -42,7 +42,7 @@ def open_whole(data: str) -> DivisibleSource:
     return source_type.open_whole(data)
 
 
-def split_by_hash(source: DivisibleSource, split: Split, val_share: float) -> Source:
+def split_by_hash(source: Source, split: Split, val_share: float) -> Source:
     """Return one split of `source`: val gets the images whose key has a hash below `val_share`.
 
     Adding an image leaves the others where they are, unless a class would be missing from a split.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
-from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, DivisibleSource, SourceFacts, Split, fingerprint_of
+from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, Source, SourceFacts, Split, fingerprint_of
 from resnet_in1k.data.tar_index import Shard, index_shards
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
@@ -40,7 +40,7 @@ have been dropped from memory by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSource(DivisibleSource):
+class ShardSource(Source):
     """Images in tar shards."""
 
     shards: tuple[Shard, ...]
@@ -54,7 +54,7 @@ class ShardSource(DivisibleSource):
     """The sampler reads a few shards at a time: a shard is read ahead at its first image, and the fingerprint includes
     the shard of each image."""
 
-    def take(self, indices: np.ndarray, split: Split) -> DivisibleSource:
+    def take(self, indices: np.ndarray, split: Split) -> Source:
         places = {name: getattr(self, name)[indices] for name in ("shard_of", "offsets", "sizes")}
         return replace(super().take(indices, split), **places)
 

@@ -68,7 +68,7 @@ def test_in_evaluation_a_bad_image_is_blank_and_reported(source: Source, num_wor
 def test_a_missing_file_is_blank_in_prediction_and_stops_all_else(tiny: Recipe, tmp_path: Path):
     """It is not replaced in training: it may be there again in the next epoch, whose images would then not be those
     of an uninterrupted run."""
-    gone, recipe = open_paths([str(tmp_path / "gone.jpg")]), replace(tiny, global_batch_size=1)
+    gone, recipe = open_paths([tmp_path / "gone.jpg"]), replace(tiny, global_batch_size=1)
     for load in (lambda: eval_batches(gone), lambda: train_batches(gone, recipe, 1, if_bad="replace")):
         with pytest.raises(ProcessError, match=r"gone\.jpg cannot be read from its disk: No such file"):
             load()

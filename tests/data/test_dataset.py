@@ -60,7 +60,8 @@ def test_the_fingerprint_changes_with_images_labels_and_class_names():
 def test_a_file_name_need_not_be_utf8_and_a_read_error_is_not_the_end_of_the_file(tmp_path: Path):
     name = str(tmp_path / "\udcff.jpg")
     Path(name).write_bytes(b"content")
-    source = open_paths([name, str(tmp_path)])
+    source = open_paths([Path(name), tmp_path / "folder.jpg"])
+    (tmp_path / "folder.jpg").mkdir()
     assert source.read(0).tobytes() == b"content"
     assert source.image_name(0) == name
     assert source.read(0).flags.writeable  # torch warns about read-only arrays
