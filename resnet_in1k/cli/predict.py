@@ -16,8 +16,7 @@ from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.cli.evaluate import InferenceOptions
 from resnet_in1k.data.crop import EvalPreprocessing
-from resnet_in1k.data.dataset import FileSource
-from resnet_in1k.data.image_folder import open_paths
+from resnet_in1k.data.image_folder import FileSource, open_paths
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.data.sampler import eval_specs
 from resnet_in1k.evaluate.evaluation import eval_loader

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from resnet_in1k.cli.arguments import parse
-from resnet_in1k.data.dataset import FileSource, Source, Split
+from resnet_in1k.data.dataset import Source, Split
+from resnet_in1k.data.image_folder import FileSource
 from resnet_in1k.data.registry import open_source, open_train_and_val
 from resnet_in1k.prepare import write
 from resnet_in1k.prepare.imagenet import differences, open_archives, open_kaggle

@@ -3,8 +3,11 @@
 import io
 
 import numpy as np
+import torch
+from PIL import Image
 
 from resnet_in1k.data.dataset import PackedBytes, PackedSource, SourceFacts, Split
+from resnet_in1k.data.sampler import repeat_index
 
 
 class Digits:
@@ -20,28 +23,19 @@ class Digits:
 
     @staticmethod
     def open_split(data: str, split: Split) -> PackedSource:
-        from PIL import Image
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        place_in_class = np.empty(len(digits.target), dtype=np.int64)
-        for label in range(10):
-            members = np.flatnonzero(digits.target == label)
-            place_in_class[members] = np.arange(len(members))
+        place_in_class = repeat_index(torch.from_numpy(digits.target)).numpy()
         chosen = np.flatnonzero((place_in_class % 5 == 4) == (split == "val"))
-
-        def encode(index: int) -> bytes:
-            gray = Image.fromarray((digits.images[index] * (255 / 16)).astype(np.uint8))  # 8 × 8, values 0 to 16
-            file = io.BytesIO()
-            gray.resize((48, 48), Image.Resampling.BICUBIC).save(file, format="PNG")
-            return file.getvalue()
-
+        pixels = (digits.images[chosen] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), from 0 to 16 before
+        pictures = (Image.fromarray(each).resize((48, 48), Image.Resampling.BICUBIC) for each in pixels)
         return PackedSource(
             name="digits",
             split=split,
             class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
             labels=digits.target[chosen].astype(np.int64),
-            items=PackedBytes(encode(index) for index in chosen),
+            items=PackedBytes(_encode(picture, format="PNG") for picture in pictures),
         )
 
 
@@ -55,17 +49,13 @@ class Synthetic:
 
     @staticmethod
     def open_split(data: str, split: Split) -> PackedSource:
-        from PIL import Image
-
         generator = np.random.default_rng((0, split == "val"))
         encoded: list[bytes] = []
         for _ in range(64):
             coarse = Image.fromarray(generator.integers(0, 256, (94, 125, 3), dtype=np.uint8))
             smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
             noisy = np.clip(smooth + generator.integers(-16, 17, smooth.shape), 0, 255).astype(np.uint8)
-            file = io.BytesIO()
-            Image.fromarray(noisy).save(file, format="JPEG", quality=85)
-            encoded.append(file.getvalue())
+            encoded.append(_encode(Image.fromarray(noisy), format="JPEG", quality=85))
         return PackedSource(
             name="synthetic",
             split=split,
@@ -73,3 +63,9 @@ class Synthetic:
             labels=np.arange(12_800 if split == "train" else 1_000, dtype=np.int64) % 1000,
             items=PackedBytes(encoded),
         )
+
+
+def _encode(picture: Image.Image, **how: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, **how)
+    return file.getvalue()

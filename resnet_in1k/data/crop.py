@@ -19,8 +19,6 @@ from resnet_in1k.utils import imagenet, rng
 from resnet_in1k.utils.rng import Stream
 from resnet_in1k.utils.validation import lookup
 
-CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
-"""Range of the aspect ratio of training crops (https://arxiv.org/abs/1409.4842)."""
 MAX_ASPECT_RATIO = 16
 """Evaluation cuts longer or taller images to this ratio before it resizes them; the center crop stays the same."""
 
@@ -38,7 +36,7 @@ class TrainCrop:
     def __init__(self, recipe: Recipe):
         """Raises UserError if the recipe's augment_policy is not registered."""
         # The draws do not depend on the size, which may change from epoch to epoch.
-        self._crop = RandomResizedCrop(1, scale=(recipe.crop_scale_min, 1.0), ratio=CROP_ASPECT_RATIOS)
+        self._crop = RandomResizedCrop(1, scale=(recipe.crop_scale_min, 1.0))
         self._recipe, self._policy = recipe, lookup(POLICIES, recipe.augment_policy, "augment_policy")(recipe)
 
     def __call__(self, images: Sequence[Tensor], samples: Sequence[Sample], size: int) -> Iterator[Tensor]:
@@ -53,7 +51,11 @@ class TrainCrop:
                 rng.key_global_generators(self._recipe.seed, Stream.POLICY, *sample.key)
                 picture = self._policy(Image.fromarray(square.permute(1, 2, 0).numpy()))
                 square = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-            yield square.flip(-1) if self._recipe.alternating_flip and self._is_mirrored(sample) else square
+            if self._recipe.alternating_flip:
+                # In every other epoch; a random bit of the image decides between even and odd ones.
+                bit = rng.key(self._recipe.seed, Stream.FLIP, sample.index)
+                square = square.flip(-1) if (bit + sample.epoch + sample.copy) % 2 else square
+            yield square
 
     def _draw(self, image: Tensor, sample: Sample) -> tuple[Tensor, str]:
         """The part of the image to resize, and the interpolation."""
@@ -63,11 +65,6 @@ class TrainCrop:
         if mode == "random":
             mode = "bicubic" if torch.rand(()) < 0.5 else "bilinear"
         return image[:, box["top"] :, box["left"] :][:, : box["height"], : box["width"]], mode
-
-    def _is_mirrored(self, sample: Sample) -> bool:
-        """True in every other epoch; a random bit of the image decides between even and odd ones."""
-        bit = rng.key(self._recipe.seed, Stream.FLIP, sample.index)
-        return (bit + sample.epoch + sample.copy) % 2 == 1
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""The interface of an image source, sources in memory and in files, and the cache of a listing of images."""
+"""The interface of an image source, a source in memory, and the cache of a listing of images."""
 
 import contextlib
 import functools
 import hashlib
 import json
-import os
 import zipfile
 from array import array
 from collections.abc import Iterable, Sequence
@@ -21,8 +20,6 @@ CACHE_KIND = "listing-3"
 """Prefix of the files of cached listings, with the version of their format."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 """Suffixes of image files. Other files are recognized by their header."""
-UNKNOWN_ORIGIN = "It is not recorded who took the training images, where, or of what; their bias is unknown."
-"""Limitation that a model card states for a user's own images."""
 
 
 class PackedBytes:
@@ -97,8 +94,8 @@ class SourceFacts(NamedTuple):
     """Without the folders above it, which are not for publication."""
     data_flag: str
     """The value of `--data` for somebody who reproduces the run."""
-    limits: str
-    """Limitations of the data, a sentence."""
+    limits: str = "It is not recorded who took the training images, where, or of what; their bias is unknown."
+    """Limitations of the data, a sentence; by default those of a user's own images."""
 
 
 class SourceType(Protocol):
@@ -131,22 +128,6 @@ class PackedSource(Source):
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.class_names, self.labels, self.items.blob, self.items.ends)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileSource(Source):
-    """A source of image files; the keys are their paths relative to `folder`."""
-
-    folder: Path
-
-    def read(self, index: int) -> np.ndarray:
-        # Not np.fromfile, which takes a read error for the end of the file. A bytearray, because torch warns about
-        # memory that it cannot write to.
-        with open(os.path.join(os.fsencode(self.folder), self.keys[index]), "rb", buffering=0) as file:
-            return np.frombuffer(bytearray(file.readall()), dtype=np.uint8)
-
-    def image_name(self, index: int) -> str:
-        return str(Path(self.folder, os.fsdecode(self.keys[index])))
 
 
 def spread_over(source: Source, num_images: int) -> list[int]:

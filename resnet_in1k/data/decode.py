@@ -20,10 +20,10 @@ MAX_PIXELS = 178_956_970
 """Largest image that is decoded (half a gigabyte of RGB): Pillow's own limit for a decompression bomb."""
 OnBadImage = Literal["fail", "skip"]
 """What training does with an image that cannot be read."""
-IfBad = Literal["fail", "replace", "blank", "blank_on_any_error"]
-"""What a loader does with an image that cannot be decoded: `fail`; `replace` it by the next image of the source that
-can be decoded; `blank`: zeros, which evaluation counts as wrong. A file that its disk cannot read fails in all of
-these; `blank_on_any_error`, for prediction, makes it blank, too."""
+IfBad = Literal[OnBadImage, "blank", "blank_on_any_error"]
+"""What a loader does with an image that cannot be decoded: `fail`; `skip` to the next image of the source that can be
+decoded; `blank`: zeros, which evaluation counts as wrong. A file that its disk cannot read fails in all of these;
+`blank_on_any_error`, for prediction, makes it blank, too."""
 
 
 def decode(encoded: np.ndarray) -> torch.Tensor:
@@ -115,17 +115,16 @@ def read_image(
         ProcessError: if the storage fails, more images in a row are corrupt than may be replaced, or, if `if_bad` is
             "fail", for an image that cannot be decoded.
     """
-    num_replacements = max_bad_images(len(source)) if if_bad == "replace" else 0
+    num_replacements = max_bad_images(len(source)) if if_bad == "skip" else 0
     for candidate in range(index, index + num_replacements + 1):
         candidate %= len(source)
         try:
             return candidate, decode(files.retry_once(functools.partial(source.read, candidate)))
         except OSError as error:  # the storage, not the image, which may be readable in the next epoch
-            if if_bad == "blank_on_any_error":
-                bad_images[candidate] = error.strerror or str(error)
-                return index, None
-            name = source.image_name(candidate)
-            raise ProcessError(f"{name} cannot be read from its disk: {error.strerror or error}") from None
+            reason = error.strerror or str(error)
+            if if_bad != "blank_on_any_error":
+                raise ProcessError(f"{source.image_name(candidate)} cannot be read from its disk: {reason}") from None
+            bad_images[candidate] = reason
         except ValueError as error:
             bad_images[candidate] = str(error)
     if if_bad == "fail":
@@ -133,7 +132,7 @@ def read_image(
             f"{source.image_name(index)} cannot be read as an image ({bad_images[index]}); replace or remove the file, "
             "or train without it by --on-bad-image skip"
         )
-    if if_bad == "replace":
+    if if_bad == "skip":
         raise ProcessError(too_many_bad_images(bad_images, source))
     return index, None
 

@@ -9,21 +9,14 @@ import shlex
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from resnet_in1k.data.dataset import (
-    IMAGE_SUFFIXES,
-    UNKNOWN_ORIGIN,
-    FileSource,
-    PackedBytes,
-    SourceFacts,
-    Split,
-    read_cache,
-    write_cache,
-)
+from resnet_in1k.data.dataset import IMAGE_SUFFIXES, PackedBytes, Source, SourceFacts, Split, read_cache, write_cache
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
@@ -38,21 +31,38 @@ Stamps = dict[str, list[int]]
 """Time of the last change in nanoseconds, inode, size and number of links of each folder, by relative path."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileSource(Source):
+    """A source of image files; the keys are their paths relative to `folder`."""
+
+    folder: Path
+
+    def read(self, index: int) -> np.ndarray:
+        # Not np.fromfile, which takes a read error for the end of the file. A bytearray, because torch warns about
+        # memory that it cannot write to.
+        with open(os.path.join(os.fsencode(self.folder), self.keys[index]), "rb", buffering=0) as file:
+            return np.frombuffer(bytearray(file.readall()), dtype=np.uint8)
+
+    def image_name(self, index: int) -> str:
+        return str(Path(self.folder, os.fsdecode(self.keys[index])))
+
+
 def facts(data: str) -> SourceFacts:
     name = Path(data).name or data
-    return SourceFacts(name, shlex.quote(f"path/to/{name}"), UNKNOWN_ORIGIN)
+    return SourceFacts(name, shlex.quote(f"path/to/{name}"))
 
 
 def open_split(data: str, split: Split) -> FileSource:
-    folder = _root(data) / split
+    folder = Path(data, split)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {LAYOUT}; for images without a val split give --val-share")
+        advice = "for images without a val split give --val-share; to try without images, --data digits"
+        raise UserError(f"{folder}: no such folder; {LAYOUT}; {advice}")
     return _open(data, split, folder)
 
 
 def open_whole(data: str) -> FileSource:
     """Open `train/<class>/*` or `<class>/*`; raises UserError if there is a val split."""
-    root = _root(data)
+    root = Path(data)
     if (root / "val").is_dir():
         raise UserError(f"--val-share: {data} has a val split; omit --val-share, or give --data {root / 'train'}")
     return _open(data, "train", root / "train" if (root / "train").is_dir() else root)
@@ -81,12 +91,6 @@ def open_paths(paths: Sequence[Path]) -> FileSource:
     )
 
 
-def _root(data: str) -> Path:
-    if not Path(data).is_dir():
-        raise UserError(f"--data {data}: no such folder; {LAYOUT}, or use --data digits to try without data")
-    return Path(data)
-
-
 def _open(data: str, split: Split, folder: Path) -> FileSource:
     started = time.time()
     try:
@@ -96,7 +100,8 @@ def _open(data: str, split: Split, folder: Path) -> FileSource:
             if max(stamp[0] for stamp in facts["stamps"].values()) < (started - SETTLED_AFTER_SECONDS) * 1e9:
                 write_cache([folder], facts, **fields)
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; check its permissions") from None
+        reason = f"{error.strerror}; check its path and permissions"
+        raise UserError(f"{error.filename or folder} cannot be read: {reason}") from None
     facts, fields = listing
     ignored, class_names = facts["ignored"], tuple(facts["class_names"])
     note = f"ignored in {folder}, not images by name or content: {shorten(ignored)}" if ignored else ""
@@ -172,8 +177,6 @@ def images_below(folder: Path, prefix: str, ignored: list[str], stamps: Stamps) 
 
 
 def _has_image_header(path: Path) -> bool:
-    from PIL import Image
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
-from resnet_in1k.data.dataset import UNKNOWN_ORIGIN, Source, SourceFacts, Split, fingerprint_of
+from resnet_in1k.data.dataset import Source, SourceFacts, Split, fingerprint_of
 from resnet_in1k.data.tar_index import Shard, index_shards
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
@@ -110,7 +110,7 @@ def _read_ahead(shard: Shard, descriptor: int) -> None:
 def facts(data: str) -> SourceFacts:
     place = Path(data.removeprefix("shards:"))
     name = place.parent.name if _is_pattern(str(place)) else place.name
-    return SourceFacts(name or "shards", shlex.quote(f"shards:path/to/{place.name}"), UNKNOWN_ORIGIN)
+    return SourceFacts(name or "shards", shlex.quote(f"shards:path/to/{place.name}"))
 
 
 def open_split(data: str, split: Split) -> ShardSource:
@@ -131,7 +131,7 @@ def open_split(data: str, split: Split) -> ShardSource:
 def open_whole(data: str) -> ShardSource:
     """Open `DIR/train/*.tar` or `DIR/*.tar`, or all shards of a pattern; raises UserError if there is a val split."""
     place = data.removeprefix("shards:")
-    if _has_splits(place) and find_shards(place, "val"):
+    if find_shards(place, "val"):
         raise UserError(f"--val-share: {data} has a val split; omit --val-share, or name the shards by a pattern")
     shards = find_shards(place)
     if not shards:
@@ -174,24 +174,19 @@ def _is_pattern(place: str) -> bool:
     return os.path.isfile(place) or ((glob.has_magic(place) or "{" in place) and not os.path.isdir(place))
 
 
-def _has_splits(place: str) -> bool:
-    return not _is_pattern(place) or "{split}" in place
-
-
 def find_shards(place: str, split: Split | None = None) -> list[Path]:
     """Return the sorted shards of one split, see this module; [] if there are none.
 
     Without `split`, those that `--val-share` divides: the shards of the training split, else all shards.
 
     Raises:
-        UserError: for a split of a pattern without `{split}`, and if shards are missing.
+        UserError: if shards are missing.
     """
-    if not _has_splits(place):
-        if split is not None:
-            raise UserError(f"shards:{place}: the pattern needs {{split}} where the names of train and val differ")
-        return _matching(place)
+    is_pattern = _is_pattern(place)
+    if is_pattern and "{split}" not in place:
+        return _matching(place) if split is None else []
     for name in SPLIT_NAMES[split or "train"]:
-        if _is_pattern(place):
+        if is_pattern:
             found = _matching(place.replace("{split}", name))
         else:  # the word `train`, not a part of a word as in `retrained`
             found = _in_folder(f"{place}/{name}") or _in_folder(place, rf"(?<![a-z]){name}(?![a-z])")

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.imagenet import ARCHIVE_META
 
-from resnet_in1k.data import image_folder
-from resnet_in1k.data.dataset import FileSource, PackedBytes, Source, Split
+from resnet_in1k.data.dataset import PackedBytes, Source, Split
+from resnet_in1k.data.image_folder import FileSource, open_split
 from resnet_in1k.data.tar_index import Shard, intact_entries
 from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.utils import files, imagenet
@@ -128,7 +128,7 @@ def open_kaggle(folder: Path) -> tuple[FileSource, FileSource]:
     images, solution = folder / "ILSVRC/Data/CLS-LOC", folder / SOLUTION_NAME
     if not images.is_dir() or not solution.is_file():
         raise UserError(f"{folder}: Kaggle's layout has ILSVRC/Data/CLS-LOC/ and {SOLUTION_NAME} in it")
-    train = image_folder.open_split(str(images), "train")
+    train = open_split(str(images), "train")
     label_of = {wnid: label for label, wnid in enumerate(train.class_names)}
     with files.content_errors(solution):  # lines such as ILSVRC2012_val_00048981,n03995372 85 1 499 272
         rows = [line.split(",") for line in files.read_text(solution).splitlines()[1:]]

@@ -23,9 +23,9 @@ import numpy as np
 import torchvision.transforms.v2.functional as F
 from torchvision.transforms.v2 import InterpolationMode
 
-from resnet_in1k.data.dataset import IMAGE_SUFFIXES, FileSource, Source, samples_sha256, spread_over
+from resnet_in1k.data.dataset import IMAGE_SUFFIXES, Source, samples_sha256, spread_over
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.image_folder import PARTIAL
+from resnet_in1k.data.image_folder import PARTIAL, FileSource
 from resnet_in1k.data.tar_shards import CLASSES_NAME, PLAN_NAME, planned_shards, read_class_names
 from resnet_in1k.prepare.imagenet import ArchiveSource
 from resnet_in1k.utils import files

@@ -217,7 +217,7 @@ def train_loader(source: Source, counts: StepCounts, num_workers: int, on_bad_im
         batch_size=counts.per_process_batch_size,
         largest_image_size=counts.recipe.image_size,
         num_workers=num_workers,
-        if_bad="replace" if on_bad_image == "skip" else "fail",  # what the flag calls "skip"
+        if_bad=on_bad_image,
     )
 
 

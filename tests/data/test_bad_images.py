@@ -31,7 +31,7 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Reci
     num_images, bad = 3000, {700, 701, 2999}
     dirty = with_bad_images(source, num_images, bad)
     recipe = replace(tiny, global_batch_size=100, image_size=8)
-    batches = train_batches(dirty, recipe, 30, num_workers=num_workers, if_bad="replace")
+    batches = train_batches(dirty, recipe, 30, num_workers=num_workers, if_bad="skip")
     wanted = epoch_order(recipe, num_images, 1).tolist()
     replaced_by = {700: 702, 701: 702, 2999: 0}
     assert [index for batch in batches for index in batch.indices.tolist()] == [replaced_by.get(i, i) for i in wanted]
@@ -48,7 +48,7 @@ def test_more_bad_images_in_a_row_than_may_be_replaced_stop_the_run(source: Sour
     dirty = with_bad_images(source, 1000, {5, 6})
     words = r"2 of 1,000 training images cannot be read \(dirty/train\[5\], …\); --on-bad-image skip replaces at most"
     with pytest.raises(ProcessError, match=words):
-        train_batches(dirty, replace(tiny, global_batch_size=1000, image_size=8), 1, if_bad="replace")
+        train_batches(dirty, replace(tiny, global_batch_size=1000, image_size=8), 1, if_bad="skip")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -69,7 +69,7 @@ def test_a_missing_file_is_blank_in_prediction_and_stops_all_else(tiny: Recipe, 
     """It is not replaced in training: it may be there again in the next epoch, whose images would then not be those
     of an uninterrupted run."""
     gone, recipe = open_paths([tmp_path / "gone.jpg"]), replace(tiny, global_batch_size=1)
-    for load in (lambda: eval_batches(gone), lambda: train_batches(gone, recipe, 1, if_bad="replace")):
+    for load in (lambda: eval_batches(gone), lambda: train_batches(gone, recipe, 1, if_bad="skip")):
         with pytest.raises(ProcessError, match=r"gone\.jpg cannot be read from its disk: No such file"):
             load()
     (batch,) = eval_batches(gone, if_bad="blank_on_any_error")

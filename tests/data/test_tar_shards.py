@@ -187,8 +187,8 @@ def test_shards_without_splits_are_found_in_a_folder_or_by_a_pattern(tmp_path: P
     assert len(find_shards(str(tmp_path))) == 4
     assert names(find_shards(f"{tmp_path}/all-{{001..002}}.tar"), tmp_path) == ["all-001.tar", "all-002.tar"]
     assert names(find_shards(f"{tmp_path}/all-003.tar"), tmp_path) == ["all-003.tar"]
-    with pytest.raises(UserError, match=r"the pattern needs \{split\} where the names of train and val differ"):
-        find_shards(f"{tmp_path}/all-{{000..003}}.tar", "train")
+    with pytest.raises(UserError, match=r"no shards of the train split; .* or are named by a pattern with \{split\}"):
+        open_source(f"shards:{tmp_path}/all-{{000..003}}.tar", "train")
     with pytest.raises(UserError, match=r"no shards of the val split; they belong in DIR/val/\*\.tar, .* --val-share"):
         open_source(f"shards:{tmp_path}", "val")
 

@@ -49,7 +49,7 @@ def test_images_without_a_val_split_are_verified_all(image_folder: Path, tmp_pat
 def test_other_sources_are_verified_too(image_folder: Path, tmp_path: Path):
     prepare_from(image_folder, tmp_path / "out", shards=1)
     assert verified(f"shards:{tmp_path / 'out'}").endswith("49 images, no problems")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="nowhere cannot be read: No such file"):
         verified(tmp_path / "nowhere")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.preparing import prepare_from
 
-from resnet_in1k.data.dataset import FileSource
+from resnet_in1k.data.image_folder import FileSource
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.prepare import write
 from resnet_in1k.prepare.write import key_of, write_folder, write_shards

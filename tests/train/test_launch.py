@@ -42,5 +42,5 @@ def test_evaluate_counts_the_same_on_one_and_on_two_processes(trained_by_two, ru
 def test_bad_input_is_one_line_and_status_2(run_script):
     result = run_script("scripts/train.py", "--data", "nowhere")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: --data nowhere: no such folder;")
+    assert result.stderr.startswith("error: nowhere/train: no such folder;")
     assert result.stderr.count("\n") == 1
