@@ -110,7 +110,7 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         network = load_model(weights.file)
         description, num_outputs = network.architecture, network.fc.out_features
     val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
-    source = launch.broadcast_from_main(lambda: open_source(data, options.split, val_share), "listing images")
+    source = launch.on_main_process(lambda: open_source(data, options.split, val_share), "listing images")
     model, matching = match_classes(network, num_outputs, weights.class_names, source, options.ckpt)
     with eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers)) as loader:
         accelerator = make_accelerator(launch, "fp32")

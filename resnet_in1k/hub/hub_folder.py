@@ -26,6 +26,7 @@ from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
 
 
+@files.user_errors()
 def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") -> Path:
     """Check everything that is published, and write `RUN/hub/` in place of an earlier one.
 
@@ -49,8 +50,6 @@ def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") 
             if (curves := run.curves.with_suffix(".png")).exists():
                 shutil.copyfile(curves, folder / "curves.png")
             files.write_text(folder / "README.md", make_card(record))
-    except OSError as error:
-        raise UserError(f"{error.filename or run.path} cannot be read or written: {error.strerror or error}") from None
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:  # recipe.json or log.jsonl, edited by hand
         raise UserError(f"the records in {run.path} are incomplete ({type(error).__name__}: {error})") from None
     return run.path / "hub"

@@ -52,7 +52,7 @@ def initial_weights(
         return None
     if recorded is not None and any(folder.checkpoints.glob("step_*/state.json")):
         return InitialWeights(recorded, tensors=None)
-    launch.broadcast_from_main(lambda: resolve_checkpoint(checkpoint).file.name, "reading the initial weights")
+    launch.on_main_process(lambda: resolve_checkpoint(checkpoint).file.name, "reading the initial weights")
     weights = resolve_checkpoint(checkpoint)  # the main process has downloaded them by now
     sha256 = files.sha256_of(weights.file)
     if recorded is not None and recorded["sha256"] != sha256:

@@ -20,6 +20,7 @@ from resnet_in1k.utils import files
 from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration, first_line, shorten
+from resnet_in1k.utils.launch import SAVED_IS_INTACT
 from resnet_in1k.utils.timing import Lap, bottleneck, waiting_share
 
 
@@ -146,7 +147,7 @@ def _lap(run: Trainer) -> Lap:
 
 
 def _write(run: Trainer, record: dict[str, Any]) -> None:
-    run.launch.on_main_process(lambda: run.folder.append(record), "writing the log")
+    run.launch.on_main_process(lambda: run.folder.append(record), "writing the log", SAVED_IS_INTACT)
     track(run, record)
 
 
@@ -175,7 +176,7 @@ def start_tracker(run: Trainer) -> None:
         UserError: on all processes, if it cannot be started, such as without a login, or if tracker.json is damaged.
     """
     if run.options.report_to:
-        run.launch.on_main_process(lambda: _start_tracker(run), "starting the tracker", advice="")
+        run.launch.on_main_process(lambda: _start_tracker(run), "starting the tracker")
 
 
 def _start_tracker(run: Trainer) -> None:

@@ -91,7 +91,7 @@ def preflight(run: Trainer) -> None:
     with run.train_step.rolled_back():
         results["step"] = smoke_test(run)
         tensors = {name: group.tensors() for name, group in run.groups.items()}
-    launch.on_main_process(lambda: results.update(disk=check_disk(run, tensors)), "checking its disk", advice="")
+    launch.on_main_process(lambda: results.update(disk=check_disk(run, tensors)), "checking its disk")
     if not run.options.dry_run:
         lock_folder(run)
         check_run_folder_is_shared(launch, run.folder)
@@ -100,7 +100,7 @@ def preflight(run: Trainer) -> None:
         results["checkpoint"] = save_load_compare(run, tensors)
 
     with run.train_step.rolled_back():
-        launch.on_main_process(try_checkpoint, "saving and loading a checkpoint", advice="")
+        launch.on_main_process(try_checkpoint, "saving and loading a checkpoint")
     print_line("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
 
 
@@ -124,7 +124,7 @@ def check_run_folder_is_shared(launch: Launch, folder: RunFolder) -> None:
         except OSError:
             return "missing"
 
-    written = launch.broadcast_from_main(lock_text, "locking the run folder")
+    written = launch.on_main_process(lock_text, "locking the run folder")
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
     while (seen := lock_text()) != written and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -127,8 +127,8 @@ class Trainer:
 
     def _open_data(self) -> None:
         options = self.options
-        self.launch.broadcast_from_main(lambda: self.folder.check_free(options.resume), "reading the run folder")
-        self.train_source, self.val_source = self.launch.broadcast_from_main(
+        self.launch.on_main_process(lambda: self.folder.check_free(options.resume), "reading the run folder")
+        self.train_source, self.val_source = self.launch.on_main_process(
             lambda: open_train_and_val(options.data, options.val_share, options.rescan), "listing images"
         )
         self.shard_of = None

@@ -20,6 +20,7 @@ from resnet_in1k.train.checkpoint import (
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import SAVED_IS_INTACT
 from resnet_in1k.utils.plots import draw_curves, save_figure, show_in_notebook
 
 
@@ -31,7 +32,7 @@ def lock_folder(run: Trainer) -> None:
         run.stack.enter_context(files.lock_folder(run.folder.path))
         files.remove_temporaries(run.folder.path)
 
-    run.launch.on_main_process(lock, "locking the run folder", advice="")
+    run.launch.on_main_process(lock, "locking the run folder")
 
 
 def write_start(run: Trainer, evaluation_is_pending: bool) -> None:
@@ -47,7 +48,7 @@ def write_start(run: Trainer, evaluation_is_pending: bool) -> None:
         else:
             write_recipe(folder, run.recipe_name, run.recipe, run.data_facts, run.facts)
 
-    run.launch.on_main_process(write, "describing the run")
+    run.launch.on_main_process(write, "describing the run", SAVED_IS_INTACT)
 
 
 def write_lines(run: Trainer, path: Path, lines: Iterable[str]) -> None:
@@ -58,7 +59,7 @@ def write_lines(run: Trainer, path: Path, lines: Iterable[str]) -> None:
         if text or path.exists():  # asked on the main process alone: the others may see the folder later
             files.write_text(path, text)
 
-    run.launch.on_main_process(write, f"writing {path.name}")
+    run.launch.on_main_process(write, f"writing {path.name}", SAVED_IS_INTACT)
 
 
 def write_checkpoint(run: Trainer) -> None:
@@ -79,7 +80,7 @@ def write_checkpoint(run: Trainer) -> None:
         run.damaged_steps.discard(run.state.step)
         _prune(run)
 
-    run.launch.on_main_process(write, "writing a checkpoint")
+    run.launch.on_main_process(write, "writing a checkpoint", SAVED_IS_INTACT)
 
 
 def finish_epoch(run: Trainer, evaluation: Evaluation, is_best: bool) -> None:
@@ -103,7 +104,7 @@ def finish_epoch(run: Trainer, evaluation: Evaluation, is_best: bool) -> None:
         _publish_best(folder, state)
         _prune(run)
 
-    run.launch.on_main_process(write, "publishing the best weights and drawing the curves")
+    run.launch.on_main_process(write, "publishing the best weights and drawing the curves", SAVED_IS_INTACT)
 
 
 def _publish_best(folder: RunFolder, state: TrainState) -> None:

@@ -49,7 +49,8 @@ def user_errors(prefix: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{prefix}{error.filename or 'a file'} cannot be written: {error.strerror or error}") from None
+        name, reason = error.filename or "a file", error.strerror or error
+        raise UserError(f"{prefix}{name} cannot be read or written: {reason}") from None
 
 
 @contextlib.contextmanager

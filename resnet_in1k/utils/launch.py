@@ -107,41 +107,28 @@ class Launch:
                 time.sleep(0.05)
                 left = self._store.add("left", 0)
 
-    def broadcast_from_main(self, make: Callable[[], T], doing: str) -> T:
-        """Call `make` on the main process and return its value on all processes, where it arrives as a pickle.
+    def on_main_process(self, work: Callable[[], T], doing: str, advice: str = "") -> T:
+        """Call `work` on the main process and return its value on all processes, where it arrives as a pickle.
+
+        A transient error of the file system is retried once.
 
         Args:
             doing: what the main process does meanwhile, such as "listing images".
 
         Raises:
-            UserError: on all processes, if `make` raises it.
+            UserError: on all processes, with `advice` at its end, if `work` raises it or an OSError.
         """
         value, problem = None, ""
         if self.is_main_process:
             try:
-                value = make()
+                with files.user_errors():
+                    value = files.retry_once(work)
             except UserError as error:
-                problem = str(error)
+                problem = f"{error}{advice}"
         [(value, problem)] = self._exchange((value, problem), [0], doing)
         if problem:
             raise UserError(problem)
         return value
-
-    def on_main_process(self, write: Callable[[], None], doing: str, advice: str = SAVED_IS_INTACT) -> None:
-        """Run `write`, work on files, on the main process while the others wait. A transient error is retried once.
-
-        Raises:
-            UserError: on all processes, with `advice` at its end, if writing fails.
-        """
-
-        def guarded() -> None:
-            try:
-                with files.user_errors():
-                    files.retry_once(write)
-            except UserError as error:
-                raise UserError(f"{error}{advice}") from None
-
-        self.broadcast_from_main(guarded, doing)
 
     def gather(self, value: T, doing: str) -> list[T]:
         """Return the values of all processes, by rank; each arrives as a pickle."""

@@ -17,7 +17,7 @@ def test_value_of_the_main_process_reaches_all():
     large = random.Random(0).randbytes(20 << 20)  # as the paths of two million images
 
     def body(launch: Launch) -> list[object]:
-        return launch.broadcast_from_main(lambda: made.append(launch.rank) or [launch.rank, large], "makes it")
+        return launch.on_main_process(lambda: made.append(launch.rank) or [launch.rank, large], "makes it")
 
     assert run_launch(body, body, body) == [[0, large]] * 3
     assert made == [0]
@@ -57,7 +57,7 @@ def test_process_that_waits_long_says_for_what(monkeypatch: pytest.MonkeyPatch, 
 
     def body(launch: Launch) -> None:
         launch.machine = "node7"
-        launch.broadcast_from_main(lambda: reported.wait(30), "listing images")
+        launch.on_main_process(lambda: reported.wait(30), "listing images")
 
     run_launch(body, body)
     assert lines[0] == "process 1 on node7: waiting for process 0 (listing images), 0 s"
