@@ -35,7 +35,6 @@ MAX_DEVKIT_BYTES = 100 << 20
 CLASS_NAMES = re.compile(r"n\d{8}\.tar")
 TRAIN_NAMES = re.compile(r"[A-Za-z0-9][\w.-]*\.(JPEG|jpe?g|png)")
 VAL_NAMES = re.compile(r"ILSVRC2012_val_\d{8}\.(JPEG|jpe?g|png)")
-SOLUTION_NAME = "LOC_val_solution.csv"
 
 Entry = tuple[str, int, int]
 """Name, offset in the file and size in bytes."""
@@ -119,15 +118,14 @@ def read_devkit(path: Path) -> dict[int, str]:
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
         return {image: wnids.get(int(number), "") for image, number in enumerate(numbers, start=1)}
     except Exception as error:  # gzip, tarfile and scipy share no base class of errors
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is truncated or not ImageNet's devkit ({reason}); download it again") from None
+        raise UserError(f"{path} is truncated or not ImageNet's devkit ({error!r}); download it again") from None
 
 
 def open_kaggle(folder: Path) -> tuple[FileSource, FileSource]:
     """Open the images of Kaggle's unpacked archive; raises UserError with what is missing or inconsistent."""
-    images, solution = folder / "ILSVRC/Data/CLS-LOC", folder / SOLUTION_NAME
+    images, solution = folder / "ILSVRC/Data/CLS-LOC", folder / "LOC_val_solution.csv"
     if not images.is_dir() or not solution.is_file():
-        raise UserError(f"{folder}: Kaggle's layout has ILSVRC/Data/CLS-LOC/ and {SOLUTION_NAME} in it")
+        raise UserError(f"{folder}: Kaggle's layout has ILSVRC/Data/CLS-LOC/ and LOC_val_solution.csv in it")
     train = open_split(str(images), "train")
     label_of = {wnid: label for label, wnid in enumerate(train.class_names)}
     with files.content_errors(solution):  # lines such as ILSVRC2012_val_00048981,n03995372 85 1 499 272

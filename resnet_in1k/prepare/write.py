@@ -49,9 +49,7 @@ def written_bytes(source: Source, index: int, resize_to: int, undecodable: list[
     """Return the image or, if it is larger, a JPEG of this shorter side in pixels, upright by its EXIF orientation.
 
     An image that cannot be decoded is unchanged, and reported in `undecodable`: stopping would cost the hours before.
-
-    Raises:
-        UserError: if the image cannot be read.
+    One that cannot be read raises UserError.
     """
     name = source.image_name(index)
     with files.content_errors(name):
@@ -177,7 +175,7 @@ def _begin(source: Source, folder: Path, plan_name: str, plan: dict[str, int]) -
     written = files.read_json_object(folder / plan_name)
     # Hidden files are what a run leaves that was killed while it wrote its plan.
     if written != {**content, **plan} and (written or any(folder.glob("[!.]*"))):
-        raise UserError(f"{folder} has other images, or the same in another size; choose another folder")
+        raise UserError(f"{folder} has other files, other images or another size of them; choose another folder")
     with files.user_errors():
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder, files.TEMPORARY)
@@ -204,10 +202,7 @@ def _write_missing(write: Callable[[Path, Job], list[str]], folder: Path, jobs: 
                     bar.write(line, file=sys.stderr)
             complete.append(name)
             if time.monotonic() - synced_at >= SYNC_EVERY_SECONDS or name == jobs[-1][0]:
-                os.sync()  # a power cut must not leave a class with its name and without its images
-                with files.user_errors():
-                    for each in complete:
-                        os.rename(partial / each, folder / each)
+                _move(complete, partial, folder)
                 complete, synced_at = [], time.monotonic()
     partial.rmdir()
 
@@ -215,6 +210,13 @@ def _write_missing(write: Callable[[Path, Job], list[str]], folder: Path, jobs: 
 def _attempt(write: Callable[[Path, Job], list[str]], folder: Path, job: Job) -> list[str]:
     with files.user_errors(f"{folder.parent}: "):
         return files.retry_once(functools.partial(write, folder, job))
+
+
+def _move(names: list[str], partial: Path, folder: Path) -> None:
+    os.sync()  # a power cut must not leave a class with its name and without its images
+    with files.user_errors():
+        for name in names:
+            os.rename(partial / name, folder / name)
 
 
 def check_space(folder: Path, num_bytes: int, num_files: int) -> None:

@@ -72,13 +72,25 @@ def test_classes_get_their_names_after_a_sync(source: FileSource, tmp_path: Path
 def test_files_are_copied_where_they_cannot_be_linked(
     source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def no_link(original: Path, target: Path) -> None:
+    """Never into the original, even if a link was made in spite of an error; a transient error is retried."""
+    link, write_bytes, errors = os.link, Path.write_bytes, [OSError(errno.EIO, "Input/output error")]
+
+    def failing_link(original: Path, target: Path) -> None:
+        link(original, target)
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(os, "link", no_link)
+    def write_image(path: Path, data: bytes) -> int:
+        if path.suffix == ".jpg" and errors:
+            raise errors.pop()
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(os, "link", failing_link)
+    monkeypatch.setattr(Path, "write_bytes", write_image)
     source = replace(source, class_names=("a class without images", *source.class_names), labels=source.labels + 1)
     write_folder(source, tmp_path / "train", 1)
     assert images_in(tmp_path / "train") == originals(source)
+    assert all(path.stat().st_nlink == 1 for path in tmp_path.rglob("*.jpg"))
+    assert not errors
 
 
 def test_two_classes_are_never_one_folder(source: FileSource, tmp_path: Path):
@@ -135,7 +147,7 @@ def test_other_images_or_sizes_are_not_mixed(image_folder: Path, source: FileSou
         lambda: write_folder(changed, tmp_path / "folder", 1),
         lambda: write_folder(source, tmp_path / "folder", 1, resize_to=32),
     ):
-        with pytest.raises(UserError, match="has other images, or the same in another size; choose"):
+        with pytest.raises(UserError, match="has other files, other images or another size of them; choose"):
             action()
 
 
@@ -146,7 +158,7 @@ def test_files_of_others_are_left_alone(source: FileSource, tmp_path: Path):
         lambda: write_shards(source, tmp_path / "mine", 20_000, 1),
         lambda: write_folder(source, tmp_path / "mine", 1),
     ):
-        with pytest.raises(UserError, match="has other images, or the same in another size; choose"):
+        with pytest.raises(UserError, match="has other files, other images or another size of them; choose"):
             action()
     (tmp_path / "classes.json").write_text('["mine"]')
     with pytest.raises(UserError, match=r"classes\.json is of other images; choose another folder, or remove it"):
