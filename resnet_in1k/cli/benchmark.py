@@ -8,10 +8,10 @@ import contextlib
 import io
 import json
 import statistics
-from collections import Counter, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import count, repeat
 from time import perf_counter
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
-from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Prefetched, Tensors, prefetch_to_device
+from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Tensors, prefetch_to_device
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.data.sampler import train_specs
 from resnet_in1k.recipes.published import RECIPES
@@ -109,8 +109,14 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
     return result
 
 
+Batches = Iterator[Callable[[], Tensors]]
+"""Functions that return the tensors of a batch: the time of waiting for a batch is apart from that of its use."""
+Way = tuple[Callable[[], Batches] | None, Callable[..., object] | None]
+"""A way to do the work: its batches, made again for each repetition, and the step that takes their tensors."""
+
+
 class Bench:
-    """The measured ways, over one recipe on one device: iterators that do one step for each item."""
+    """The ways to measure, over one recipe on one device."""
 
     def __init__(self, options: BenchmarkOptions, launch: Launch):
         self.options, self.launch = options, launch
@@ -118,6 +124,7 @@ class Bench:
             raise UserError(f"benchmark.py {options.what} measures one process: start it without a launcher")
         self.accelerator = make_accelerator(launch, options.precision, compress_gradients=options.compress_gradients)
         self.device = self.accelerator.device
+        self.stopwatch, self.laps = Stopwatch(self.device), defaultdict(Lap)
         on_cpu = self.device.type == "cpu"
         self.batch_size = options.batch_size or (16 if on_cpu else 256)
         self.recipe = replace(options.recipe, global_batch_size=self.batch_size * launch.world_size)
@@ -125,6 +132,9 @@ class Bench:
         self.num_classes, self.workers, self.num_warmup_steps = 1000, 0, 1
         if options.what != "step":
             self._open_source()
+        shape = (self.batch_size, 3, self.recipe.image_size, self.recipe.image_size)
+        self.images = torch.randn(shape, device=self.device).to(memory_format=torch.channels_last)
+        self.labels = torch.randint(self.num_classes, (self.batch_size,), device=self.device)
 
     def _open_source(self) -> None:
         self.source = open_source(self.options.data, "train")
@@ -141,119 +151,106 @@ class Bench:
 
     def input(self) -> dict[str, Any]:
         """Measure from encoded files to batches on the device, and separately the augmentation there."""
-        augmentation, steps = Augmentation(self.recipe, self.num_classes), count(1)
-        images, labels = self._batch()
-        pixels = images.mul(64).add(128).clamp(0, 255).to(torch.uint8)
-        rates = self._measure(
-            ours=lambda: (take() for _, take in self._prefetched(lambda batch: (batch.images, batch.labels))),
-            tutorial=self._tutorial_batches,
-            decode_only=lambda: (batch for batch in self._torch_loader(ReferenceDataset(self.source))),
-            augment=lambda: (augmentation(pixels, labels, step) for step in steps),
+        augmentation, numbers = Augmentation(self.recipe, self.num_classes), count(1)
+        pixels = self.images.mul(64).add(128).clamp(0, 255).to(torch.uint8)
+        result = self._measure(
+            ours=(lambda: self._our_batches(lambda batch: (batch.images, batch.labels)), None),
+            tutorial=(lambda: self._torch_batches(self.recipe.image_size), None),
+            decode_only=(lambda: self._torch_batches(image_size=0), None),
+            augment=(None, lambda: augmentation(pixels, self.labels, next(numbers))),
         )
-        return {**rates, "share_of_decode_only": rates["ours"] / rates["decode_only"]}
+        return {**result, "share_of_decode_only": result["ours"] / result["decode_only"]}
 
     def step(self) -> dict[str, Any]:
         """Measure optimizer steps on one batch on the device."""
-        images, labels = self._batch()
+        images, labels, our_step = self.images, self.labels, self._our_step()
         targets = one_hot(labels, self.num_classes).float() if self.recipe.mixes else labels
-        take_step = self._our_step()
         if self.launch.world_size > 1:
-            return self._several_processes(lambda: take_step(images, targets))
+            return self._step_of_several(lambda: our_step(images, targets))
         tutorial, bare = self._reference_step(bare=False), self._reference_step(bare=True)
         contiguous = images.contiguous()  # NCHW, as in the tutorial
-        rates = self._measure(
-            ours=lambda: (take_step(images, targets) for _ in count()),
-            tutorial=lambda: (tutorial(contiguous, labels) for _ in count()),
-            bare=lambda: (bare(images, labels) for _ in count()),
+        result = self._measure(
+            ours=(None, lambda: our_step(images, targets)),
+            tutorial=(None, lambda: tutorial(contiguous, labels)),
+            bare=(None, lambda: bare(images, labels)),
         )
-        return {**rates, "overhead": rates["bare"] / rates["ours"] - 1}  # time over the bare loop's
+        return {**result, "overhead": result["bare"] / result["ours"] - 1}  # time over the bare loop's
+
+    def _step_of_several(self, step: Callable[[], None]) -> dict[str, Any]:
+        """Measure all processes together, the same without communication, and process 0 alone."""
+
+        def step_alone() -> None:
+            with self.train_step.without_communication():
+                step()
+
+        one_process = step_alone if self.launch.is_main_process else None
+        ways = {"ours": step, "without_communication": step_alone, "one_process": one_process}
+        result = self._measure(**{name: (None, way) for name, way in ways.items()})
+        for name in result.keys() - {"one_process", "one_process_range"}:  # images of all processes
+            result[name] = (np.array(result[name]) * self.launch.world_size).tolist()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            step()
+        names = [event.name for event in profiler.events() if event.name.startswith(("gloo:", "nccl:", "xccl:"))]
+        result["communication_share"] = 1 - result["ours"] / result["without_communication"]
+        result["scaling_efficiency"] = result["ours"] / (self.launch.world_size * result["one_process"])
+        return {**result, "collectives_per_step": dict(Counter(names))}
 
     def train(self) -> dict[str, Any]:
         """Measure from encoded files to updated weights."""
-        augmentation, take_step = Augmentation(self.recipe, self.num_classes), self._our_step()
-        tutorial, stopwatch, total = self._reference_step(bare=False), Stopwatch(self.device), Lap()
-
-        def ours() -> Iterator[None]:
-            total.update(stopwatch.lap())  # of the repetition before
-            batches = self._prefetched(augmentation.apply_to)
-            for number in count():
-                if number == self.num_warmup_steps:
-                    stopwatch.lap()  # drops the warm-up
-                with stopwatch.section("load"):
-                    _, take = next(batches)
-                with stopwatch.section("train"):
-                    take_step(*take())
-                yield
-
-        rates = self._measure(ours=ours, tutorial=lambda: (tutorial(*batch) for batch in self._tutorial_batches()))
-        total.update(stopwatch.lap())
-        return {**rates, "waiting_share": waiting_share(total), "advice": bottleneck(total, self.workers)}
-
-    def _several_processes(self, take_step: Callable[[], None]) -> dict[str, Any]:
-        """Measure all processes together, the same without communication, and process 0 alone."""
-
-        def way(communicates: bool, waits: bool = False) -> Iterator[None]:
-            self.launch.wait_for_everyone("measuring")  # start at the same time
-            with contextlib.nullcontext() if communicates else self.train_step.without_communication():
-                yield from (None if waits else take_step() for _ in count())
-
-        rates = self._measure(
-            ours=lambda: way(communicates=True),
-            without_communication=lambda: way(communicates=False),
-            one_process=lambda: way(communicates=False, waits=not self.launch.is_main_process),
+        augmentation, our_step = Augmentation(self.recipe, self.num_classes), self._our_step()
+        result = self._measure(
+            ours=(lambda: self._our_batches(augmentation.apply_to), our_step),
+            tutorial=(lambda: self._torch_batches(self.recipe.image_size), self._reference_step(bare=False)),
         )
-        for name in rates.keys() - {"one_process", "one_process_range"}:  # images of all processes
-            rates[name] = (np.array(rates[name]) * self.launch.world_size).tolist()
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            take_step()
-        names = [event.name for event in profiler.events() if event.name.startswith(("gloo:", "nccl:", "xccl:"))]
-        rates["communication_share"] = 1 - rates["ours"] / rates["without_communication"]
-        rates["scaling_efficiency"] = rates["ours"] / (self.launch.world_size * rates["one_process"])
-        return {**rates, "collectives_per_step": dict(Counter(names))}
+        lap = self.laps[our_step]
+        return {**result, "waiting_share": waiting_share(lap), "advice": bottleneck(lap, self.workers)}
 
-    def _measure(self, **ways: Callable[[], Iterator[Any]]) -> dict[str, Any]:
+    def _measure(self, **ways: Way) -> dict[str, Any]:
         """Return each way's median rate and its range, over repetitions in turn after one that does not count."""
-        rounds = [[self._rate(way()) for way in ways.values()] for _ in range(self.options.repetitions + 1)][1:]
+        rounds = [[self._rate(*way) for way in ways.values()] for _ in range(self.options.repetitions + 1)][1:]
         rates = dict(zip(ways, zip(*rounds, strict=True), strict=True))
         medians = {name: statistics.median(values) for name, values in rates.items()}
         ranges = {f"{name}_range": [min(values), max(values)] for name, values in rates.items()}
         ratio = {"ratio": medians["ours"] / medians["tutorial"]} if "tutorial" in ways else {}
         return {**medians, **ranges, **ratio}
 
-    def _rate(self, steps: Iterator[Any]) -> float:
+    def _rate(self, make_batches: Callable[[], Batches] | None, step: Callable[..., object] | None) -> float:
         """Return images/s over `num_steps` steps of this process, after a warm-up."""
-        with contextlib.closing(steps):
-            deque(islice(steps, self.num_warmup_steps), maxlen=0)
-            synchronize(self.device)
-            start_seconds = perf_counter()
-            deque(islice(steps, self.num_steps), maxlen=0)
-            synchronize(self.device)
-            return self.num_steps * self.batch_size / (perf_counter() - start_seconds)
+        batches = make_batches() if make_batches else repeat(lambda: ())
+        self.launch.wait_for_everyone("measuring")  # start at the same time
+        for number in range(self.num_warmup_steps + self.num_steps):
+            if number == self.num_warmup_steps:
+                synchronize(self.device)
+                self.stopwatch.lap()  # drops the warm-up
+                start_seconds = perf_counter()
+            with self.stopwatch.section("load"):
+                take = next(batches)
+            with self.stopwatch.section("train"):
+                tensors = take()
+                if step:
+                    step(*tensors)
+        synchronize(self.device)
+        seconds = perf_counter() - start_seconds
+        self.laps[step].update(self.stopwatch.lap())
+        return self.num_steps * self.batch_size / seconds
 
-    def _prefetched(self, prepare: Callable[[Batch], Tensors]) -> Iterator[Prefetched]:
+    def _our_batches(self, prepare: Callable[[Batch], Tensors]) -> Batches:
         with train_loader(self.source, self.counts, self.workers) as loader:
-            yield from prefetch_to_device(loader.batches(self.specs), self.device, prepare)
+            for _, take in prefetch_to_device(loader.batches(self.specs), self.device, prepare):
+                yield take
 
-    def _torch_loader(self, dataset: Dataset) -> DataLoader:
-        """Return torch's DataLoader with the batches and the prefetch factor of our loader."""
-        return DataLoader(
-            dataset,
+    def _torch_batches(self, image_size: int) -> Batches:
+        """Yield the batches of torch's DataLoader, with the images, workers and prefetch factor of our loader."""
+        loader = DataLoader(
+            ReferenceDataset(self.source, image_size),
             batch_sampler=[[sample.index for sample in spec.samples] for spec in self.specs],
             num_workers=self.workers,
             prefetch_factor=PREFETCH_FACTOR,
             pin_memory="pinned_memory" in devices.capabilities(self.device.type),
             multiprocessing_context=worker_context(),
         )
-
-    def _tutorial_batches(self) -> Iterator[Tensors]:
-        for images, labels in self._torch_loader(ReferenceDataset(self.source, self.recipe.image_size)):
-            yield images.to(self.device), labels.to(self.device)
-
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Return (B, 3, S, S) float32 in channels_last and (B,) int64 on the device."""
-        images = torch.randn(self.batch_size, 3, self.recipe.image_size, self.recipe.image_size, device=self.device)
-        labels = torch.randint(self.num_classes, (self.batch_size,), device=self.device)
-        return images.to(memory_format=torch.channels_last), labels
+        for batch in loader:
+            yield lambda batch=batch: [tensor.to(self.device) for tensor in batch]
 
     def _our_step(self) -> Callable[[Tensor, Tensor], None]:
         """Return a function that takes a step and updates the moving average, if the recipe has one."""
@@ -276,12 +273,10 @@ class Bench:
         layout = torch.channels_last if bare else torch.contiguous_format
         network = getattr(models, self.recipe.model)().to(self.device, memory_format=layout)
         optimizer = torch.optim.SGD(network.parameters(), LR, momentum=0.9, weight_decay=1e-4, fused=bare or None)
-        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        dtype = dtypes.get(self.accelerator.mixed_precision) if bare else None
 
         def step(images: Tensor, labels: Tensor) -> None:
             optimizer.zero_grad()
-            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            with self.accelerator.autocast() if bare else contextlib.nullcontext():
                 logits = network(images)
             loss = cross_entropy(logits.float(), labels)
             loss.backward()
@@ -295,7 +290,7 @@ class Bench:
 class ReferenceDataset(Dataset):
     """Images for torch's loader: all of the tutorial's work, image by image; or decoded only, sending nothing back."""
 
-    def __init__(self, source: Source, image_size: int = 0):
+    def __init__(self, source: Source, image_size: int):
         self._source, self._decode_only = source, not image_size
         crop = [transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip()]
         color = [transforms.RandomRotation(10), transforms.ColorJitter(0.2, 0.2, 0.2, 0.2), transforms.ToTensor()]

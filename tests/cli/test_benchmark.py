@@ -19,12 +19,12 @@ def test_ways_are_measured_in_turn_and_the_first_round_does_not_count(monkeypatc
     order, rates_to_come = [], {"ours": iter([99, 1, 2, 9]), "tutorial": iter([99, 10, 30, 20])}
     bench = Bench(BenchmarkOptions(what="step", **{**SMALL, "repetitions": 3}), Launch())
 
-    def rate(name: str) -> int:
+    def rate(_: None, name: str) -> int:
         order.append(name)
         return next(rates_to_come[name])
 
     monkeypatch.setattr(bench, "_rate", rate)
-    measured = bench._measure(ours=lambda: "ours", tutorial=lambda: "tutorial")
+    measured = bench._measure(ours=(None, "ours"), tutorial=(None, "tutorial"))
     assert order == ["ours", "tutorial"] * 4
     assert measured == {"ours": 2, "tutorial": 20, "ours_range": [1, 9], "tutorial_range": [10, 30], "ratio": 0.1}
 
