@@ -3,16 +3,7 @@
 import importlib
 import sys
 
-COMMANDS = {
-    "train": "train a ResNet",
-    "evaluate": "measure the accuracy of saved weights",
-    "predict": "classify images",
-    "compare": "compare runs and evaluations",
-    "export": "export weights to ONNX, torch.export or safetensors",
-    "push-to-hub": "publish a run on the Hugging Face Hub",
-    "prepare-data": "convert, resize, shard or verify images",
-    "benchmark": "measure the speed of this machine",
-}
+COMMANDS = ("train", "evaluate", "predict", "compare", "export", "push-to-hub", "prepare-data", "benchmark")
 
 
 def main() -> None:
@@ -22,10 +13,9 @@ def main() -> None:
         sys.argv[:2] = [f"resnet-in1k {name}"]  # as the parser prints it in usage
         run(name)
     elif name in ("-h", "--help"):
-        print("usage: resnet-in1k COMMAND [-h] …\n")
-        print("\n".join(f"  {command:<14}{description}" for command, description in COMMANDS.items()))
+        print(f"usage: resnet-in1k COMMAND [-h] …\n\ncommands: {', '.join(COMMANDS)}")
     else:
-        print(f"error: no command {name!r} (see --help)", file=sys.stderr)
+        print(f"error: no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -30,7 +30,7 @@ class CompareOptions:
     items: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, weights with an eval.json in the same folder, or eval.json files."""
     picture: Path | None = None
-    """Plot the runs' accuracy over epochs and over hours to this .png or .svg."""
+    """Plot the runs' accuracy over epochs and over minutes to this .png or .svg."""
 
     def __post_init__(self) -> None:
         if len(self.items) < 2:
@@ -50,7 +50,7 @@ class Compared:
     rates: Sequence[float] = ()
     """Images per second, at each line of the log."""
     epochs: Sequence[dict[str, Any]] = ()
-    """The log's records of epochs, with `hours` of loading, training and validation up to the end of each."""
+    """The log's records of epochs, with `minutes` of loading, training and validation up to the end of each."""
 
 
 def compare(options: CompareOptions) -> str:
@@ -85,7 +85,7 @@ def _read(item: str) -> Compared:
     epochs = [record for record in records if record["kind"] == "epoch"]
     for epoch in epochs:
         seconds += sum(epoch[f"{part}_seconds"] for part in ("load", "train", "val"))
-        epoch["hours"] = seconds / 3600
+        epoch["minutes"] = seconds / 60
     return Compared(path.name or item, evaluation, recipe, rates, epochs)
 
 
@@ -96,7 +96,7 @@ def _table(rows: Sequence[Compared]) -> str:
         result, name = row.evaluation, f"{row.name:{width}}"
         low, high = confidence_interval(result["top1_correct"], result["num_images"])
         top1 = f"{result['top1_accuracy']:7.2%} ({low:.2%} to {high:.2%})"
-        took = duration(row.epochs[-1]["hours"] * 3600) if row.epochs else "–"
+        took = duration(row.epochs[-1]["minutes"] * 60) if row.epochs else "–"
         rate = f"{median(row.rates):,.0f}" if row.rates else "–"
         counts = f"{result['top5_accuracy']:7.2%}  {result['num_images']:8,}"
         lines.append(f"{name}  {top1}  {counts}   {took:<14}  {rate:>8}")
@@ -141,24 +141,23 @@ def _pairs(rows: Sequence[Compared]) -> str:
 
 
 def draw(rows: Sequence[Compared]) -> "Figure":
-    """Plot validation top-1 of each run over epochs and over hours."""
+    """Plot validation top-1 of each run over epochs and over minutes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
-    over_epochs, over_hours = figure.subplots(1, 2, sharey=True)
-    unit, per_hour = ("minutes", 60) if max(row.epochs[-1]["hours"] for row in rows) < 1 else ("hours", 1)
-    for row in rows:
-        accuracies = [epoch["top1_accuracy"] for epoch in row.epochs]
-        over_epochs.plot([epoch["epoch"] for epoch in row.epochs], accuracies, marker=".", label=row.name)
-        over_hours.plot([epoch["hours"] * per_hour for epoch in row.epochs], accuracies, marker=".")
-    over_epochs.set(xlabel="epoch", ylabel="validation top-1")
-    over_epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
-    over_epochs.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    over_hours.set(xlabel=unit, xlim=(0, None))
-    for axes in figure.axes:
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, unit in ((left, "epoch"), (right, "minutes")):
+        for row in rows:
+            accuracies = [epoch["top1_accuracy"] for epoch in row.epochs]
+            axes.plot([epoch[unit] for epoch in row.epochs], accuracies, marker=".", label=row.name)
+        axes.set(xlabel=unit, xlim=(0, None))
         axes.grid(alpha=0.25)
-    for text in figure.legend(loc="outside lower center", ncols=min(4, len(rows)), frameon=False).get_texts():
+    left.set_ylabel("validation top-1")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    legend = figure.legend(handles=left.lines, loc="outside lower center", ncols=min(4, len(rows)), frameon=False)
+    for text in legend.get_texts():
         text.set_parse_math(False)  # text between two $ in a name is not a formula
     return figure
 

@@ -10,29 +10,25 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.cli.evaluate import InferenceOptions
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_folder import FileSource, open_paths
-from resnet_in1k.data.loader import Batch, prefetch_to_device
+from resnet_in1k.data.loader import prefetch_to_device
 from resnet_in1k.data.sampler import eval_specs
 from resnet_in1k.evaluate.evaluation import eval_loader
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
-from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, reproducible_float32
-from resnet_in1k.utils.distributed import make_accelerator
+from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, device_type, reproducible_float32
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.format import count
 from resnet_in1k.utils.imagenet import human_names
-from resnet_in1k.utils.launch import Launch, world_size
+from resnet_in1k.utils.launch import world_size
 from resnet_in1k.utils.plots import image_grid, save_figure
 from resnet_in1k.utils.validation import within
-
-MAX_IMAGES_IN_FIGURE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +84,7 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
         report(json.dumps(prediction, ensure_ascii=False) if options.json else "\n".join([file, *lines]))
     good, bad = ([each for each in predictions if key in each] for key in ("predictions", "error"))
     if options.picture is not None and good:
-        _draw(good[:MAX_IMAGES_IN_FIGURE], options.picture, preprocessing)
+        _draw(good[:100], options.picture, preprocessing)
     if bad:
         raise UserError(f"{len(bad)} of {len(predictions)} images cannot be read: {bad[0]['file']} ({bad[0]['error']})")
     return predictions
@@ -100,17 +96,20 @@ def _answers(
     """Yield the probabilities of each image, (C,) float32, or the reason why it cannot be read."""
     few = options.workers is None and len(source) <= options.batch_size
     workers = 0 if few else choose_workers(options.workers)
-    loader = eval_loader(source, preprocessing, options.batch_size, workers, if_bad="blank_on_any_error")
-
-    def prepare(batch: Batch) -> tuple[Tensor, ...]:
-        return normalize(batch.images, preprocessing.mean, preprocessing.std), batch.indices
-
-    with translate_errors(options.batch_size), loader:
-        device = make_accelerator(Launch(), "fp32").device
+    specs = eval_specs(len(source), options.batch_size, preprocessing.image_size)
+    with (
+        translate_errors(options.batch_size),
+        eval_loader(source, preprocessing, options.batch_size, workers, if_bad="blank_on_any_error") as loader,
+    ):
+        device = torch.device(device_type())
         choose_cpu_threads(device, options.cpu_threads)
         model.to(device, memory_format=torch.channels_last)
-        specs = eval_specs(len(source), options.batch_size, preprocessing.image_size)
-        for bad_images, take in prefetch_to_device(loader.batches(specs), device, prepare):
+        batches = prefetch_to_device(
+            loader.batches(specs),
+            device,
+            lambda batch: (normalize(batch.images, preprocessing.mean, preprocessing.std), batch.indices),
+        )
+        for bad_images, take in batches:
             with torch.inference_mode(), reproducible_float32():
                 images, indices = take()
                 rows = model(images).softmax(dim=1).cpu().numpy()  # (B, C)
