@@ -24,7 +24,6 @@ from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.format import file_size
 from resnet_in1k.utils.pool import run_parallel
 
 MAX_IMAGE_BYTES = 100 << 20
@@ -78,7 +77,7 @@ def _list_archive(path: Path, pattern: re.Pattern[str], max_bytes: int, inner: E
                     # A name may be hostile, such as ../outside.
                     if not is_file or not pattern.fullmatch(member.name) or member.name in entries:
                         raise UserError(
-                            f"{where}: entry {member.name!r} of {file_size(member.size)} is not as in ImageNet: a "
+                            f"{where}: entry {member.name!r} of {member.size:,} bytes is not as in ImageNet: a "
                             "regular file with this kind of name and size, there once; download the archive again"
                         )
                     entries[member.name] = member.name, member.offset_data, member.size

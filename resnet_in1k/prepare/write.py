@@ -39,10 +39,10 @@ IMAGES_PER_JOB = 256
 SYNC_EVERY_SECONDS = 30.0
 """Complete classes get their names at this interval: each sync waits for all that the machine has to write."""
 SAMPLED_IMAGES = 100
-"""Images that give the mean size, and whose content must be the same to continue an interrupted run."""
+"""Images that give the mean size. An interrupted run continues only if their content is the same."""
 
 Job = tuple[str, np.ndarray]
-"""Name of a class or shard, and indices of its images or of some of them."""
+"""Name of a class or shard, and indices of images that belong there."""
 
 
 def written_bytes(source: Source, index: int, resize_to: int, undecodable: list[str]) -> bytes:
@@ -175,7 +175,7 @@ def _begin(source: Source, folder: Path, plan_name: str, plan: dict[str, int]) -
     written = files.read_json_object(folder / plan_name)
     # Hidden files are what a run leaves that was killed while it wrote its plan.
     if written != {**content, **plan} and (written or any(folder.glob("[!.]*"))):
-        raise UserError(f"{folder} has other files, other images or another size of them; choose another folder")
+        raise UserError(f"{folder} has other files, other images or images of another size; choose another folder")
     with files.user_errors():
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder, files.TEMPORARY)

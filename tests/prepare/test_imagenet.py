@@ -142,6 +142,7 @@ def class_with(name: str, data: bytes = b"x", **changes: object) -> bytes:
 
 
 LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}
+END = r"n01000000\.tar is truncated .* \(its end is missing\)"
 OTHER, TRUNCATED = "of .* is not as in ImageNet", "is truncated or not a tar file"
 NO_LABEL, NO_DEVKIT = "has no label in the devkit, or no training images", "is truncated or not ImageNet's devkit"
 HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
@@ -156,6 +157,7 @@ HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
         r"n01000000\.tar .*\(no entries in it",
     ),
     "truncated": ("train", lambda data: data[:9000], TRUNCATED),
+    "no end": ("train", lambda _: tar_of([("n01000000.tar", tar_of([("n_1.JPEG", b"x")])[:1024])]), END),
     "damaged": ("train", lambda data: data.replace(b"n02000000_3.JPEG", b"\xff" * 16), "no entry and no end at byte"),
     "validation outside": ("val", lambda _: tar_of([("../ILSVRC2012_val_00000001.JPEG", b"x")]), OTHER),
     "no label": ("val", lambda _: tar_of([("ILSVRC2012_val_00000099.JPEG", b"x")]), NO_LABEL),

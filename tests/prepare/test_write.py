@@ -147,7 +147,7 @@ def test_other_images_or_sizes_are_not_mixed(image_folder: Path, source: FileSou
         lambda: write_folder(changed, tmp_path / "folder", 1),
         lambda: write_folder(source, tmp_path / "folder", 1, resize_to=32),
     ):
-        with pytest.raises(UserError, match="has other files, other images or another size of them; choose"):
+        with pytest.raises(UserError, match="has other files, other images or images of another size; choose"):
             action()
 
 
@@ -158,7 +158,7 @@ def test_files_of_others_are_left_alone(source: FileSource, tmp_path: Path):
         lambda: write_shards(source, tmp_path / "mine", 20_000, 1),
         lambda: write_folder(source, tmp_path / "mine", 1),
     ):
-        with pytest.raises(UserError, match="has other files, other images or another size of them; choose"):
+        with pytest.raises(UserError, match="has other files, other images or images of another size; choose"):
             action()
     (tmp_path / "classes.json").write_text('["mine"]')
     with pytest.raises(UserError, match=r"classes\.json is of other images; choose another folder, or remove it"):
