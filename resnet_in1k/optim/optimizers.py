@@ -4,6 +4,7 @@ The learning rate is set at each step, and gradients are clipped before it.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from resnet_in1k.recipes.recipe import Recipe
 
+Groups = list[dict[str, Any]]
+
 NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
 
 
-def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> Groups:
     """Divide the parameters into groups with and without weight decay, and the last layer if it needs its own.
 
     Norms are detected by module type, and the biases of other modules by name. The last layer has its own group if its
@@ -47,67 +50,46 @@ def _momentum(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def sgd(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """SGD with momentum; weight decay is added to the gradient."""
-    # None lets torch choose the fastest other implementation; False would be the slow loop over tensors.
-    return torch.optim.SGD(parameter_groups(model, recipe), **_momentum(recipe), fused=True if fused else None)
+def _timm() -> ModuleType:
+    import timm.optim
+
+    return timm.optim
 
 
-def sgdw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """SGD with momentum; the weights shrink by lr × weight_decay (https://arxiv.org/abs/1711.05101)."""
-    from timm.optim import SGDW
-
-    return SGDW(parameter_groups(model, recipe), **_momentum(recipe))
-
-
-def adamw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """https://arxiv.org/abs/1711.05101."""
-    groups = parameter_groups(model, recipe)
-    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True if fused else None)
-
-
-def lamb(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """https://arxiv.org/abs/1904.00962. The trust ratio does not scale parameters without weight decay."""
-    from timm.optim import Lamb
-
-    # timm's default of max_grad_norm, 1, would clip a second time.
-    groups = parameter_groups(model, recipe)
-    return Lamb(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, max_grad_norm=None)
-
-
-def lars(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """https://arxiv.org/abs/1708.03888, coefficient 0.001. Parameters without weight decay are not scaled."""
-    from timm.optim import Lars
-
-    return Lars(parameter_groups(model, recipe), **_momentum(recipe))
-
-
-def muon(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
+def muon(groups: Groups, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
     """Muon (https://kellerjordan.github.io/posts/muon/): SGD's momentum of a convolution, made orthogonal as a matrix
     of (output channels, all else). Other parameters get AdamW, or NAdamW with Nesterov's momentum.
 
     Updates have the size of AdamW's, so lr and weight_decay have its order (https://arxiv.org/abs/2502.16982).
     """
-    from timm.optim import Muon
-
-    groups = []
-    for group in parameter_groups(model, recipe):
+    divided = []
+    for group in groups:
         for is_convolution in (True, False):
             parameters = [parameter for parameter in group["params"] if (parameter.ndim == 4) == is_convolution]
             if parameters:
-                groups.append({**group, "params": parameters, "use_fallback": not is_convolution})
-    return Muon(groups, **_momentum(recipe))
+                divided.append({**group, "params": parameters, "use_fallback": not is_convolution})
+    return _timm().Muon(divided, **_momentum(recipe))
 
 
-OPTIMIZERS: dict[str, Callable[[torch.nn.Module, Recipe, bool], torch.optim.Optimizer]] = {
-    "sgd": sgd,
-    "sgdw": sgdw,
-    "adamw": adamw,
-    "lamb": lamb,
-    "lars": lars,
+# `fused or None`: None lets torch choose the fastest other implementation; False would be the slow loop over tensors.
+OPTIMIZERS: dict[str, Callable[[Groups, Recipe, bool], torch.optim.Optimizer]] = {
+    # SGD with momentum; weight decay is added to the gradient.
+    "sgd": lambda groups, recipe, fused: torch.optim.SGD(groups, **_momentum(recipe), fused=fused or None),
+    # SGD with momentum; the weights shrink by lr × weight_decay (https://arxiv.org/abs/1711.05101), as by AdamW.
+    "sgdw": lambda groups, recipe, fused: _timm().SGDW(groups, **_momentum(recipe)),
+    "adamw": lambda groups, recipe, fused: torch.optim.AdamW(
+        groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused or None
+    ),
+    # https://arxiv.org/abs/1904.00962. The trust ratio does not scale parameters without weight decay, as LARS's does
+    # not. timm's default of max_grad_norm, 1, would clip a second time.
+    "lamb": lambda groups, recipe, fused: _timm().Lamb(
+        groups, lr=recipe.lr, weight_decay=recipe.weight_decay, max_grad_norm=None
+    ),
+    # https://arxiv.org/abs/1708.03888, coefficient 0.001.
+    "lars": lambda groups, recipe, fused: _timm().Lars(groups, **_momentum(recipe)),
     "muon": muon,
 }
-"""Constructors from (model, recipe, whether to use fused kernels)."""
+"""Constructors from (parameter groups, recipe, whether to use fused kernels)."""
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -13,7 +13,7 @@ from resnet_in1k.model.layers import FrozenBody, StochasticDepth, synchronize_no
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.optim.losses import LOSSES
-from resnet_in1k.optim.optimizers import OPTIMIZERS, set_lr
+from resnet_in1k.optim.optimizers import OPTIMIZERS, parameter_groups, set_lr
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils import imagenet, rng
@@ -58,7 +58,8 @@ class TrainStep:
         self._max_grad_norm = recipe.max_grad_norm
         # Not under a gradient scaler: if it skips the first step, fused SGD uses momentum that was never written.
         fused = accelerator.scaler is None and "fused_optimizers" in capabilities(device.type)
-        self.optimizer = lookup(OPTIMIZERS, recipe.optimizer, "optimizer")(self.model, recipe, fused)
+        make_optimizer = lookup(OPTIMIZERS, recipe.optimizer, "optimizer")
+        self.optimizer = make_optimizer(parameter_groups(self.model, recipe), recipe, fused)
         if compile:
             self.model.compile()  # in place: no wrapper, no prefix of the keys
         self._loss_function = lookup(LOSSES, recipe.loss, "loss")(recipe)

@@ -6,7 +6,7 @@ import timm.optim
 import torch
 
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.optim.optimizers import OPTIMIZERS, set_lr
+from resnet_in1k.optim.optimizers import OPTIMIZERS, parameter_groups, set_lr
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 
@@ -24,12 +24,16 @@ class Net(torch.nn.Module):
         return self.bn_like(self.between(self.conv(images)).mean(dim=(2, 3)))
 
 
+def make(net: torch.nn.Module, recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
+    return OPTIMIZERS[recipe.optimizer](parameter_groups(net, recipe), recipe, fused)
+
+
 @pytest.mark.parametrize("decay_norms", [True, False])
 @pytest.mark.parametrize("decay_biases", [True, False])
 def test_weight_decay_is_off_by_the_type_of_the_module(tiny: Recipe, decay_norms: bool, decay_biases: bool):
     net = Net()
     recipe = replace(tiny, decay_norms=decay_norms, decay_biases=decay_biases, weight_decay=0.1)
-    optimizer = OPTIMIZERS[recipe.optimizer](net, recipe, True)
+    optimizer = make(net, recipe)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     names = {name: decay[id(parameter)] for name, parameter in net.named_parameters()}
     assert names == {
@@ -69,7 +73,7 @@ def test_optimizer_is_its_librarys_over_ten_steps(tiny: Recipe, name: str):
     vectors = [p for p in theirs.parameters() if p.ndim == 1]
     others = [p for p in theirs.parameters() if p.ndim > 1]
     reference = REFERENCES[name]([{"params": others}, {"params": vectors, "weight_decay": 0.0}])
-    optimizer = OPTIMIZERS[recipe.optimizer](ours, recipe, name in ("sgd", "adamw"))
+    optimizer = make(ours, recipe, name in ("sgd", "adamw"))
     start = ours.conv.weight.detach().clone()
     images = torch.randn(8, 3, 6, 6)
     for step in range(10):
@@ -92,7 +96,7 @@ def test_parameters_that_were_frozen_begin_as_if_anew(name: str):
     torch.manual_seed(0)
     recipe = replace(RECIPES["finetune"].recipe, optimizer=name, head_lr_factor=1.0)
     ours = ResNet("resnet18", 3)
-    optimizer = OPTIMIZERS[recipe.optimizer](ours, recipe, True)
+    optimizer = make(ours, recipe)
     for _ in range(3):
         for parameter in ours.fc.parameters():
             parameter.grad = torch.randn_like(parameter)
@@ -103,7 +107,7 @@ def test_parameters_that_were_frozen_begin_as_if_anew(name: str):
         parameter.grad = torch.randn_like(parameter)
         other.grad = parameter.grad.clone()
     optimizer.step()
-    OPTIMIZERS[recipe.optimizer](fresh, recipe, True).step()
+    make(fresh, recipe).step()
     for (key, weights), expected in zip(ours.named_parameters(), fresh.parameters(), strict=True):
         if not key.startswith("fc"):
             assert torch.equal(weights, expected), key

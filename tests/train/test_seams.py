@@ -138,7 +138,7 @@ def test_loss_optimizer_and_schedule(tiny: Recipe, image_folder: Path, tmp_path:
         )
 
     monkeypatch.setitem(LOSSES, "one_against_all", one_against_all)
-    monkeypatch.setitem(OPTIMIZERS, "adam", lambda model, recipe, fused: torch.optim.Adam(model.parameters()))
+    monkeypatch.setitem(OPTIMIZERS, "adam", lambda groups, recipe, fused: torch.optim.Adam(groups))
     monkeypatch.setitem(LR_SCHEDULES, "rising", lambda recipe, epochs_done, progress: progress)
     recipe = replace(tiny, loss="one_against_all", optimizer="adam", lr_schedule="rising", warmup_epochs=0)
     folder = run(recipe, image_folder, tmp_path / "run", checkpoint_every=3, keep_checkpoints=9)
