@@ -26,17 +26,17 @@ NUMBER = ":number"
 
 
 class ModelGroup:
-    """A model's state dict, with clean keys."""
+    """The weights and buffers of a model, with clean keys, in one file of a checkpoint."""
 
     def __init__(self, model: torch.nn.Module):
         self._model = model
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return contiguous copies on the CPU, for one safetensors file of a checkpoint."""
+        """Return contiguous copies on the CPU."""
         return weights_to_save(self._model)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self._model.load_state_dict(tensors, strict=True)
+        self._model.load_state_dict(tensors)
 
 
 class OptimizerGroup:
@@ -50,50 +50,48 @@ class OptimizerGroup:
         self._optimizer = optimizer
         names = {parameter: name for name, parameter in model.named_parameters()}
         # In the order in which the optimizer's state dict numbers the parameters.
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._names = [names[parameter] for parameter in self._parameters]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._parameters = {names[parameter]: parameter for parameter in parameters}
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = {}
-        for name, parameter in zip(self._names, self._parameters, strict=True):
+        values: dict[str, Any] = {}
+        for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors.update(_as_tensor(f"{name}.{key}", value))
+                values[f"{name}.{key}"] = value
         defaults = self._optimizer.defaults
         for number, group in enumerate(self._optimizer.param_groups):
             for key, value in group.items():
                 # Skip lr, which is set at each step, and what still equals the optimizer's defaults.
                 is_default = key in defaults and (type(value) not in (int, float) or value == defaults[key])
                 if key != "lr" and not is_default:
-                    tensors.update(_as_tensor(f"param_groups.{number}.{key}", value))
+                    values[f"param_groups.{number}.{key}"] = value
+        tensors = {}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[name] = contiguous_copy(value)
+            elif type(value) in (int, float):
+                tensors[name + NUMBER] = torch.tensor(value, dtype=torch.int64 if type(value) is int else torch.float64)
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        index_of = {name: index for index, name in enumerate(self._names)}
+        indices = {name: index for index, name in enumerate(self._parameters)}
         state: dict[int, dict[str, Any]] = {}
         groups = self._optimizer.state_dict()["param_groups"]
         for full_name, tensor in tensors.items():
             name, _, key = full_name.removesuffix(NUMBER).rpartition(".")
             value: Any = tensor.item() if full_name.endswith(NUMBER) else tensor
-            if name not in index_of:
+            if name not in indices:
                 groups[int(name.rpartition(".")[2])][key] = value
                 continue
-            parameter = self._parameters[index_of[name]]
+            parameter = self._parameters[name]
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 # The memory layout that the optimizer would have given it: channels_last for convolutions.
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            state.setdefault(index_of[name], {})[key] = value
+            state.setdefault(indices[name], {})[key] = value
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 TensorGroup = ModelGroup | OptimizerGroup
-
-
-def _as_tensor(name: str, value: Any) -> dict[str, Tensor]:
-    if isinstance(value, Tensor):
-        return {name: contiguous_copy(value)}
-    if type(value) in (int, float):
-        return {name + NUMBER: torch.tensor(value, dtype=torch.int64 if type(value) is int else torch.float64)}
-    return {}
 
 
 @dataclass
@@ -150,9 +148,8 @@ def _write_state(folder: Path, state: TrainState, sums: Mapping[str, str]) -> No
 
 
 def state_sha256(values: Mapping[str, Any]) -> str:
-    """Hash state.json without its own hash, which detects changed values that are still valid JSON."""
-    sums = {name: value for name, value in values["sha256"].items() if name != STATE_NAME}
-    return hashlib.sha256(json.dumps({**values, "sha256": sums}, sort_keys=True).encode()).hexdigest()
+    """Hash state.json before its own hash is in it, to detect changed values that are still valid JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
@@ -215,17 +212,17 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     path = folder / STATE_NAME
     with files.content_errors(path):
         values = files.read_json(path)
-        version = values["format_version"]
-        if version != FORMAT_VERSION:
+        if (version := values["format_version"]) != FORMAT_VERSION:
             raise UserError(
                 f"{path} has format version {version!r}, and this version of resnet-in1k reads {FORMAT_VERSION}; "
                 "resume with the version that wrote it, or start again in another --output-dir"
             )
-        sums = dict(values["sha256"])
-        intact = state_sha256(values) == sums.pop(STATE_NAME)
-        state = TrainState(**{key: value for key, value in values.items() if key not in ("format_version", "sha256")})
-    if not intact:
-        raise UserError(f"{path} is damaged: its sha256 does not match the recorded one")
+        recorded_sha256 = values["sha256"].pop(STATE_NAME)
+        if state_sha256(values) != recorded_sha256:
+            raise UserError(f"{path} is damaged: its sha256 does not match the recorded one")
+        del values["format_version"]
+        sums = values.pop("sha256")
+        state = TrainState(**values)
     if folder.name != checkpoint_folder(folder.parent, state.step).name:
         raise UserError(f"{path} is the state after step {state.step}, not that of its folder")
     return state, sums

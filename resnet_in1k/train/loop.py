@@ -151,7 +151,7 @@ def save(run: Trainer, step: int) -> None:
     for model in run.models.values():
         broadcast_buffers(model, run.accelerator)
     run.state.step = step
-    run.state.grad_scaler = run.train_step.scaler_state()
+    run.state.grad_scaler = run.train_step.scaler.state_dict() or None
     writer.write_checkpoint(run)
 
 
@@ -195,7 +195,7 @@ def start_or_resume(run: Trainer) -> None:
     state = load_newest_checkpoint(run.folder.checkpoints, run.groups, print_line, run.state.recipe_sha256)
     if state is not None:
         run.state = state
-        run.train_step.load_scaler_state(state.grad_scaler)
+        run.train_step.scaler.load_state_dict(state.grad_scaler)
     if len(set(run.launch.gather(run.state.step, "reading the newest checkpoint"))) > 1:
         raise UserError(
             f"the processes have read different checkpoints in {run.folder.path}; it must be on storage that all "

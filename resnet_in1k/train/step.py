@@ -64,6 +64,8 @@ class TrainStep:
             self.model.compile()  # in place: no wrapper, no prefix of the keys
         self._loss_function = lookup(LOSSES, recipe.loss, "loss")(recipe)
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
+        # Of the loss; without fp16 one that does nothing and has no state.
+        self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
         self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
         # DDP would broadcast the norm statistics before each forward, which does not read them: see broadcast_buffers.
         # Set here, because the constructor's argument warns since torch 2.15.
@@ -122,7 +124,7 @@ class TrainStep:
     def rolled_back(self) -> Iterator[None]:
         """Undo all steps of the body at its end. Only before the first step of a run."""
         assert not self.optimizer.state, "the optimizer has state, which would be lost"
-        weights, scaler_state = weights_to_save(self.model), self.scaler_state()
+        weights, scaler_state = weights_to_save(self.model), self.scaler.state_dict()
         optimizer_state = deepcopy(self.optimizer.state_dict())
         try:
             yield
@@ -130,16 +132,7 @@ class TrainStep:
             self.model.load_state_dict(weights)
             self.optimizer.load_state_dict(optimizer_state)
             self.optimizer.zero_grad(set_to_none=True)
-            self.load_scaler_state(scaler_state)
-
-    def scaler_state(self) -> dict[str, Any] | None:
-        """State of the loss scaler; None except with fp16."""
-        scaler = self._accelerator.scaler
-        return scaler.state_dict() if scaler is not None else None
-
-    def load_scaler_state(self, state: dict[str, Any] | None) -> None:
-        if self._accelerator.scaler is not None and state is not None:
-            self._accelerator.scaler.load_state_dict(state)
+            self.scaler.load_state_dict(scaler_state)
 
 
 def adjusted_ema_decay(counts: StepCounts) -> float:

@@ -82,6 +82,7 @@ def forge(name: str, data: bytes) -> Callable[[Path], None]:
         (folder / name).write_bytes(data)
         state = json.loads((folder / STATE).read_text())
         state["sha256"][name] = hashlib.sha256(data).hexdigest()
+        del state["sha256"][STATE]
         state["sha256"][STATE] = state_sha256(state)
         (folder / STATE).write_text(json.dumps(state))
 
@@ -99,7 +100,7 @@ MALFORMED = {
     "a bit of the weights": (edit(MODEL, flip_last_bit), f"{MODEL} is damaged"),
     "a bit of the momentum": (edit(OPTIMIZER, flip_last_bit), f"{OPTIMIZER} is damaged"),
     "a digit of the state": (replace_in_state(b'"best_step": 0', b'"best_step": 2'), f"{STATE} is damaged"),
-    "a key of the state": (replace_in_state(b'"bad_images"', b'"bad_imagez"'), f"{STATE} cannot be read .TypeError"),
+    "a key of the state": (replace_in_state(b'"bad_images"', b'"bad_imagez"'), f"{STATE} is damaged"),
     "state of the version before": (
         replace_in_state(b'"format_version": 5', b'"format_version": 4'),
         "has format version 4, and this version of resnet-in1k reads 5; resume with the version that wrote it",
