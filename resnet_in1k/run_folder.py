@@ -2,7 +2,6 @@
 recipe.json, and when a run may be resumed."""
 
 import dataclasses
-import difflib
 import json
 import platform
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import files
-from resnet_in1k.utils.device import PRECISIONS, PrecisionFlag, precision_flag
+from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.errors import UserError
 
 RECIPE_NAME = "recipe.json"
@@ -123,34 +122,17 @@ def read_recipe(run: RunFolder | Path, recipe_class: type[Recipe] = Recipe) -> t
         UserError: if the file is missing, has another format version, or is not a recipe.
     """
     file = run.recipe if isinstance(run, RunFolder) else run
-    try:
+    with files.content_errors(file):
         facts = files.read_json(file)
-        version_of_file = facts["format_version"]
-        fields = {key: value for key, value in facts["recipe"].items() if key != "name"}
-        known = [each.name for each in dataclasses.fields(recipe_class)]
-        unknown = sorted(fields.keys() - set(known))
-        if version_of_file not in READABLE_VERSIONS:
+        if (version_of_file := facts["format_version"]) not in READABLE_VERSIONS:
             raise UserError(f"{file} has format version {version_of_file!r}, newer than this resnet-in1k: update it")
-        if unknown:
-            nearest = [name for field in unknown for name in difflib.get_close_matches(field, known, n=1)]
-            raise UserError(
-                f"{file}: unknown recipe fields: {', '.join(unknown)}; update resnet-in1k"
-                + (f", or did you mean {', '.join(nearest)}?" if nearest else "")
-            )
+        fields = {key: value for key, value in facts["recipe"].items() if key != "name"}
+        if unknown := fields.keys() - {each.name for each in dataclasses.fields(recipe_class)}:
+            raise UserError(f"{file}: unknown recipe fields: {', '.join(sorted(unknown))}; update resnet-in1k")
         try:
             return recipe_class(**fields), facts
         except UserError as error:  # a value that is out of its range
             raise UserError(f"{file}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{file} cannot be read as a run's recipe ({type(error).__name__}: {error})") from None
-
-
-def precision_of(run: RunFolder, requested: PrecisionFlag, recipe_class: type[Recipe]) -> PrecisionFlag:
-    """Return the precision of a run that is resumed, unless another is requested, which `check_resumable` refuses."""
-    if requested != "auto" or not run.recipe.exists():
-        return requested
-    _, facts = read_recipe(run, recipe_class)
-    return precision_flag(facts.get("mixed_precision"))
 
 
 def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts: dict[str, Any]) -> str:

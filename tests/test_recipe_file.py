@@ -74,9 +74,9 @@ def test_another_version_is_refused_in_one_line(run: RunFolder, version: object)
 
 
 def test_unknown_fields_are_refused_by_name(run: RunFolder):
-    recipe = {**VERSION_1["recipe"], "xyz": 0.2, "label_smothing": 0.1}
+    recipe = {**VERSION_1["recipe"], "xyz": 0.2, "abc": 0.1}
     run.recipe.write_text(json.dumps({**VERSION_1, "recipe": recipe}))
-    message = r"unknown recipe fields: label_smothing, xyz; update resnet-in1k, or did you mean label_smoothing\?$"
+    message = r"unknown recipe fields: abc, xyz; update resnet-in1k$"
     with pytest.raises(UserError, match=message):
         read_recipe(run)
 
@@ -92,5 +92,5 @@ def test_unknown_fields_are_refused_by_name(run: RunFolder):
 )
 def test_an_unreadable_recipe_is_named(run: RunFolder, text: str, reason: str):
     run.recipe.write_text(text)
-    with pytest.raises(UserError, match=rf"recipe.json cannot be read as a run's recipe \({reason}"):
+    with pytest.raises(UserError, match=rf"recipe.json cannot be read \({reason}"):
         read_recipe(run)

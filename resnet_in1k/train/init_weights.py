@@ -1,6 +1,5 @@
 """Initial weights of a training run from `--init-from`."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -10,65 +9,61 @@ from resnet_in1k.model.resnet import architecture_of
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
 from resnet_in1k.model.weights import read_weights
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.run_folder import RunFolder, read_recipe
+from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils import files, imagenet
+from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count
 from resnet_in1k.utils.launch import Launch
 
 
-@dataclass(frozen=True)
-class InitialWeights:
-    """Weights that a training run starts from."""
-
-    facts: dict[str, Any]
-    """`init_from` of recipe.json: `checkpoint` as given, `origin` if downloaded, `sha256`, `architecture`, `head`."""
-    tensors: dict[str, Tensor] | None
-    """State dict, without the last layer if that is new; None if the run resumes from a checkpoint."""
-    note: str = ""
-    """A warning for the user; "" for none."""
-
-
 def initial_weights(
-    checkpoint: str | None, recipe: Recipe, class_names: tuple[str, ...], folder: RunFolder, launch: Launch
-) -> InitialWeights | None:
-    """Read the weights that `--init-from` names; None without that flag.
+    checkpoint: str | None,
+    recipe: Recipe,
+    class_names: tuple[str, ...],
+    folder: RunFolder,
+    started_with: dict[str, Any],
+    launch: Launch,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the weights that `--init-from` names.
 
-    A run that already has a checkpoint does not need its initial weights, which may have been deleted.
+    Args:
+        started_with: recipe.json of a run that is resumed, else empty. If the run has a checkpoint, its initial weights
+            are not needed, and may have been deleted.
+
+    Returns:
+        `init_from` of recipe.json: `checkpoint` as given, `origin` if downloaded, `sha256`, `architecture`, `head`; and
+        the state dict, without the last layer if that is new. Both are empty without the flag.
 
     Raises:
         UserError: if the weights cannot be read, have another architecture, or differ from those of the run's start.
     """
-    recorded = None
-    if folder.recipe.exists():
-        recorded = read_recipe(folder, type(recipe))[1].get("init_from")
-        before = recorded["checkpoint"] if recorded else None
-        if before != checkpoint:
-            raise UserError(
-                f"{folder.path} was started from {before or 'random weights'}, not from "
-                f"{checkpoint or 'random weights'}; resume with the same --init-from, or choose another --output-dir"
-            )
+    recorded = started_with.get("init_from")
+    if started_with and (before := recorded["checkpoint"] if recorded else None) != checkpoint:
+        raise UserError(
+            f"{folder.path} was started from {before or 'random weights'}, not from {checkpoint or 'random weights'}; "
+            "resume with the same --init-from, or choose another --output-dir"
+        )
     if checkpoint is None:
-        return None
-    if recorded is not None and any(folder.checkpoints.glob("step_*/state.json")):
-        return InitialWeights(recorded, tensors=None)
+        return {}, {}
+    if recorded and any(folder.checkpoints.glob("step_*/state.json")):
+        return recorded, {}
     launch.on_main_process(lambda: resolve_checkpoint(checkpoint).file.name, "reading the initial weights")
     weights = resolve_checkpoint(checkpoint)  # the main process has downloaded them by now
     sha256 = files.sha256_of(weights.file)
-    if recorded is not None and recorded["sha256"] != sha256:
+    if recorded and recorded["sha256"] != sha256:
         raise UserError(f"{checkpoint} has changed since {folder.path} was started; choose another --output-dir")
     tensors = read_weights(weights.file)
     model = architecture_of(tensors, weights.file)
     if model != recipe.model:
         advice = f"give --model {model}"
         raise UserError(f"--init-from {checkpoint} is a {model}, but the recipe's model is a {recipe.model}; {advice}")
-    head = _fit_head(tensors, weights, class_names)
-    facts = {"checkpoint": checkpoint, "origin": weights.origin, "sha256": sha256, "architecture": model, "head": head}
-    note = ""
     mean, std = weights.preprocessing.mean, weights.preprocessing.std
     if (mean, std) != (imagenet.MEAN, imagenet.STD):
-        note = f"the initial weights were trained on images of mean {mean} and std {std}; this run uses ImageNet's"
-    return InitialWeights(facts, tensors, note)
+        print_line(f"{checkpoint} was trained on images of mean {mean} and std {std}; this run uses ImageNet's")
+    head = _fit_head(tensors, weights, class_names)
+    facts = {"checkpoint": checkpoint, "origin": weights.origin, "sha256": sha256, "architecture": model, "head": head}
+    return facts, tensors
 
 
 def _fit_head(tensors: dict[str, Tensor], weights: Weights, class_names: tuple[str, ...]) -> str:

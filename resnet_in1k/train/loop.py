@@ -47,7 +47,7 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
             check_same_program(launch, recipe, options, options.run_folder(recipe_name))
             run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
             print_line(describe_plan(run))
-            if run.folder.recipe.exists() and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
+            if run.started_with and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
                 print_line(note)
             preflight(run)
             stop_if_requested(run, step=0, poll=0)

@@ -46,7 +46,7 @@ def describe_plan(run: Trainer) -> str:
     rows = [
         ("recipe", run.recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
         ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {sizes}"),
-        *([("starts from", f"{run.initial.facts['checkpoint']}, {run.initial.facts['head']}")] if run.initial else []),
+        *([("starts from", f"{run.init_from['checkpoint']}, {run.init_from['head']}")] if run.init_from else []),
         ("data", f"{train.name}: {len(train):,} training and {len(val):,} validation images"),
         ("batch", batch),
         ("steps", steps),
@@ -55,7 +55,6 @@ def describe_plan(run: Trainer) -> str:
         ("precision", f"{PRECISIONS[run.accelerator.mixed_precision]}, channels_last; evaluation in float32"),
         ("device", hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")),
         ("per process", f"{count(run.num_workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
-        *([("note", run.initial.note)] if run.initial and run.initial.note else []),
         *(("note", text) for text in missing_capabilities(run.device.type)),
         *(("note", source.note) for source in (train, val) if source.note),
     ]

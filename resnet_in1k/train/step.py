@@ -53,7 +53,7 @@ class TrainStep:
         self._depth = (
             StochasticDepth(self.model, recipe, device, rank, num_processes) if recipe.stochastic_depth else None
         )
-        if initial is not None:
+        if initial:
             self.model.load_state_dict({**self.model.state_dict(), **initial})
         self._max_grad_norm = recipe.max_grad_norm
         # Not under a gradient scaler: if it skips the first step, fused SGD uses momentum that was never written.

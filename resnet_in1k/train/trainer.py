@@ -21,12 +21,12 @@ from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.run_folder import RunFolder, precision_of, provenance
+from resnet_in1k.run_folder import RunFolder, provenance, read_recipe
 from resnet_in1k.train.checkpoint import ModelGroup, OptimizerGroup, TensorGroup, TrainState
 from resnet_in1k.train.init_weights import initial_weights
 from resnet_in1k.train.step import MovingAverage, TrainStep
 from resnet_in1k.utils import device
-from resnet_in1k.utils.device import PrecisionFlag
+from resnet_in1k.utils.device import PrecisionFlag, precision_flag
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
@@ -128,6 +128,8 @@ class Trainer:
     def _open_data(self) -> None:
         options = self.options
         self.launch.on_main_process(lambda: self.folder.check_free(options.resume), "reading the run folder")
+        # recipe.json of a run that is resumed.
+        self.started_with = read_recipe(self.folder, type(self.recipe))[1] if self.folder.recipe.exists() else {}
         self.train_source, self.val_source = self.launch.on_main_process(
             lambda: open_train_and_val(options.data, options.val_share, options.rescan), "listing images"
         )
@@ -157,8 +159,12 @@ class Trainer:
         """Start the process group; make the model and the optimizer."""
         recipe, options, launch, counts = self.recipe, self.options, self.launch, self.counts
         class_names = self.train_source.class_names
-        self.initial = initial_weights(options.init_from, recipe, class_names, self.folder, launch)
-        precision = precision_of(self.folder, options.precision, type(recipe))
+        self.init_from, weights = initial_weights(
+            options.init_from, recipe, class_names, self.folder, self.started_with, launch
+        )
+        precision = options.precision
+        if precision == "auto":
+            precision = precision_flag(self.started_with.get("mixed_precision"))
         self.accelerator = make_accelerator(
             launch, precision, options.report_to, self.folder.path, options.compress_gradients
         )
@@ -171,7 +177,7 @@ class Trainer:
             self.accelerator,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             compile=options.compile,
-            initial=self.initial.tensors if self.initial else None,
+            initial=weights,
             frozen_steps=counts.frozen_steps,
         )
         # Evaluation uses a plain copy, without DDP and mixed precision, with exactly the saved weights.
@@ -184,13 +190,13 @@ class Trainer:
         self.groups: dict[str, TensorGroup] = {name: ModelGroup(model) for name, model in self.models.items()}
         self.groups["optimizer"] = OptimizerGroup(self.train_step.model, self.train_step.optimizer)
 
-        self.state = TrainState(recipe_sha256=recipe.fingerprint(self.initial.facts["sha256"] if self.initial else ""))
+        self.state = TrainState(recipe_sha256=recipe.fingerprint(self.init_from.get("sha256", "")))
         self.facts = self._run_facts()
         self.data_facts = describe_data(self.train_source, self.val_source, options.val_share)
 
     def _run_facts(self) -> dict[str, Any]:
         """Return the facts for recipe.json, besides the recipe and the data."""
-        options, initial = self.options, self.initial.facts if self.initial else None
+        options = self.options
         return {
             **({"command": list(self.command)} if self.command else {}),
             "world_size": self.counts.num_processes,
@@ -200,7 +206,7 @@ class Trainer:
             "hardware": device.hardware_name(self.device),
             "cpu_threads": self.cpu_threads,
             **({"dollars_per_hour": options.dollars_per_hour} if options.dollars_per_hour else {}),
-            **({"init_from": initial} if initial else {}),
+            **({"init_from": self.init_from} if self.init_from else {}),
             **provenance(),
         }
 

@@ -78,9 +78,9 @@ def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_pa
     initial = load_file(before.weights)
 
     def head_for(*class_names: str) -> tuple[str, torch.Tensor | None]:
-        found = initial_weights(str(before.path), tiny, class_names, RunFolder(tmp_path / "none"), Launch())
-        assert torch.equal(found.tensors["conv1.weight"], initial["conv1.weight"])
-        return found.facts["head"], found.tensors.get("fc.weight")
+        facts, tensors = initial_weights(str(before.path), tiny, class_names, RunFolder(tmp_path), {}, Launch())
+        assert torch.equal(tensors["conv1.weight"], initial["conv1.weight"])
+        return facts["head"], tensors.get("fc.weight")
 
     words, rows = head_for("fox", "ant", "bee", "cat", "dog", "eel")
     assert words == "with its head"

@@ -25,7 +25,7 @@ def plan_of(recipe: Recipe, image_folder: Path) -> str:
         recipe_name="tutorial",
         recipe=recipe,
         counts=StepCounts(recipe, num_processes=2, gradient_accumulation_steps=3, num_train_images=len(train)),
-        initial=None,
+        init_from={},
         train_source=train,
         val_source=val,
         device=torch.device("cpu"),
