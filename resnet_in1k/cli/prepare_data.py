@@ -129,7 +129,7 @@ def _check(sources: tuple[Source, Source], options: PrepareOptions) -> None:
     if not options.shards and train != sorted(train):
         print("class numbers change: a folder numbers its classes in the order of their names; --shards keep them")
     for source in sources:
-        if isinstance(source, FileSource) and files.is_below(output, source.folder):
+        if isinstance(source, FileSource) and output.resolve().is_relative_to(source.folder.resolve()):
             raise UserError(f"--output {output} is among the images of {source.folder}; choose a folder outside")
         if source.note:
             print(source.note)

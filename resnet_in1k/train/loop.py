@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast
 
 from resnet_in1k.data.decode import max_bad_images, too_many_bad_images
 from resnet_in1k.data.loader import prefetch_to_device
@@ -24,7 +25,6 @@ from resnet_in1k.train.plan import describe_plan, forecast
 from resnet_in1k.train.preflight import check_same_program, out_of_memory_message, preflight
 from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.utils.console import bar_below_lines, print_line
-from resnet_in1k.utils.distributed import broadcast_buffers
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError, is_out_of_memory, translate_errors
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.signals import StopSignals
@@ -149,7 +149,7 @@ def save(run: Trainer, step: int) -> None:
     """Write a checkpoint, then delete those that are no longer needed."""
     collect(run, step)  # first, because it raises for a loss that is not finite, and nothing may be saved after that
     for model in run.models.values():
-        broadcast_buffers(model, run.accelerator)
+        broadcast(list(model.buffers()))  # each process has its own norm statistics, which training does not read
     run.state.step = step
     run.state.grad_scaler = run.train_step.scaler.state_dict() or None
     writer.write_checkpoint(run)
@@ -160,7 +160,6 @@ def evaluate(run: Trainer) -> None:
     state, evaluations = run.state, {}
     with run.stopwatch.section("val"):
         for name, model in run.models.items():
-            broadcast_buffers(model, run.accelerator)
             run.eval_model.load_state_dict(model.state_dict())
             evaluation = evaluate_model(
                 run.eval_model,

@@ -67,7 +67,7 @@ class TrainStep:
         # Of the loss; without fp16 one that does nothing and has no state.
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
         self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
-        # DDP would broadcast the norm statistics before each forward, which does not read them: see broadcast_buffers.
+        # DDP would broadcast the norm statistics before each forward, which does not read them.
         # Set here, because the constructor's argument warns since torch 2.15.
         self._prepared_model.broadcast_buffers = False
         self._frozen_steps = frozen_steps

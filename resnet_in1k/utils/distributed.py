@@ -1,4 +1,4 @@
-"""Accelerate for the processes of a launch: its set-up, and errors that a lost process causes."""
+"""The set-up of Accelerate for the processes of a launch."""
 
 import contextlib
 import os
@@ -107,13 +107,3 @@ def choose_gloo_interface() -> None:
         for interface, addresses in psutil.net_if_addrs().items():
             if any(each.address.partition("%")[0] == own_address for each in addresses):
                 os.environ["GLOO_SOCKET_IFNAME"] = interface
-
-
-def broadcast_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the buffers of rank 0, before they are saved or evaluated.
-
-    Each process updates its norm statistics alone. Training does not read them, so no broadcast is needed in a step.
-    """
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)

@@ -2,17 +2,15 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 import torch
 
 from resnet_in1k.utils.format import first_line
 
-OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
-CONNECTION_LOST = (
-    *("Connection closed", "Connection reset", "Connection was likely closed", "Broken pipe"),
-    *("Timed out", "timed out", "remote process"),
-)
+OUT_OF_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
+CONNECTION_LOST = "Connection (closed|reset|was likely closed)|Broken pipe|[Tt]imed out|remote process"
 
 
 class UserError(Exception):
@@ -56,12 +54,12 @@ def translate_errors(num_images: int = 0) -> Iterator[None]:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """True for an allocation that failed on the CPU, or in any library of a GPU."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search(OUT_OF_MEMORY, str(error)))
 
 
 def _describe_failed_communication(error: RuntimeError) -> str:
     process = f"process {os.environ.get('RANK', '0')}"
-    if any(words in str(error) for words in CONNECTION_LOST):
+    if re.search(CONNECTION_LOST, str(error)):
         return (
             f"{process} lost its connection to the other processes ({first_line(error).rpartition('] ')[2]}): one has "
             "ended, see the launcher's report or its last line; what was saved is intact, resume with --resume"

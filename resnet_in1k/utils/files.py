@@ -163,11 +163,6 @@ def nearest_existing(folder: Path) -> Path:
     return next(each for each in [folder, *folder.absolute().parents] if each.is_dir())
 
 
-def is_below(path: Path, folder: Path) -> bool:
-    """True if `path` is the folder or below it; neither need exist."""
-    return path.resolve().is_relative_to(folder.resolve())
-
-
 def sha256_of(path: Path) -> str:
     def read_all() -> str:
         with path.open("rb") as file:

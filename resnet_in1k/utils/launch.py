@@ -138,26 +138,28 @@ class Launch:
         """Wait until all processes have made this call."""
         self.gather(None, doing)
 
-    def stop_requested(self, signal_number: int) -> int:
-        """Return the number of a signal to stop that any process has received, 0 for none; the same on all processes.
+    def stop_requested(self, reason: str) -> str:
+        """Return the reason to stop that any process has given, "" for none; the same on all processes.
 
-        The main process decides. At each poll it overwrites `poll` by the number of this poll and the signal. Each
+        The main process decides. At each poll it overwrites `poll` by the number of this poll and the reason. Each
         other process waits until `poll` has reached its own number; if it is beyond, the run did not stop at this poll.
         """
         self._num_polls += 1
-        if signal_number:
-            self._store.set("signal", str(signal_number))
+        if reason:
+            self._store.set("stop", reason)
         if self.is_main_process:
-            signal_number = int(self._store.get("signal")) if self._store.check(["signal"]) else 0
-            self._store.set("poll", f"{self._num_polls} {signal_number}")
-            return signal_number
+            reason = self._store.get("stop").decode() if self._store.check(["stop"]) else ""
+            self._store.set("poll", f"{self._num_polls} {reason}")
+            return reason
 
-        def decision() -> tuple[int, int] | None:
-            poll, decided = map(int, self._store.get("poll").split()) if self._store.check(["poll"]) else (0, 0)
-            return (poll, decided) if poll >= self._num_polls else None
+        def newest_poll() -> tuple[int, str] | None:
+            if not self._store.check(["poll"]):
+                return None
+            number, _, decided = self._store.get("poll").decode().partition(" ")
+            return (int(number), decided) if int(number) >= self._num_polls else None
 
-        poll, decided = self._wait(decision, "process 0 (exchanging signals)")
-        return decided if poll == self._num_polls else 0
+        number, decided = self._wait(newest_poll, "process 0 (exchanging signals)")
+        return decided if number == self._num_polls else ""
 
     def _exchange(self, value: T, ranks: Sequence[int], doing: str) -> list[T]:
         """Return the values of the processes `ranks`."""

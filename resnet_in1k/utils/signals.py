@@ -14,21 +14,19 @@ POLL_EVERY = 4
 """Steps or batches between two exchanges of pending signals, with several processes."""
 ECHO_SECONDS = 2.0
 """A launcher forwards signals that the terminal has already sent to its processes; that is not a second request yet."""
-LAUNCHER_ENDED = 255
-"""Stands for a signal."""
 
 
 class StopSignals:
     """Catch SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 in the body of a `with`; a second one ends the process at once.
 
-    A handler runs only in the process that received the signal, so it just stores the number. `stop_requested`
-    exchanges these numbers without a collective, so that all processes stop at the same step. Python runs no handler
+    A handler runs only in the process that received the signal, so it just stores its name. `stop_requested`
+    exchanges the names without a collective, so that all processes stop at the same step. Python runs no handler
     while the process is blocked in a collective; therefore a thread watches for the second signal. In a notebook, whose
     kernel must survive, the second signal raises KeyboardInterrupt.
     """
 
     def __enter__(self) -> "StopSignals":
-        self._signal = 0
+        self._stopped_by = ""
         received, self._wakeup_fd = os.pipe()
         os.set_blocking(self._wakeup_fd, False)
         threading.Thread(target=_exit_at_second_signal, args=(received,), daemon=True).start()
@@ -43,21 +41,16 @@ class StopSignals:
         os.close(self._wakeup_fd)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal and in_notebook():
+        if self._stopped_by and in_notebook():
             raise KeyboardInterrupt
-        self._signal = self._signal or number
+        self._stopped_by = self._stopped_by or signal.Signals(number).name
 
     def stop_requested(self, launch: Launch, count: int) -> str:
-        """Return the signal's name if any process has received one, else ""; the same on all processes, which call it
-        with the same sequence of counts, of steps or batches."""
-        if not self._signal and launcher_has_ended():
-            self._signal = LAUNCHER_ENDED
-        if count % POLL_EVERY and launch.world_size > 1:
-            return ""
-        number = launch.stop_requested(self._signal)
-        if number == LAUNCHER_ENDED:
-            return "the end of its launcher"
-        return signal.Signals(number).name if number else ""
+        """Return the signal that any process has received, else ""; the same on all processes, which call it with the
+        same sequence of counts, of steps or batches."""
+        if launcher_has_ended():
+            self._stopped_by = self._stopped_by or "the end of its launcher"
+        return "" if count % POLL_EVERY and launch.world_size > 1 else launch.stop_requested(self._stopped_by)
 
 
 def _exit_at_second_signal(received: int) -> None:

@@ -67,16 +67,16 @@ def test_process_that_is_far_behind_stops_at_the_same_call():
     """The others have polled 300 times more when it asks, and find the same decision."""
     main_has_stopped = threading.Event()
 
-    def main(launch: Launch) -> list[int]:
-        answers = [launch.stop_requested(0) for _ in range(300)] + [launch.stop_requested(15)]
+    def main(launch: Launch) -> list[str]:
+        answers = [launch.stop_requested("") for _ in range(300)] + [launch.stop_requested("SIGTERM")]
         main_has_stopped.set()
         return answers
 
-    def slow(launch: Launch) -> list[int]:
+    def slow(launch: Launch) -> list[str]:
         main_has_stopped.wait(30)
-        return [launch.stop_requested(0) for _ in range(301)]
+        return [launch.stop_requested("") for _ in range(301)]
 
-    assert run_launch(main, slow) == [[0] * 300 + [15]] * 2
+    assert run_launch(main, slow) == [[""] * 300 + ["SIGTERM"]] * 2
 
 
 def test_unreachable_main_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
