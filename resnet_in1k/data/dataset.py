@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import zipfile
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from resnet_in1k.utils import files
 
 Split = Literal["train", "val"]
-CACHE_KIND = "listing-3"
+CACHE_KIND = "listing-4"
 """Prefix of the files of cached listings, with the version of their format."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 """Suffixes of image files. Other files are recognized by their header."""
@@ -154,30 +155,27 @@ def samples_sha256(source: Source, num_images: int) -> str:
 
 def write_cache(paths: Sequence[Path], facts: dict[str, Any], *, keys: PackedBytes, **arrays: np.ndarray) -> None:
     """Cache a listing of the images at these paths; `facts` may have any JSON values. The cache may be read-only."""
-
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            np.savez(stream, facts=json.dumps(facts), blob=keys.blob, ends=keys.ends, **arrays)
-
-    file = files.cache_file(CACHE_KIND, paths, ".npz")
+    text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    arrays |= {"facts": text, "blob": keys.blob, "ends": keys.ends}
+    file = files.cache_file(CACHE_KIND, paths, ".safetensors")
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(file, write)
+        files.write_atomically(file, functools.partial(save_file, arrays))
 
 
 def read_cache(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return the facts, and the keys and arrays by name; None if they are not cached, or the file is damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with np.load(files.cache_file(CACHE_KIND, paths, ".npz")) as cached:
-            fields = dict(cached)
-        keys = fields["keys"] = PackedBytes()
-        keys.blob, keys.ends = fields.pop("blob"), fields.pop("ends")
-        return json.loads(fields.pop("facts").item()), fields
-    return None
+    try:
+        arrays = load_file(files.cache_file(CACHE_KIND, paths, ".safetensors"))
+    except (OSError, SafetensorError):
+        return None
+    facts, keys = json.loads(arrays.pop("facts").tobytes()), PackedBytes()
+    keys.blob, keys.ends = arrays.pop("blob"), arrays.pop("ends")
+    return facts, {"keys": keys, **arrays}
 
 
 def delete_caches() -> None:
     """Delete the cached listings of all data."""
     with contextlib.suppress(OSError):
-        for file in files.cache_file(CACHE_KIND, [], ".npz").parent.glob(f"{CACHE_KIND}-*"):
+        for file in files.cache_file(CACHE_KIND, [], "").parent.glob(f"{CACHE_KIND}-*"):
             file.unlink(missing_ok=True)

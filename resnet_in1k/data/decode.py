@@ -1,5 +1,6 @@
 """One encoded image to a uint8 tensor; and what happens to an image that cannot be read."""
 
+import contextlib
 import functools
 import io
 import warnings
@@ -78,17 +79,12 @@ def _decode_with_pillow(encoded: np.ndarray) -> torch.Tensor:
                     image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
                 if image.mode in ("I", "F"):
                     raise ValueError(f"its pixels are numbers without a stated range (mode {image.mode})")
-                return F.pil_to_tensor(_upright(image).convert("RGB"))
+                with contextlib.suppress(Exception):  # a damaged tag; the pixels may be intact
+                    image = ImageOps.exif_transpose(image)
+                return F.pil_to_tensor(image.convert("RGB"))
     except Exception as error:  # Pillow's plugins raise all kinds of errors for damaged files
         reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(reason or type(error).__name__) from None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged tag; the pixels may be intact
-        return image
 
 
 @functools.cache

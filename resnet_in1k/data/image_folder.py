@@ -81,14 +81,8 @@ def open_paths(paths: Sequence[Path]) -> FileSource:
         if not found:
             raise UserError(f"{path}: no images in this folder")
         images += found
-    return FileSource(
-        name="images",
-        split="val",
-        class_names=("",),
-        labels=np.zeros(len(images), dtype=np.int64),
-        keys=PackedBytes(map(os.fsencode, images)),
-        folder=Path(),
-    )
+    labels, keys = np.zeros(len(images), dtype=np.int64), PackedBytes(map(os.fsencode, images))
+    return FileSource(name="images", split="val", class_names=("",), labels=labels, keys=keys, folder=Path())
 
 
 def _open(data: str, split: Split, folder: Path) -> FileSource:

@@ -116,12 +116,6 @@ def facts(data: str) -> SourceFacts:
 def open_split(data: str, split: Split) -> ShardSource:
     place = data.removeprefix("shards:")
     shards = find_shards(place, split)
-    if not shards:
-        or_share = "; for images without a val split give --val-share" if split == "val" else ""
-        raise UserError(
-            f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar, or in DIR with the word "
-            f"{split} in their names, or are named by a pattern with {{split}} in it{or_share}"
-        )
     training = find_shards(place, "train") if split == "val" else shards
     if split == "val" and (both := sorted(set(shards) & set(training))):
         raise UserError(f"--data {data}: {both[0]} is in both splits by its name; name them by a pattern")
@@ -134,12 +128,15 @@ def open_whole(data: str) -> ShardSource:
     if find_shards(place, "val"):
         raise UserError(f"--val-share: {data} has a val split; omit --val-share, or name the shards by a pattern")
     shards = find_shards(place)
-    if not shards:
-        raise UserError(f"--data {data}: no shards there; they belong in DIR/train/*.tar or DIR/*.tar")
     return _open(data, "train", shards, shards)
 
 
 def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> ShardSource:
+    if not shards:
+        raise UserError(
+            f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar, or in DIR with the word "
+            f"{split} in their names, or are named by a pattern with {{split}}; without a val split give --val-share"
+        )
     fields, folder = index_shards(shards), shards[0].parent
     labels, class_names = fields["labels"], read_class_names(folder / CLASSES_NAME)
     # A file above the folder counts only for a folder of one split: above others it may belong to other data.
@@ -149,10 +146,7 @@ def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> 
         training_labels = labels if training in ([], shards) else index_shards(training)["labels"]
         class_names = [str(label) for label in range(training_labels.max() + 1)]
     if labels.max() >= len(class_names):
-        raise UserError(
-            f"--data {data}: label {labels.max()} in the {split} split, but {len(class_names)} classes; labels count "
-            "from 0"
-        )
+        raise UserError(f"--data {data}: {split} has the label {labels.max()}, but {len(class_names)} classes")
     missing = np.setdiff1d(np.arange(len(class_names)), labels) if split == "train" else ()
     note = f"no training images of {len(missing)} classes, such as {class_names[missing[0]]}" if len(missing) else ""
     return ShardSource(name=data, split=split, class_names=tuple(class_names), note=note, **fields)
