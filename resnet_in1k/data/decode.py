@@ -97,12 +97,9 @@ def _pillow_formats() -> list[str]:
 def read_image(
     source: Source, index: int, if_bad: IfBad, bad_images: dict[int, str]
 ) -> tuple[int, torch.Tensor | None]:
-    """Read and decode the image at `index`.
+    """Read and decode the image at `index`; add the reasons of images that cannot be decoded to `bad_images`.
 
     The result depends on the files alone, so it is the same in every epoch, process and resumed run.
-
-    Args:
-        bad_images: gets the reason for each image that cannot be decoded, by index.
 
     Returns:
         The index of the image or of its replacement, and (3, H, W) uint8; None for a blank image.

@@ -108,7 +108,6 @@ def _load(data: str) -> Any:
     address, advice = _parse(data), ""
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # each update would be a line of the log
-        print(f"loading {data} through the cache in {datasets.config.HF_DATASETS_CACHE}", file=sys.stderr, flush=True)
     try:
         return datasets.load_dataset(address.name, address.config or None)
     except Exception as error:  # the client, the file formats and the disk share no base class of errors

@@ -27,9 +27,6 @@ LAYOUT = "images belong in DATA/train/<class>/ and DATA/val/<class>/"
 SETTLED_AFTER_SECONDS = 2.0
 """A folder that has just changed may change again within the same tick of its file system's clock."""
 
-Stamps = dict[str, list[int]]
-"""Time of the last change in nanoseconds, inode, size and number of links of each folder, by relative path."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource(Source):
@@ -103,11 +100,12 @@ def _open(data: str, split: Split, folder: Path) -> FileSource:
 
 
 def _stamp(folder: Path) -> list[int]:
+    """Return the time of the last change in nanoseconds, the inode, the size and the number of links."""
     status = folder.stat()
     return [max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino, status.st_size, status.st_nlink]
 
 
-def _is_unchanged(folder: Path, stamps: Stamps) -> bool:
+def _is_unchanged(folder: Path, stamps: dict[str, list[int]]) -> bool:
     try:
         return all(_stamp(folder / name) == stamp for name, stamp in stamps.items())
     except OSError:
@@ -149,7 +147,7 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def images_below(folder: Path, prefix: str, ignored: list[str], stamps: Stamps) -> list[str]:
+def images_below(folder: Path, prefix: str, ignored: list[str], stamps: dict[str, list[int]]) -> list[str]:
     """Return paths of image files at any depth, with `prefix` in place of the folder.
 
     Other files are added to `ignored`; the folders, with their stamps, to `stamps`.

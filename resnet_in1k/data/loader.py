@@ -52,14 +52,11 @@ class Batch:
 
 
 Job = tuple[int, BatchSpec]
-"""A batch to make, and the slot to write it to."""
+"""The slot to write a batch to, and the batch."""
 
 
 class _Sampler:
-    """The jobs of the current call of `Loader.batches`.
-
-    A DataLoader is bound to one sampler for its life and iterates over it again for each call of `batches`.
-    """
+    """The DataLoader's sampler: it has one for its life, and iterates over it again for each call of `batches`."""
 
     jobs: Iterator[Job] = iter(())
 
@@ -79,14 +76,7 @@ class Loader:
     """
 
     def __init__(
-        self,
-        source: Source,
-        crop: Crop,
-        *,
-        batch_size: int,
-        largest_image_size: int,
-        num_workers: int,
-        if_bad: IfBad = "fail",
+        self, source: Source, crop: Crop, *, batch_size: int, largest_image_size: int, num_workers: int, if_bad: IfBad
     ):
         """With `num_workers` 0 everything happens in this process, for debugging."""
         self.batch_size, self._num_workers, self._source, self._sampler = batch_size, num_workers, source, _Sampler()
@@ -108,8 +98,8 @@ class Loader:
             try:
                 iter(self._loader)  # starts the workers; there are no jobs yet
             except OSError as error:  # no semaphore for their queues
-                advice = "is there a /dev/shm, and is it full (df -h /dev/shm)?"
-                raise UserError(f"loader workers cannot be started: {error.strerror}; {advice}") from None
+                reason = f"{error.strerror}; is there a /dev/shm, and is it full (df -h /dev/shm)?"
+                raise UserError(f"loader workers cannot be started: {reason}") from None
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,15 +19,19 @@ SOURCES: dict[str, SourceType] = {
 """Source types by the part of `--data` before a colon; any other value is a folder."""
 
 
+def _source_type(data: str) -> SourceType:
+    return SOURCES.get(data.partition(":")[0], image_folder)
+
+
+def source_facts(data: str) -> SourceFacts:
+    return _source_type(data).facts(data)
+
+
 def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
-    """Open one split.
+    """Open one split of the value of `--data`; raises UserError if there is no such data, or its layout is wrong.
 
     Args:
-        data: the value of `--data`.
         val_share: fraction that becomes val, see `split_by_hash`; 0 for data with a val split.
-
-    Raises:
-        UserError: if there is no such data, or its layout is wrong.
     """
     if not val_share:
         return _source_type(data).open_split(data, split)
@@ -36,10 +40,9 @@ def open_source(data: str, split: Split, val_share: float = 0.0) -> Source:
 
 def open_whole(data: str) -> Source:
     """Open all images of data without a val split; raises UserError if they have one."""
-    source_type = _source_type(data)
-    if not hasattr(source_type, "open_whole"):
+    if not hasattr(_source_type(data), "open_whole"):
         raise UserError(f"--val-share is for images without a val split; {data} has one")
-    return source_type.open_whole(data)
+    return _source_type(data).open_whole(data)
 
 
 def split_by_hash(source: Source, split: Split, val_share: float) -> Source:
@@ -69,24 +72,16 @@ def split_by_hash(source: Source, split: Split, val_share: float) -> Source:
 
 
 def open_train_and_val(data: str, val_share: float = 0.0, rescan: bool = False) -> tuple[Source, Source]:
-    """Open both splits.
+    """Open both splits, as `open_source`; raises UserError if they do not have the same classes.
 
     Args:
         rescan: delete cached listings and indexes, of all data, first.
-
-    Raises:
-        UserError: as `open_source`, and if the two splits do not have the same classes.
     """
     if rescan:
         delete_caches()
     train, val = (open_source(data, split, val_share) for split in ("train", "val"))
     check_same_classes(train.class_names, "train", val.class_names, "val", where=data)
     return train, val
-
-
-def source_facts(data: str) -> SourceFacts:
-    """Return facts for a model card; the data need not be available."""
-    return _source_type(data).facts(data)
 
 
 def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: str, where: str) -> None:
@@ -102,7 +97,3 @@ def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: 
         raise UserError(
             f"{where}: {a_name} and {b_name} have the same classes in another order; write both in the same order"
         )
-
-
-def _source_type(data: str) -> SourceType:
-    return SOURCES.get(data.partition(":")[0], image_folder)

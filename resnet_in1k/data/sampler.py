@@ -38,11 +38,7 @@ class BatchSpec(NamedTuple):
 
 
 def epoch_order(
-    recipe: Recipe,
-    num_images: int,
-    epoch: int,
-    labels: np.ndarray | None = None,
-    shard_of: np.ndarray | None = None,
+    recipe: Recipe, num_images: int, epoch: int, labels: np.ndarray | None = None, shard_of: np.ndarray | None = None
 ) -> torch.Tensor:
     """Images of an epoch in their order, (N,) int64.
 

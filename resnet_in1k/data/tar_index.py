@@ -16,6 +16,7 @@ import numpy as np
 from resnet_in1k.data.dataset import IMAGE_SUFFIXES, PackedBytes, read_cache, write_cache
 from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.files import content_errors
 from resnet_in1k.utils.pool import run_parallel
 
 MAX_LABEL_BYTES = 1 << 20
@@ -33,10 +34,8 @@ class Shard(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "Shard":
-        try:
+        with content_errors(path):
             status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         return cls(str(path), status.st_size, status.st_mtime_ns)
 
 
@@ -89,10 +88,8 @@ def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray]:
                 if sample := _read_sample(archive, f"{shard}: {key}", members):
                     keys.append(key.encode("utf-8", "surrogateescape"))
                     rows.append(sample)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{shard} is truncated or not a tar file ({error}); copy or write it again") from None
-    except OSError as error:
-        raise UserError(f"{shard} cannot be read: {error.strerror or error}") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{shard} is not a complete, readable tar file ({error}); copy it again") from None
     return keys, np.array(rows, np.int64).reshape(-1, 3)
 
 
@@ -104,7 +101,6 @@ def intact_entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             the end, and accepts a file that is truncated between two entries.
     """
     yield from archive
-    assert archive.fileobj is not None, "it is open"
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no entry and no end at byte {archive.offset:,}")
@@ -143,10 +139,8 @@ def _read_sample(
 
 
 def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> int | None:
-    file = archive.extractfile(member)
-    assert file is not None, "a regular entry"
     try:
-        value = json.loads(file.read())
+        value = json.loads(archive.extractfile(member).read())
         value = value["label"] if suffix == ".json" else value
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -145,7 +145,7 @@ def test_a_shard_that_is_truncated_or_changed_is_named(shards: Path):
         read_image(source, index, "fail", {})
     for part in (shard.read_bytes(), intact[:1000], b"", b"something else" * 99):
         shard.write_bytes(part)
-        with pytest.raises(UserError, match=r"shard-000001\.tar is truncated or not a tar file"):
+        with pytest.raises(UserError, match=r"shard-000001\.tar is not a complete, readable tar file"):
             open_source(f"shards:{shards}", "train")
     shard.unlink()
     with pytest.raises(ProcessError, match=r"shard-000001\.tar"):

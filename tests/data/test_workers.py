@@ -32,7 +32,7 @@ def kill(images: Sequence[torch.Tensor], samples: Sequence[Sample], size: int) -
 def test_the_death_of_a_worker_is_explained_with_what_to_do(source: Source):
     message = r"a loader worker died .*/dev/shm.*fewer --workers"
     with (
-        Loader(source, kill, batch_size=1, largest_image_size=8, num_workers=1) as loading,
+        Loader(source, kill, batch_size=1, largest_image_size=8, num_workers=1, if_bad="fail") as loading,
         pytest.raises(ProcessError, match=message),
         translate_errors(),
     ):
@@ -46,7 +46,7 @@ def test_without_semaphores_workers_are_refused_in_one_line(source: Source, monk
     monkeypatch.setattr(type(multiprocessing.get_context(worker_context())), "Lock", no_semaphore)
     with (
         pytest.raises(UserError, match=r"cannot be started: No space left on device; is there a /dev/shm"),
-        Loader(source, kill, batch_size=1, largest_image_size=8, num_workers=1),
+        Loader(source, kill, batch_size=1, largest_image_size=8, num_workers=1, if_bad="fail"),
     ):
         pass
 
@@ -56,7 +56,7 @@ def num_threads(images: Sequence[torch.Tensor], samples: Sequence[Sample], size:
 
 
 def test_workers_compute_with_one_thread_and_leave_signals_to_the_main_process(source: Source):
-    with Loader(source, num_threads, batch_size=4, largest_image_size=8, num_workers=1) as loading:
+    with Loader(source, num_threads, batch_size=4, largest_image_size=8, num_workers=1, if_bad="fail") as loading:
         (worker,) = multiprocessing.active_children()
         for number, batch in enumerate(loading.batches([spec_of(step, num_images=4) for step in range(30)])):
             if number == 1:  # the first has shown that the worker has started
@@ -76,7 +76,7 @@ def load_until_killed(source: Source, started: Connection) -> None:
         init_worker(*arguments, parent=parent)
 
     loader.init_worker = init_late
-    with Loader(source, num_threads, batch_size=1, largest_image_size=8, num_workers=1):
+    with Loader(source, num_threads, batch_size=1, largest_image_size=8, num_workers=1, if_bad="fail"):
         time.sleep(60)
 
 
