@@ -9,9 +9,6 @@ from typing import Literal
 
 import torch
 
-from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.format import count
-
 ACCELERATE_DEVICES = ("cuda", "xpu", "mps", "npu", "mlu", "musa", "sdaa", "hpu", "neuron")
 """Device types that Accelerate supports; on any other accelerator it uses the CPU."""
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -179,18 +176,6 @@ def choose_workers(num_workers: int | None) -> int:
     return max(1, cores // 8) if device_type() == "cpu" else min(cores, 32)
 
 
-def check_enough_gpus() -> None:
-    """Raise UserError if this machine has GPUs, but fewer than processes; NCCL's own error would be obscure."""
-    needed = local_world_size()
-    visible = torch.accelerator.device_count() if device_type() != "cpu" else 0
-    if 0 < visible < needed:
-        raise UserError(
-            f"{needed} processes were launched on this machine, where only {count(visible, 'GPU')} can be seen; set "
-            f"num_processes: {visible} in the Accelerate config (or --num_processes {visible}), or show more by "
-            "CUDA_VISIBLE_DEVICES or the variable that hides devices of another type"
-        )
-
-
 def available_memory() -> int:
     """Return the bytes that can be allocated before the machine swaps or a limit ends a process.
 
@@ -199,19 +184,13 @@ def available_memory() -> int:
     """
     import psutil
 
-    return min([psutil.virtual_memory().available, *_left_in_cgroups()])
-
-
-def _left_in_cgroups() -> Iterator[int]:
-    """Yield the bytes left in each group of cgroup version 2 that has a limit."""
-    try:
-        path = OWN_CGROUP.read_text(encoding="utf-8").rpartition("0::")[2].strip()
-    except OSError:  # not Linux
-        return
-    group = CGROUPS / path.strip("/")
-    for folder in [each for each in [group, *group.parents] if each.is_relative_to(CGROUPS)]:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: "max" for no limit
-            limit, usage = (int((folder / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
-            statistics = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
-            # The page cache counts as used, but is dropped when memory is needed.
-            yield max(0, limit - usage + int(statistics.get("inactive_file", 0)))
+    available = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError):  # not Linux
+        group = CGROUPS / OWN_CGROUP.read_text(encoding="utf-8").rpartition("0::")[2].strip().strip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: "max" for no limit
+                limit, usage = (int((folder / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
+                statistics = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
+                # The page cache counts as used, but is dropped when memory is needed.
+                available.append(max(0, limit - usage + int(statistics.get("inactive_file", 0))))
+    return min(available)

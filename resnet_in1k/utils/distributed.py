@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-from resnet_in1k.utils.device import PrecisionFlag, check_enough_gpus, device_type, has_fast_bf16
+from resnet_in1k.utils.device import PrecisionFlag, device_type, has_fast_bf16, local_world_size
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.format import first_line
+from resnet_in1k.utils.format import count, first_line
 from resnet_in1k.utils.launch import Launch, world_size
 
 
@@ -34,7 +34,7 @@ def make_accelerator(
         UserError: if fewer GPUs are visible than processes were started here, if the processes cannot connect, if the
             launch configuration divides the model, or if the tracker is unknown or not installed.
     """
-    _check_launch(report_to)
+    check_launch(report_to)
     device = device_type()
     try:
         if launch.world_size > 1:
@@ -67,8 +67,15 @@ def make_accelerator(
     return accelerator
 
 
-def _check_launch(report_to: str | None) -> None:
-    check_enough_gpus()
+def check_launch(report_to: str | None = None) -> None:
+    """Raise UserError if the machine or the configuration of the launch is unsuitable, or there is no such tracker."""
+    visible, needed = torch.accelerator.device_count() if device_type() != "cpu" else 0, local_world_size()
+    if 0 < visible < needed:  # NCCL's own error would be obscure
+        raise UserError(
+            f"{needed} processes were launched on this machine, where only {count(visible, 'GPU')} can be seen; set "
+            f"num_processes: {visible} in the Accelerate config (or --num_processes {visible}), or show more by "
+            "CUDA_VISIBLE_DEVICES or the variable that hides devices of another type"
+        )
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # `accelerate launch` sets their variables
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise UserError(

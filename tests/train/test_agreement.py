@@ -14,7 +14,6 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, provenance
 from resnet_in1k.train import preflight
 from resnet_in1k.train.trainer import TrainOptions
-from resnet_in1k.utils import device as memory
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import lock_folder
 from resnet_in1k.utils.launch import Launch
@@ -96,7 +95,7 @@ def test_clock_off_by_an_hour_is_refused(tiny: Recipe, tmp_path: Path, monkeypat
 def test_other_data_are_refused(image_folder: Path, tmp_path: Path, monkeypatch, change, words: str):
     """A copy elsewhere is not other data, unless an image changes."""
     monkeypatch.setattr(
-        "resnet_in1k.data.dataset.FileSource.image_name", lambda source, index: f"{source.split}{index}"
+        "resnet_in1k.data.image_folder.FileSource.image_name", lambda source, index: f"{source.split}{index}"
     )
     other_folder = Path(shutil.copytree(image_folder, tmp_path / "other"))
     sources = open_train_and_val(str(image_folder))
@@ -130,7 +129,7 @@ def test_run_folder_must_be_shared(tmp_path: Path, monkeypatch):
 
 def test_machine_with_too_little_memory_is_named(image_folder: Path, monkeypatch):
     """Its container has a limit that the others' have not."""
-    monkeypatch.setattr(memory, "_left_in_cgroups", lambda: [10**6] if this_rank() == 1 else [])
+    monkeypatch.setattr(preflight, "available_memory", lambda: 10**6 if this_rank() == 1 else 10**12)
     train, val = open_train_and_val(str(image_folder))
 
     loader = SimpleNamespace(slots=SimpleNamespace(nbytes=10**6))

@@ -57,6 +57,26 @@ def test_accumulation_of_the_launch_does_not_divide_the_loss(monkeypatch: pytest
     assert weight.grad == 3
 
 
+@pytest.mark.parametrize(
+    ("device", "visible", "refused"),
+    [
+        ("cuda", 1, "only 1 GPU can be seen; set num_processes: 1 .*, or show more by CUDA_VISIBLE_DEVICES"),
+        ("mps", 2, "only 2 GPUs can be seen; set num_processes: 2 "),
+        ("cuda", 4, None),
+        ("cpu", 0, None),
+    ],
+)
+def test_too_few_gpus_are_refused_with_their_number(monkeypatch, device: str, visible: int, refused: str | None):
+    monkeypatch.setattr(distributed, "device_type", lambda: device)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: visible)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    if refused is None:
+        distributed.check_launch()
+    else:
+        with pytest.raises(UserError, match=f"^4 processes .* {refused}"):
+            distributed.check_launch()
+
+
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_launch_that_divides_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
