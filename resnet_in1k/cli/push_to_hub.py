@@ -35,10 +35,10 @@ class PushOptions:
             raise UserError("--pr opens a pull request to main; leave out --revision")
 
 
-def push(options: PushOptions) -> None:
+def main() -> None:
     """Build RUN/hub, list its files, upload them, download them again and compare."""
-    run = RunFolder(options.run)
-    folder = build_hub_folder(run, options.repo_id, options.license)
+    options = parse(PushOptions)
+    folder = build_hub_folder(RunFolder(options.run), options.repo_id, options.license)
     paths, target = files_in(folder), "a pull request" if options.pr else f"branch {options.revision}"
     print(f"{options.repo_id}, {target} ← {folder}" + (", private" * options.private))
     for name, path in paths.items():
@@ -47,7 +47,3 @@ def push(options: PushOptions) -> None:
         print("dry run: nothing was sent, and the Hub has not checked the card")
         return
     Upload(folder, options.repo_id, private=options.private, revision=options.revision, pr=options.pr).run()
-
-
-def main() -> None:
-    push(parse(PushOptions))

@@ -56,21 +56,17 @@ def find_recipe(given: str) -> GivenRecipe:
         UserError: if there is no such recipe, or it cannot be read.
     """
     path = Path(given)
-    if given in RECIPES:
-        return GivenRecipe(given, RECIPES[given], {"data": RECIPES[given].default_data})
     if given.startswith(HUB):
         repository = given.removeprefix(HUB)
         if not REPOSITORY.fullmatch(repository):
             raise UserError(f"--recipe {given}: {repository!r} is not a repository; give hub:USER/NAME")
-        file = download(repository, names=(RECIPE_NAME, EVALUATION_NAME)) / RECIPE_NAME
-        if not file.is_file():
-            raise UserError(f"--recipe {given}: it has no {RECIPE_NAME}, so its training is not published")
-    elif path.suffix == ".json" or path.is_dir() or len(path.parts) > 1:
-        file = path / RECIPE_NAME if path.is_dir() else path
-        if not file.is_file():
-            raise UserError(f"--recipe {given}: no {file}; give a run folder, its {RECIPE_NAME}, or hub:USER/NAME")
-    else:
-        lookup(RECIPES, given, "recipe")  # raises UserError with the nearest name
+        path = download(repository, names=(RECIPE_NAME, EVALUATION_NAME))
+    elif given in RECIPES or not (path.suffix == ".json" or path.is_dir() or len(path.parts) > 1):
+        named = lookup(RECIPES, given, "recipe")
+        return GivenRecipe(given, named, {"data": named.default_data})
+    file = path / RECIPE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"--recipe {given}: it has no {RECIPE_NAME}; give a run folder, hub:USER/NAME or such a file")
     recipe, facts = read_recipe(file)
     with files.content_errors(file):
         name = facts["recipe"]["name"]

@@ -18,11 +18,8 @@ from resnet_in1k.utils.format import first_line
 CONFIG_NAME, PREPROCESSOR_NAME = "config.json", "preprocessor_config.json"
 TORCHVISION = "torchvision/"
 ARCHITECTURES = get_args(Architecture)
-DEFAULT_IMAGE_SIZE, DEFAULT_CROP_RATIO = 224, 0.875  # center crop of an image resized to 256 px
+DEFAULT_CROP_RATIO = 0.875  # center crop of 224 px from an image resized to 256 px
 PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
-"""Values of `resample` in transformers' preprocessor_config.json."""
-WARPED_FROM = 384
-"""transformers' ConvNextImageProcessor resizes to a square, without a crop, from this size on."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -69,17 +66,15 @@ def _from_transformers(config: dict[str, Any], processor: dict[str, Any], file: 
     for name, value in required.items():
         if config.get(name, value) != value:
             raise UserError(f"{file}: {name} is {config[name]}, unlike torchvision's ResNets; use transformers for it")
-    size = processor.get("size", DEFAULT_IMAGE_SIZE)
-    if isinstance(size, dict):
-        size = size.get("shortest_edge", size)
-    image_size, has_crop = size, processor.get("do_center_crop") and "crop_size" in processor
-    if has_crop:
-        crop, resize_size = processor["crop_size"], size
-        image_size = crop["height"] if isinstance(crop, dict) else crop
-    elif isinstance(size, dict) or size >= WARPED_FROM:
+    size = processor.get("size", 224)
+    size = size.get("shortest_edge", size) if isinstance(size, dict) else size
+    if processor.get("do_center_crop") and "crop_size" in processor:
+        crop = processor["crop_size"]
+        image_size, resize_size = crop["height"] if isinstance(crop, dict) else crop, size
+    elif isinstance(size, dict) or size >= 384:  # from there on ConvNextImageProcessor resizes to a square
         raise UserError(f"{file}: made for images resized to {size} px without a crop; use transformers for it")
     else:
-        resize_size = resize_size_for(size, processor.get("crop_pct", DEFAULT_CROP_RATIO))
+        image_size, resize_size = size, resize_size_for(size, processor.get("crop_pct", DEFAULT_CROP_RATIO))
     labels = config.get("id2label") or {}
     return {
         "image_size": image_size,

@@ -26,7 +26,7 @@ class StochasticDepth:
         self._keep = 1 - recipe.stochastic_depth * torch.arange(len(blocks)) / (len(blocks) - 1)
         share = recipe.global_batch_size // num_processes
         self._rows = slice(rank * share, (rank + 1) * share)
-        self._factors: Tensor | None = None
+        self.factors = torch.ones(0, len(blocks))  # of the next forward pass, one row an image
         for number, block in enumerate(blocks):
             last_norm = block.bn3 if isinstance(block, Bottleneck) else block.bn2
             last_norm.register_forward_hook(functools.partial(self._scale, number))
@@ -39,14 +39,10 @@ class StochasticDepth:
         factors = (kept / self._keep)[self._rows][:num_images]  # the preflight has fewer images than the share
         return copy_to_device(factors, self._device)
 
-    def use(self, factors: Tensor) -> None:
-        """Set the factors of the next forward pass, one row an image."""
-        self._factors = factors
-
     def _scale(self, number: int, norm: torch.nn.Module, _: object, branch: Tensor) -> Tensor | None:
         if not norm.training:
             return None
-        return branch * self._factors[:, number].view(-1, 1, 1, 1).to(branch.dtype)
+        return branch * self.factors[:, number].view(-1, 1, 1, 1).to(branch.dtype)
 
 
 def synchronize_norms(model: torch.nn.Module) -> None:

@@ -17,22 +17,26 @@ PICKLE_NAME = "pytorch_model.bin"
 """Weights in repositories that have no safetensors file."""
 STATE_NAME = "state.json"
 """File in a checkpoint folder with the sha256 of each of its safetensors files."""
-PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
-"""What DDP and torch.compile put before the keys of a state dict, in any order and number."""
+WRAPPERS = ("state_dict", "model")
+"""Keys under which training scripts save a state dict."""
+RENAMED = {
+    r"^(module\.|_orig_mod\.)+": "",  # DDP and torch.compile, in any order and number; the others are transformers'
+    r"^resnet\.embedder\.embedder\.convolution": "conv1",
+    r"^resnet\.embedder\.embedder\.normalization": "bn1",
+    r"^resnet\.encoder\.stages\.(\d+)\.layers": lambda match: f"layer{int(match[1]) + 1}",
+    r"\.layer\.(\d+)\.convolution": lambda match: f".conv{int(match[1]) + 1}",
+    r"\.layer\.(\d+)\.normalization": lambda match: f".bn{int(match[1]) + 1}",
+    r"\.shortcut\.convolution": ".downsample.0",
+    r"\.shortcut\.normalization": ".downsample.1",
+    r"^classifier\.1": "fc",
+}
+"""Parts of other projects' keys, and what torchvision has in their place."""
 
 
 def torchvision_key(key: str) -> str:
-    """Rename a tensor of transformers' ResNetForImageClassification; other keys are returned unchanged."""
-    parts = {"convolution": "conv", "normalization": "bn"}
-    if match := re.fullmatch(r"resnet\.embedder\.embedder\.(convolution|normalization)\.(\w+)", key):
-        return f"{parts[match[1]]}1.{match[2]}"
-    pattern = r"resnet\.encoder\.stages\.(\d+)\.layers\.(\d+)\.(layer\.\d+|shortcut)\.(\w+)\.(\w+)"
-    if match := re.fullmatch(pattern, key):
-        stage, block, layer, part, tensor = match.groups()
-        is_shortcut = layer == "shortcut"
-        name = f"downsample.{int(part == 'normalization')}" if is_shortcut else f"{parts[part]}{int(layer[6:]) + 1}"
-        return f"layer{int(stage) + 1}.{block}.{name}.{tensor}"
-    return re.sub(r"^classifier\.1\.", "fc.", key)
+    for pattern, name in RENAMED.items():
+        key = re.sub(pattern, name, key)
+    return key
 
 
 def weights_file(checkpoint: Path) -> Path:
@@ -48,12 +52,11 @@ def weights_file(checkpoint: Path) -> Path:
     if file is None:
         raise UserError(f"{checkpoint}: no {WEIGHTS_NAME} in it; a run has one after its first epoch")
     state = file.with_name(STATE_NAME)
-    if file.name != WEIGHTS_NAME or not state.is_file():
-        return file
-    with files.content_errors(state):
-        is_damaged = files.read_json(state)["sha256"][file.name] != files.sha256_of(file)
-    if is_damaged:  # a file with a flipped bit is still a valid safetensors file
-        raise UserError(f"{file} is damaged: its sha256 does not match the recorded one; take another checkpoint")
+    if state.is_file():
+        with files.content_errors(state):
+            recorded = files.read_json(state)["sha256"].get(file.name)
+        if recorded and recorded != files.sha256_of(file):  # a file with a flipped bit is still a valid one
+            raise UserError(f"{file} is damaged: its sha256 does not match the recorded one; take another checkpoint")
     return file
 
 
@@ -75,17 +78,17 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # both readers raise many kinds of errors for files that are not theirs
         problem = f"{file} cannot be read as plain tensors ({first_line(error)})"
         raise UserError(f"{problem}; no code in it was executed: take another checkpoint") from None
-    for wrapper in ("state_dict", "model"):  # training scripts save the weights under one of these keys
+    for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not (isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())):
         raise UserError(f"{file} is not a state dict, a mapping from names to tensors")
-    return {torchvision_key(PREFIXES.sub("", key)): tensor for key, tensor in state.items()}
+    return {torchvision_key(key): tensor for key, tensor in state.items()}
 
 
 def weights_to_save(model: torch.nn.Module) -> dict[str, Tensor]:
     """Copy a model's state dict to contiguous CPU tensors with clean keys."""
-    return {PREFIXES.sub("", key): contiguous_copy(tensor) for key, tensor in model.state_dict().items()}
+    return {torchvision_key(key): contiguous_copy(tensor) for key, tensor in model.state_dict().items()}
 
 
 def contiguous_copy(tensor: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class TrainStep:
         parts = zip(images.chunk(self._num_parts), targets.chunk(self._num_parts), strict=True)
         for number, (part_images, part_targets) in enumerate(parts):
             if self._depth:
-                self._depth.use(factors[number])
+                self._depth.factors = factors[number]
             is_last = number == self._num_parts - 1  # gradients are exchanged once, in the last backward
             with contextlib.nullcontext() if is_last else self._accelerator.no_sync(network):
                 # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.

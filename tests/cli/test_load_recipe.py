@@ -99,9 +99,9 @@ def test_what_is_no_recipe_is_one_line(hub: HubServer, original: RunFolder, fact
     (tmp_path / "named.json").write_text(json.dumps(facts))
     for given, message in (
         ("hub:someone", "'someone' is not a repository; give hub:USER/NAME"),
-        ("hub:someone/none", r"it has no recipe\.json, so its training is not published"),
+        ("hub:someone/none", r"it has no recipe\.json; give a run folder"),
         ("hub:someone/nowhere", "no such repository could be downloaded"),
-        (tmp_path / "empty", r"no .*empty/recipe\.json; give a run folder"),
+        (tmp_path / "empty", r"empty: it has no recipe\.json; give a run folder"),
         (tmp_path / "broken.json", r"broken\.json cannot be read \(TypeError"),
         (tmp_path / "named.json", r"cannot be read \(ValueError: recipe name '\.\./"),
         (original.log, r"no .*recipe\.json|cannot be read"),
