@@ -6,16 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import describe_lr, lr_at
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
-from resnet_in1k.train.preflight import CPU_SMOKE_TEST_IMAGES, take_step
+from resnet_in1k.train.preflight import evaluate_batch, take_step
 from resnet_in1k.train.step import adjusted_ema_decay
 from resnet_in1k.train.trainer import Trainer
-from resnet_in1k.utils.device import PRECISIONS, hardware_name, missing_capabilities, reproducible_float32
+from resnet_in1k.utils.device import PRECISIONS, hardware_name, missing_capabilities
 from resnet_in1k.utils.format import count, duration
 from resnet_in1k.utils.timing import synchronize
 
@@ -85,24 +83,25 @@ def _epochs_to_show(recipe: Recipe) -> list[int]:
 def forecast(run: Trainer) -> str:
     """Return the schedule, and the time and price of the run on this machine. The measured steps are rolled back."""
     recipe, counts, on_cpu = run.recipe, run.counts, run.device.type == "cpu"
-    sizes = [train_image_size(recipe, epoch) for epoch in range(1, recipe.epochs + 1)]
+    size_of_epochs = [train_image_size(recipe, epoch) for epoch in range(1, recipe.epochs + 1)]
+    sizes = sorted(set(size_of_epochs))
     with run.train_step.rolled_back():
-        rates = [step_rate(run, size) for size in sorted(set(sizes))]
-    rates = [loading_rate(run), evaluation_rate(run), *rates]
+        rates = [rate_of(run, lambda size=size: take_step(run, size)[1]) for size in sizes]
+    rates = [loading_rate(run), rate_of(run, lambda: evaluate_batch(run)), *rates]
     everyone = torch.tensor(run.launch.gather(rates, "measuring its speed"), dtype=torch.float64)
     # The slowest process sets the pace of all.
     load_rate, eval_rate, *step_rates = (everyone.amin(dim=0) * counts.num_processes).tolist()
-    rate_of = dict(zip(sorted(set(sizes)), step_rates, strict=True))
+    rate_at = dict(zip(sizes, step_rates, strict=True))
 
     def seconds_per_image(rate: float) -> float:
         # A CPU computes and loads in turns; a device computes while the host loads.
         return 1 / rate + 1 / load_rate if on_cpu else max(1 / rate, 1 / load_rate)
 
     images_per_epoch = counts.steps_per_epoch * recipe.global_batch_size
-    train_seconds = sum(images_per_epoch * seconds_per_image(rate_of[size]) for size in sizes)
+    train_seconds = sum(images_per_epoch * seconds_per_image(rate_at[size]) for size in size_of_epochs)
     eval_seconds = recipe.epochs * len(run.models) * len(run.val_source) * seconds_per_image(eval_rate)
     total = train_seconds + eval_seconds
-    steps = ", ".join(f"{rate:,.0f} at {size} px" for size, rate in rate_of.items())
+    steps = ", ".join(f"{rate:,.0f} at {size} px" for size, rate in rate_at.items())
     price = run.options.dollars_per_hour
     return (
         f"{describe_schedule(counts)}\n"
@@ -111,23 +110,6 @@ def forecast(run: Trainer) -> str:
         + f"\n              measured now, images/s: training steps {steps}; loading {load_rate:,.0f}; validation "
         f"{eval_rate:,.0f}"
     )
-
-
-def step_rate(run: Trainer, size: int) -> float:
-    """Measure images/s of augmentation and training steps of this process at one image size, without loading."""
-    part, few = run.counts.per_device_batch_size, CPU_SMOKE_TEST_IMAGES
-    if run.device.type != "cpu" or part <= few:
-        return part / _seconds_of_part(run, size, part)
-    # A complete batch would take minutes on a CPU. Two small ones show what the update takes and what each image takes.
-    seconds = _seconds_of_part(run, size, few)
-    per_image = (seconds - _seconds_of_part(run, size, few // 4)) / (few - few // 4)
-    return part / (seconds + (part - few) * max(per_image, 0.1 * seconds / few))
-
-
-def _seconds_of_part(run: Trainer, size: int, part_size: int) -> float:
-    """Measure the time of a step with `part_size` images in each forward pass, divided by its forward passes."""
-    num_images = part_size * run.counts.gradient_accumulation_steps
-    return part_size / _rate(run, lambda: take_step(run, size, part_size), num_images)
 
 
 def loading_rate(run: Trainer) -> float:
@@ -142,23 +124,13 @@ def loading_rate(run: Trainer) -> float:
     return loaded / (time.monotonic() - start_seconds)
 
 
-def evaluation_rate(run: Trainer) -> float:
-    """Measure images/s of this process's forward passes in evaluation."""
-    size, num_images = run.recipe.eval_size, CPU_SMOKE_TEST_IMAGES if run.device.type == "cpu" else EVAL_BATCH_SIZE
-    images = normalize(torch.zeros(num_images, 3, size, size, dtype=torch.uint8, device=run.device))
-    run.eval_model.eval()
-    with torch.inference_mode(), reproducible_float32():
-        return _rate(run, lambda: run.eval_model(images), num_images)
-
-
-def _rate(run: Trainer, call: Callable[[], object], num_images: int) -> float:
-    """Measure images/s of repeated calls with that many images."""
+def rate_of(run: Trainer, call: Callable[[], int]) -> float:
+    """Measure images/s of a call that returns its number of images, after a warm-up."""
     num_calls = CPU_STEPS if run.device.type == "cpu" else DEVICE_STEPS
-    for _ in range(max(1, num_calls // 2)):
+    for _ in range(num_calls // 2):
         call()
     synchronize(run.device)
     start_seconds = time.monotonic()
-    for _ in range(num_calls):
-        call()
+    num_images = sum(call() for _ in range(num_calls))
     synchronize(run.device)
-    return num_calls * num_images / (time.monotonic() - start_seconds)
+    return num_images / (time.monotonic() - start_seconds)

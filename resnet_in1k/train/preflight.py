@@ -40,8 +40,7 @@ from resnet_in1k.utils.rng import Stream
 
 NUM_SAMPLED_IMAGES = 13
 """Images of each split that are decoded: an odd number has the first, the middle and the last."""
-CPU_SMOKE_TEST_IMAGES = 16
-"""On a CPU a complete batch would take minutes, and memory is not what fails there."""
+CPU_TEST_PIXELS = 16 * 224**2
 VISIBLE_WITHIN_SECONDS = 10.0
 """A network file system may show a new file that much later."""
 
@@ -91,16 +90,14 @@ def preflight(run: Trainer) -> None:
     with run.train_step.rolled_back():
         results["step"] = smoke_test(run)
         tensors = {name: group.tensors() for name, group in run.groups.items()}
-    launch.on_main_process(lambda: results.update(disk=check_disk(run, tensors)), "checking its disk")
+    results["disk"] = launch.on_main_process(lambda: check_disk(run, tensors), "checking its disk")
     if not run.options.dry_run:
         lock_folder(run)
         check_run_folder_is_shared(launch, run.folder)
-
-    def try_checkpoint() -> None:
-        results["checkpoint"] = save_load_compare(run, tensors)
-
     with run.train_step.rolled_back():
-        launch.on_main_process(try_checkpoint, "saving and loading a checkpoint")
+        results["checkpoint"] = launch.on_main_process(
+            lambda: save_load_compare(run, tensors), "saving and loading a checkpoint"
+        )
     print_line("\n".join(["preflight", *(f"  {name:<14}{text}" for name, text in results.items())]))
 
 
@@ -138,25 +135,23 @@ def check_machines(run: Trainer) -> dict[str, str]:
     Raises:
         UserError: on all processes, naming the first machine that fails.
     """
-    found: dict[str, str] = {}
-    problem = ""
+    images = machine = problem = ""
     if local_rank() == 0:
         try:
             sources = (run.train_source, run.val_source)
-            found["images"] = "; ".join(check_images(source, run.options.on_bad_image) for source in sources)
+            images = "; ".join(check_images(source, run.options.on_bad_image) for source in sources)
             shared_bytes = run.train_loader.slots.nbytes + run.eval_loader.slots.nbytes
-            found["machine"] = check_memory(run.num_workers, shared_bytes * local_world_size())
+            machine = check_memory(run.num_workers, shared_bytes * local_world_size())
         except UserError as error:
             problem = str(error)
-    everyone = run.launch.gather((run.launch.machine, problem, found), "checking its machine")
-    machines = [each for each in everyone if each[1] or each[2]]
-    for machine, problem, _ in machines:
+    everyone = run.launch.gather((run.launch.machine, machine, problem), "checking its machine")
+    checked = [each for each in everyone if each[1] or each[2]]
+    several = len(checked) > 1
+    for name, _, problem in checked:
         if problem:
-            raise UserError(f"{machine}: {problem}" if len(machines) > 1 else problem)
-    if len(machines) > 1:
-        lines = [f"{machine}: {results['machine']}" for machine, _, results in machines]
-        found["machine"] = f"\n  {'':<14}".join(lines)
-    return found
+            raise UserError(f"{name}: {problem}" if several else problem)
+    lines = [f"{name}: {machine}" if several else machine for name, machine, _ in checked]
+    return {"images": images, "machine": f"\n  {'':<14}".join(lines)}
 
 
 def check_images(source: Source, on_bad_image: OnBadImage) -> str:
@@ -219,36 +214,44 @@ def smoke_test(run: Trainer) -> str:
     Raises:
         UserError: if the step fails in a way that other settings avoid.
     """
-    recipe, on_cpu = run.recipe, run.device.type == "cpu"
-    part_size = min(run.counts.per_device_batch_size, CPU_SMOKE_TEST_IMAGES if on_cpu else 1 << 30)
-    start_seconds = time.monotonic()
+    start_seconds, image_size = time.monotonic(), run.recipe.image_size
     try:
-        loss = take_step(run, recipe.image_size, part_size).item()
+        loss, num_images = take_step(run, image_size)
     except ValueError as error:  # a norm over a single value
-        raise UserError(
-            f"a step of {count(part_size, 'image')} of {recipe.image_size} px on each device failed ({error}); use a "
-            "larger --global-batch-size or --image-size"
-        ) from None
+        advice = "use a larger --global-batch-size or --image-size"
+        raise UserError(f"a step with images of {image_size} px failed ({error}); {advice}") from None
     if not math.isfinite(loss):
-        raise UserError(f"the loss of a first step is {loss}; try --precision fp32")
-    num_eval_images = 1 if on_cpu else EVAL_BATCH_SIZE
-    eval_images = torch.zeros(num_eval_images, 3, recipe.eval_size, recipe.eval_size, dtype=torch.uint8)
-    with torch.inference_mode(), reproducible_float32(), translate_errors(num_eval_images):
-        run.eval_model.eval()(normalize(eval_images.to(run.device)))
-    num_images = part_size * run.counts.gradient_accumulation_steps
+        raise UserError(f"the loss of a first step is {loss.item()}; try --precision fp32")
+    evaluate_batch(run)
     return f"forward and backward of {count(num_images, 'image')} in {time.monotonic() - start_seconds:.1f} s"
 
 
-def take_step(run: Trainer, image_size: int, part_size: int) -> Tensor:
-    """Take a step of the complete network on generated images, `part_size` in each forward pass; return its loss."""
-    num_images = part_size * run.counts.gradient_accumulation_steps
+def take_step(run: Trainer, image_size: int) -> tuple[Tensor, int]:
+    """Take a step of the complete network on generated images; return its loss and their number."""
+    num_images = _num_images(run, run.counts.per_device_batch_size, image_size) * run.counts.gradient_accumulation_steps
     shape, generator = (num_images, image_size, image_size, 3), rng.generator(0, Stream.AUGMENT, 0)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
     labels = torch.arange(num_images) % len(run.train_source.class_names)
     first_step = run.counts.frozen_steps + 1  # before it only the last layer would train
     batch = Batch(images, labels, labels, first_step)
     ((_, take),) = prefetch_to_device([batch], run.device, run.augmentation.apply_to)
-    return run.train_step(*take(), lr_at(1, run.counts), first_step)
+    return run.train_step(*take(), lr_at(1, run.counts), first_step), num_images
+
+
+def evaluate_batch(run: Trainer) -> int:
+    """Evaluate generated images and return their number."""
+    size = run.recipe.eval_size
+    num_images = _num_images(run, EVAL_BATCH_SIZE, size)
+    images = torch.zeros(num_images, 3, size, size, dtype=torch.uint8, device=run.device)
+    with torch.inference_mode(), reproducible_float32(), translate_errors(num_images):
+        run.eval_model.eval()(normalize(images))
+    return num_images
+
+
+def _num_images(run: Trainer, batch_size: int, image_size: int) -> int:
+    """Return the images of a forward pass: on a CPU fewer, where a batch may take minutes and memory is not short."""
+    fitting = 2 * max(1, CPU_TEST_PIXELS // (2 * image_size**2))  # an even number, because neighbors may be mixed
+    return min(batch_size, fitting) if run.device.type == "cpu" else batch_size
 
 
 def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -71,9 +71,9 @@ def test_schedule_shows_rate_and_image_size_at_the_epochs_borders():
 @pytest.mark.usefixtures("narrow")
 def test_forecast_is_the_sum_of_its_parts(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
     """By hand: two epochs of 32 images at 32 px and one at 64 px, three validations; cores load and compute."""
-    monkeypatch.setattr(plan, "step_rate", lambda run, size: {32: 0.04, 64: 0.01}[size])
+    rates = iter([0.04, 0.01, 0.1])  # of steps at 32 px, at 64 px, of evaluation
+    monkeypatch.setattr(plan, "rate_of", lambda run, call: next(rates))
     monkeypatch.setattr(plan, "loading_rate", lambda run: 0.02)
-    monkeypatch.setattr(plan, "evaluation_rate", lambda run: 0.1)
     sizes = {"image_size": 64, "initial_image_size": 32, "image_size_ramp_start": 2, "image_size_ramp_end": 3}
     recipe = replace(tiny, epochs=3, **sizes)
     run(recipe, image_folder, tmp_path / "run", dry_run=True, dollars_per_hour=1.5)

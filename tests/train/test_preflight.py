@@ -89,5 +89,5 @@ def test_checkpoint_that_is_not_loaded_as_saved_stops_the_run(tiny, image_folder
 @pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_batch_too_small_for_its_norms_is_named(tiny: Recipe, image_folder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"a step of 1 image of 32 px .*Expected more than 1 value.*--global-b"):
+    with pytest.raises(UserError, match=r"a step with images of 32 px .*Expected more than 1 value.*--global-b"):
         run(replace(tiny, global_batch_size=1), image_folder, tmp_path / "run")
