@@ -21,7 +21,7 @@ from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import files, imagenet
-from resnet_in1k.utils.device import precision_flag
+from resnet_in1k.utils.device import PRECISION_FLAGS
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import rank, world_size
 from resnet_in1k.utils.validation import lookup
@@ -91,7 +91,7 @@ def _options_like(given: str, file: Path, facts: dict[str, Any]) -> dict[str, An
         "val_share": float(data.get("val_share", 0.0)),
         "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
         "output_dir": Path("runs", f"{name}-reproduced"),
-        "precision": precision_flag(facts.get("mixed_precision")),
+        "precision": PRECISION_FLAGS.get(facts.get("mixed_precision"), "auto"),
         "compress_gradients": facts.get("compress_gradients") is True,
     }
     # A path in a downloaded recipe.json could name any folder of this machine.

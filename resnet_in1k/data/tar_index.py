@@ -54,7 +54,7 @@ def index_shards(paths: Sequence[Path]) -> dict[str, Any]:
     if cached and cached[0]["stamps"] == stamps:
         return {"shards": shards, **cached[1]}
     keys, rows = list[bytes](), list[np.ndarray]()
-    with progress_bar(len(paths), f"index of {paths[0].parent}", "shards", only_if_long=True) as bar:
+    with progress_bar(len(paths), f"index of {paths[0].parent}", "shards") as bar:
         for keys_of_shard, rows_of_shard in run_parallel(read_shard, paths, usable_cores()):
             keys += keys_of_shard
             rows.append(rows_of_shard)

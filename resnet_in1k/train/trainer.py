@@ -26,7 +26,7 @@ from resnet_in1k.train.checkpoint import ModelGroup, OptimizerGroup, TensorGroup
 from resnet_in1k.train.init_weights import initial_weights
 from resnet_in1k.train.step import MovingAverage, TrainStep
 from resnet_in1k.utils import device
-from resnet_in1k.utils.device import PrecisionFlag, precision_flag
+from resnet_in1k.utils.device import PRECISION_FLAGS, PrecisionFlag
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
@@ -164,7 +164,7 @@ class Trainer:
         )
         precision = options.precision
         if precision == "auto":
-            precision = precision_flag(self.started_with.get("mixed_precision"))
+            precision = PRECISION_FLAGS.get(self.started_with.get("mixed_precision"), "auto")
         self.accelerator = make_accelerator(
             launch, precision, options.report_to, self.folder.path, options.compress_gradients
         )

@@ -8,8 +8,6 @@ from tqdm.auto import tqdm
 from resnet_in1k.utils.launch import rank
 
 tqdm.monitor_interval = 0  # no thread of tqdm: workers are forked later
-LOG_FILE_SECONDS = 10.0
-"""Time between two updates of a progress bar that is written to a file."""
 
 
 def print_line(text: str) -> None:
@@ -25,18 +23,10 @@ def bar_below_lines(total: int, description: str, done: int = 0) -> "tqdm[Any]":
     return tqdm(total=total, initial=done, desc=description, leave=False, dynamic_ncols=True, disable=hidden)
 
 
-def progress_bar(total: int, description: str, unit: str = "images", *, only_if_long: bool = False) -> "tqdm[Any]":
-    """Make a progress bar on standard error, also if that is a file; with `only_if_long` it appears after ten
-    seconds."""
-    return tqdm(
-        total=total,
-        desc=description,
-        unit=f" {unit}",
-        mininterval=0.1 if _is_interactive() else LOG_FILE_SECONDS,
-        delay=LOG_FILE_SECONDS if only_if_long else 0,
-        dynamic_ncols=True,
-        disable=total == 0,
-    )
+def progress_bar(total: int, description: str, unit: str = "images") -> "tqdm[Any]":
+    """Make a progress bar on standard error; if that is a file, with a line every ten seconds."""
+    seconds = 0.1 if _is_interactive() else 10.0
+    return tqdm(total=total, desc=description, unit=f" {unit}", mininterval=seconds, delay=seconds, dynamic_ncols=True)
 
 
 def in_notebook() -> bool:

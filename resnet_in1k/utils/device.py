@@ -15,13 +15,8 @@ CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 PrecisionFlag = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
-"""Descriptions by Accelerate's name, which recipe.json records as mixed_precision."""
-
-
-def precision_flag(mixed_precision: object) -> PrecisionFlag:
-    """Return the --precision of a recorded mixed_precision; "auto" for one that is unknown or missing."""
-    flags: dict[object, PrecisionFlag] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
-    return flags.get(mixed_precision, "auto")
+PRECISION_FLAGS: dict[str | None, PrecisionFlag] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+"""Descriptions and values of --precision by Accelerate's names, which recipe.json records as mixed_precision."""
 
 
 @contextlib.contextmanager
@@ -116,9 +111,7 @@ CAPABILITIES: dict[str, tuple[Callable[[torch.device], bool], str]] = {
 def has_fast_bf16(device: str) -> bool:
     """True if bf16 is faster than fp32 on that device type. The device is not initialized."""
     if device != "cpu":
-        is_supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
-        if is_supported is None:
-            return False
+        is_supported = getattr(torch.get_device_module(device), "is_bf16_supported", lambda: False)
         try:
             return is_supported(including_emulation=False)
         except TypeError:  # a backend that never emulates

@@ -35,7 +35,11 @@ def make_accelerator(
             launch configuration divides the model, or if the tracker is unknown or not installed.
     """
     check_launch(report_to)
-    device = device_type()
+    device, mixed_precision = device_type(), "no" if precision == "fp32" else precision
+    if precision == "auto":
+        mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if mixed_precision == "no" and has_fast_bf16(device):
+            mixed_precision = "bf16"
     try:
         if launch.world_size > 1:
             if device == "cpu":
@@ -43,7 +47,7 @@ def make_accelerator(
             launch.start_process_group(torch.distributed.get_default_backend_for_device(device))
         accelerator = Accelerator(
             cpu=device == "cpu",
-            mixed_precision=_mixed_precision(precision, device),
+            mixed_precision=mixed_precision,
             kwargs_handlers=[
                 DistributedDataParallelKwargs(
                     gradient_as_bucket_view=True,  # gradients need not be copied to be sent
@@ -89,13 +93,6 @@ def check_launch(report_to: str | None = None) -> None:
             f"--report-to {report_to}: unknown to Accelerate, or not installed (pip install {report_to}); installed: "
             f"{', '.join(installed) or 'none'}"
         )
-
-
-def _mixed_precision(precision: PrecisionFlag, device: str) -> str:
-    if precision != "auto":
-        return "no" if precision == "fp32" else precision
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return "bf16" if launched == "no" and has_fast_bf16(device) else launched
 
 
 def choose_gloo_interface() -> None:
