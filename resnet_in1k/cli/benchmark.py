@@ -147,7 +147,7 @@ class Bench:
         # More steps than are measured: at the last one the workers are as busy as at the first.
         last_step = self.num_warmup_steps + self.num_steps + PREFETCH_FACTOR * self.workers
         self.counts = StepCounts(self.recipe, 1, 1, num_images)
-        self.specs = list(train_specs(self.counts, 1, last_step, labels=self.source.labels))
+        self.specs = list(train_specs(self.source, self.counts, 1, last_step))
 
     def input(self) -> dict[str, Any]:
         """Measure from encoded files to batches on the device, and separately the augmentation there."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
 from resnet_in1k.utils import rng
@@ -37,31 +38,23 @@ class BatchSpec(NamedTuple):
     samples: list[Sample]
 
 
-def epoch_order(
-    recipe: Recipe, num_images: int, epoch: int, labels: np.ndarray | None = None, shard_of: np.ndarray | None = None
-) -> torch.Tensor:
-    """Images of an epoch in their order, (N,) int64.
-
-    Args:
-        labels: (N,) int64; for balanced sampling.
-        shard_of: (N,) int64, the shard of each image; for a shuffle_window.
-    """
+def epoch_order(source: Source, recipe: Recipe, epoch: int) -> torch.Tensor:
+    """Images of an epoch in their order, (N,) int64; for a recipe with a shuffle_window `source` must be in shards."""
     generator = rng.generator(recipe.seed, Stream.ORDER, epoch)
     if recipe.sampling == "balanced":
         # N draws with replacement: all classes are equally probable, and all images of a class, as in torch's
         # WeightedRandomSampler.
-        assert labels is not None, "balanced sampling needs the labels"
-        weights = torch.from_numpy(1 / np.bincount(labels)[labels])
-        return torch.multinomial(weights, num_images, replacement=True, generator=generator)
+        weights = torch.from_numpy(1 / np.bincount(source.labels)[source.labels])
+        return torch.multinomial(weights, len(source), replacement=True, generator=generator)
     if not recipe.shuffle_window:
-        return torch.randperm(num_images, generator=generator)
+        return torch.randperm(len(source), generator=generator)
     # For slow random reads: shards are shuffled and read a window at a time, whose images are shuffled together.
-    assert shard_of is not None, "a shuffle window needs shards"
+    shard_of = torch.from_numpy(source.shard_of)
     shards = torch.randperm(int(shard_of.max()) + 1, generator=generator)
     window_of_shard = torch.empty_like(shards)
     window_of_shard[shards] = torch.arange(len(shards)) // recipe.shuffle_window
-    images = torch.randperm(num_images, generator=generator)
-    return images[torch.argsort(window_of_shard[torch.from_numpy(shard_of)[images]], stable=True)]
+    images = torch.randperm(len(source), generator=generator)
+    return images[torch.argsort(window_of_shard[shard_of[images]], stable=True)]
 
 
 def repeat_index(order: torch.Tensor) -> torch.Tensor:
@@ -74,14 +67,9 @@ def repeat_index(order: torch.Tensor) -> torch.Tensor:
 
 
 def train_specs(
-    counts: StepCounts,
-    first_step: int,
-    last_step: int,
-    rank: int = 0,
-    labels: np.ndarray | None = None,
-    shard_of: np.ndarray | None = None,
+    source: Source, counts: StepCounts, first_step: int, last_step: int, rank: int = 0
 ) -> Iterator[BatchSpec]:
-    """Yield the batches of one process for the steps from `first_step` to `last_step`; see epoch_order.
+    """Yield the batches of one process for the steps from `first_step` to `last_step`.
 
     Global batch k of an epoch is slice k of the epoch's order; process r takes slice r of the global batch. The images
     left over at the end of an epoch, fewer than a global batch, are dropped from that epoch.
@@ -91,7 +79,7 @@ def train_specs(
     for step in range(first_step, last_step + 1):
         epoch = counts.epoch_of(step)
         if epoch != epoch_of_order:
-            order, epoch_of_order = epoch_order(recipe, counts.num_train_images, epoch, labels, shard_of), epoch
+            order, epoch_of_order = epoch_order(source, recipe, epoch), epoch
             earlier = repeat_index(order) if recipe.sampling == "balanced" else torch.zeros_like(order)
         start = (counts.steps_into_epoch(step) - 1) * recipe.global_batch_size
         # Position p of the epoch is copy p % repeats of image p // repeats. In the batch the copies of an image are as

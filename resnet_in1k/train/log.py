@@ -124,7 +124,7 @@ def nonfinite_loss(run: Trainer, step: int, loss: float) -> UserError:
     """List the images of the batch, and return the error that ends the run."""
     # The batch of one process without accumulation is the global batch.
     counts = StepCounts(run.recipe, 1, 1, len(run.train_source))
-    (spec,) = train_specs(counts, step, step, 0, run.train_source.labels, run.shard_of)
+    (spec,) = train_specs(run.train_source, counts, step, step)
     names = [run.train_source.image_name(sample.index) for sample in spec.samples]
     write_lines(run, run.folder.nonfinite_batch, names)
     return UserError(

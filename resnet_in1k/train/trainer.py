@@ -133,12 +133,10 @@ class Trainer:
         self.train_source, self.val_source = self.launch.on_main_process(
             lambda: open_train_and_val(options.data, options.val_share, options.rescan), "listing images"
         )
-        self.shard_of = None
         if self.recipe.shuffle_window:
             if not isinstance(self.train_source, ShardSource):
                 raise UserError(f"--shuffle-window needs --data shards:…; {options.data} is not stored in shards")
             self.train_source = replace(self.train_source, in_windows=True)
-            self.shard_of = self.train_source.shard_of
 
     def _start_workers(self) -> None:
         """Start the loader workers, before there is a process group: see Loader."""
@@ -212,8 +210,7 @@ class Trainer:
 
     def specs(self, first_step: int, last_step: int) -> Iterator[BatchSpec]:
         """Return this process's batches."""
-        labels = self.train_source.labels
-        return train_specs(self.counts, first_step, last_step, self.launch.rank, labels, self.shard_of)
+        return train_specs(self.train_source, self.counts, first_step, last_step, self.launch.rank)
 
 
 def train_loader(source: Source, counts: StepCounts, num_workers: int, on_bad_image: OnBadImage = "fail") -> Loader:

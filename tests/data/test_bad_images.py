@@ -32,7 +32,7 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Reci
     dirty = with_bad_images(source, num_images, bad)
     recipe = replace(tiny, global_batch_size=100, image_size=8)
     batches = train_batches(dirty, recipe, 30, num_workers=num_workers, if_bad="skip")
-    wanted = epoch_order(recipe, num_images, 1).tolist()
+    wanted = epoch_order(dirty, recipe, 1).tolist()
     replaced_by = {700: 702, 701: 702, 2999: 0}
     assert [index for batch in batches for index in batch.indices.tolist()] == [replaced_by.get(i, i) for i in wanted]
     assert all(torch.equal(batch.labels, batch.indices) for batch in batches)

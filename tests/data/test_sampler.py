@@ -8,16 +8,24 @@ import pytest
 import torch
 from torch.utils.data import WeightedRandomSampler
 
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.sampler import BatchSpec, Sample, epoch_order, eval_specs, train_specs
+from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils import rng
 
 
+def images(number: int, **fields: np.ndarray) -> Source:
+    """Images of one class, which are not read."""
+    known = {"name": "x", "split": "train", "class_names": ("a",), "labels": np.zeros(number, dtype=np.int64)}
+    return Source(**known | fields)
+
+
 def order_of_50(recipe: Recipe, first_step: int = 1, rank: int = 0, num_processes: int = 1) -> list[BatchSpec]:
     """Eight steps on 50 images, four an epoch."""
     recipe = replace(recipe, global_batch_size=12)
-    return list(train_specs(StepCounts(recipe, num_processes, 1, 50), first_step, 8, rank))
+    return list(train_specs(images(50), StepCounts(recipe, num_processes, 1, 50), first_step, 8, rank))
 
 
 def global_batches(recipe: Recipe, num_processes: int) -> list[list[Sample]]:
@@ -49,11 +57,11 @@ def test_the_order_can_start_at_any_step(tiny: Recipe, first_step: int):
 
 def test_epoch_order_is_a_permutation_of_its_own(tiny: Recipe):
     recipe = replace(tiny, seed=0)
-    order = epoch_order(recipe, 1000, epoch=1)
+    order = epoch_order(images(1000), recipe, epoch=1)
     assert sorted(order.tolist()) == list(range(1000))
-    assert not torch.equal(order, epoch_order(replace(recipe, seed=1), 1000, epoch=1))
+    assert not torch.equal(order, epoch_order(images(1000), replace(recipe, seed=1), epoch=1))
     # The first images of ImageNet's first epoch: were these to change, no run could be resumed or reproduced.
-    assert epoch_order(recipe, 1_281_167, epoch=1)[:4].tolist() == [850991, 147023, 218125, 826740]
+    assert epoch_order(images(1_281_167), recipe, epoch=1)[:4].tolist() == [850991, 147023, 218125, 826740]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
@@ -76,7 +84,7 @@ def test_repeated_augmentation_keeps_the_epochs_length(tiny: Recipe, repeats: in
     batches = global_batches(repeated, num_processes)
     assert [len(samples) for samples in batches] == [12] * 8
     seen = list(chain(*batches[:4]))
-    order = epoch_order(tiny, 50, 1).tolist()
+    order = epoch_order(images(50), tiny, 1).tolist()
     assert sorted(seen) == sorted([(1, index, copy) for index in order for copy in range(repeats)][:48])
     for samples in batches:
         pairs = zip(samples[::2], samples[1::2], strict=True)
@@ -86,20 +94,20 @@ def test_repeated_augmentation_keeps_the_epochs_length(tiny: Recipe, repeats: in
 
 def test_balanced_sampling_draws_as_torchs_weighted_sampler(tiny: Recipe):
     """Nine images of a class and one of another: half of the draws are of the one."""
-    labels, recipe = np.array([0] * 9 + [1]), replace(tiny, sampling="balanced", seed=3)
-    order = epoch_order(recipe, 10, 2, labels)
+    source, recipe = images(10, labels=np.array([0] * 9 + [1])), replace(tiny, sampling="balanced", seed=3)
+    order = epoch_order(source, recipe, 2)
     sampler = WeightedRandomSampler([1 / 9] * 9 + [1.0], 10, generator=rng.generator(3, rng.Stream.ORDER, 2))
     assert order.tolist() == list(sampler)
-    drawn = torch.cat([epoch_order(recipe, 10, epoch, labels) for epoch in range(400)])
+    drawn = torch.cat([epoch_order(source, recipe, epoch) for epoch in range(400)])
     assert (drawn == 9).double().mean() == pytest.approx(0.5, abs=0.02)
     assert not torch.equal(drawn[:10], drawn[10:20])
 
 
 def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
     """So that its crops differ; on two processes the same as on one."""
-    labels, recipe = np.array([0] * 46 + [1] * 4), replace(tiny, sampling="balanced", epochs=1)
+    source, recipe = images(50, labels=np.array([0] * 46 + [1] * 4)), replace(tiny, sampling="balanced", epochs=1)
     one, first, second = (
-        list(train_specs(StepCounts(recipe, num_processes, 1, 50), 1, 6, rank, labels))
+        list(train_specs(source, StepCounts(recipe, num_processes, 1, 50), 1, 6, rank))
         for rank, num_processes in ((0, 1), (0, 2), (1, 2))
     )
     samples = list(chain(*(batch.samples for batch in one)))
@@ -113,9 +121,12 @@ def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
 def test_a_window_of_shards_is_shuffled_at_a_time(tiny: Recipe):
     """Five shards of unequal size, two at a time: each image once, and no window begins before the last has ended."""
     shard_of = np.repeat(np.arange(5), [3, 5, 2, 7, 4])[torch.randperm(21, generator=torch.Generator().manual_seed(0))]
-    seen = set()
+    source, seen = (
+        ShardSource(**vars(images(21)), shards=(), shard_of=shard_of, offsets=shard_of, sizes=shard_of),
+        set(),
+    )
     for epoch in (1, 2, 3, 4):
-        order = epoch_order(replace(tiny, shuffle_window=2), 21, epoch, shard_of=shard_of)
+        order = epoch_order(source, replace(tiny, shuffle_window=2), epoch)
         assert sorted(order.tolist()) == list(range(21))
         shards = shard_of[order.numpy()].tolist()
         assert np.count_nonzero(np.diff(shards)) > 4, "the images of a window are shuffled together"

@@ -42,7 +42,7 @@ def train_loader(source: Source, recipe: Recipe, *, num_workers: int = 0, if_bad
 
 
 def specs_of(source: Source, recipe: Recipe, last_step: int, first_step: int = 1) -> Iterator[BatchSpec]:
-    return train_specs(StepCounts(recipe, 1, 1, len(source)), first_step, last_step)
+    return train_specs(source, StepCounts(recipe, 1, 1, len(source)), first_step, last_step)
 
 
 def train_batches(

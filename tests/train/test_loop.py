@@ -67,7 +67,7 @@ def test_losses_and_updates_are_those_of_a_plain_torch_loop(image_folder, tiny: 
     expected = []
     schedule = StepCounts(tiny, 1, 1, len(source))
     with train_loader(source, schedule, num_workers=0) as loader:
-        batches = list(loader.batches(train_specs(schedule, first_step=1, last_step=4)))
+        batches = list(loader.batches(train_specs(source, schedule, first_step=1, last_step=4)))
     for batch in batches:
         sgd.param_groups[0]["lr"] = 0.002 * batch.step / 4  # one epoch of warm-up
         sgd.zero_grad()
@@ -250,8 +250,8 @@ def test_bad_images_are_replaced_and_listed_and_too_many_stop_the_run(tiny, imag
     """One of 1,000, alike in a run that is resumed after it; two are more than 0.1 %."""
     data = tree_of_links(tmp_path / "images", image_folder / "train/ant/0.jpg", num_classes=5, images_per_class=200)
     recipe = replace(tiny, global_batch_size=100, epochs=1, image_size=16)
-    order = epoch_order(recipe, 1000, 1).tolist()
     source = open_source(str(data), "train")
+    order = epoch_order(source, recipe, 1).tolist()
     bad = [source.image_name(index) for index in (order[60], order[560])]
     how = {"on_bad_image": "skip", "checkpoint_every": 5, "keep_checkpoints": 9}
 
