@@ -5,7 +5,7 @@ from pathlib import Path
 
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.hub.hub_folder import build_hub_folder
-from resnet_in1k.hub.upload import MAIN, Upload, files_in
+from resnet_in1k.hub.upload import MAIN, Upload
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import file_size
@@ -39,10 +39,10 @@ def main() -> None:
     """Build RUN/hub, list its files, upload them, download them again and compare."""
     options = parse(PushOptions)
     folder = build_hub_folder(RunFolder(options.run), options.repo_id, options.license)
-    paths, target = files_in(folder), "a pull request" if options.pr else f"branch {options.revision}"
+    target = "a pull request" if options.pr else f"branch {options.revision}"
     print(f"{options.repo_id}, {target} ← {folder}" + (", private" * options.private))
-    for name, path in paths.items():
-        print(f"  {name:<{max(map(len, paths))}}  {file_size(path.stat().st_size):>8}")
+    for path in sorted(folder.iterdir()):
+        print(f"  {path.name:<17}  {file_size(path.stat().st_size):>8}")
     if options.dry_run:
         print("dry run: nothing was sent, and the Hub has not checked the card")
         return

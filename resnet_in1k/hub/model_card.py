@@ -25,21 +25,6 @@ from resnet_in1k.utils.format import duration
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 ALWAYS_LISTED = {"loss", "optimizer", "lr_schedule", "decay_norms", "decay_biases", "eval_crop_ratio"}
 """Recipe fields that are listed even with their default values."""
-SCHEDULE_FIELDS = {
-    "step": {"lr_step_epochs", "lr_step_factor"},
-    "multi_step": {"lr_milestones", "lr_step_factor"},
-    "cosine": {"lr_floor"},
-    "linear": {"lr_floor"},
-    "polynomial": {"lr_floor", "lr_power"},
-}
-SWITCHES = {
-    "image_size_ramp_start": "initial_image_size",
-    "image_size_ramp_end": "initial_image_size",
-    "ema_every_steps": "ema_decay",
-    "warmup_start_factor": "warmup_epochs",
-    "mix_by_pair": "mixes",
-}
-"""Recipe fields that have no effect if another one is 0."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +128,23 @@ def _metadata(record: RunRecord) -> str:
 
 def _applied_fields(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's fields that had an effect, and differ from their defaults or are always listed."""
-    of_any_schedule = set().union(*SCHEDULE_FIELDS.values())
-    unused = of_any_schedule - SCHEDULE_FIELDS.get(recipe.lr_schedule, of_any_schedule)
-    unused |= {field for field, switch in SWITCHES.items() if not getattr(recipe, switch)} | {"lr_batch_rule"}
-    listed = (recipe.non_default_fields().keys() | ALWAYS_LISTED) - unused
-    return {name: value for name, value in dataclasses.asdict(recipe).items() if name in listed}
+    schedule = recipe.lr_schedule
+    had_no_effect = {
+        "lr_batch_rule": True,
+        "lr_step_epochs": schedule in ("multi_step", "cosine", "linear", "polynomial"),
+        "lr_step_factor": schedule in ("cosine", "linear", "polynomial"),
+        "lr_milestones": schedule in ("step", "cosine", "linear", "polynomial"),
+        "lr_floor": schedule in ("step", "multi_step"),
+        "lr_power": schedule in ("step", "multi_step", "cosine", "linear"),
+        "warmup_start_factor": not recipe.warmup_epochs,
+        "ema_every_steps": not recipe.ema_decay,
+        "image_size_ramp_start": not recipe.initial_image_size,
+        "image_size_ramp_end": not recipe.initial_image_size,
+        "mix_by_pair": not recipe.mixes,
+    }
+    listed = recipe.non_default_fields().keys() | ALWAYS_LISTED
+    fields = dataclasses.asdict(recipe)
+    return {name: value for name, value in fields.items() if name in listed and not had_no_effect.get(name)}
 
 
 def published_facts(facts: dict[str, Any]) -> dict[str, Any]:
@@ -165,22 +162,14 @@ def published_facts(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_command(command: Sequence[str], origin: str | None) -> list[str]:
-    """Return the words of a recorded command with path/to/NAME in place of local paths.
-
-    Args:
-        origin: the initial weights, if others can download them.
-    """
+    """Return the words of a recorded command with path/to/NAME in place of local paths; `origin` is not a path."""
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    published, flag = ["scripts/train.py"], ""
-    for word in itertools.dropwhile(lambda word: not word.startswith("--"), words):
-        if word.startswith("--"):
-            flag = word.replace("_", "-")
-            published.append(flag)
-        elif flag == "--data":
-            published += shlex.split(source_facts(word).data_flag)
-        elif word == origin or word.startswith("hub:"):
-            published.append(word)
-        else:
-            is_path = "/" in word or flag in ("--output-dir", "--init-from")
-            published.append(f"path/to/{Path(word).name}" if is_path else word)
+    flags = itertools.dropwhile(lambda word: not word.startswith("--"), words)
+    published = ["scripts/train.py"]
+    for word in flags:
+        if published[-1] == "--data":
+            word = shlex.split(source_facts(word).data_flag)[0]
+        elif "/" in word and word != origin and not word.startswith("hub:"):
+            word = f"path/to/{Path(word).name}"
+        published.append(word)
     return published

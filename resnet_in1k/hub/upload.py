@@ -96,7 +96,7 @@ class Upload:
 
     def _verify(self, commit: str) -> None:
         """Download the commit to an empty cache and compare the files."""
-        names = list(files_in(self.folder))
+        names = [path.name for path in self.folder.iterdir()]
         with tempfile.TemporaryDirectory() as cache:
             download = self.api.snapshot_download(self.repo_id, revision=commit, cache_dir=cache, allow_patterns=names)
             _, different, missing = filecmp.cmpfiles(self.folder, download, names, shallow=False)
@@ -122,11 +122,6 @@ class Upload:
                     ) from None
                 print(f"could not {what} ({reason}); trying again in {wait_seconds} s")
                 time.sleep(wait_seconds)
-
-
-def files_in(folder: Path) -> dict[str, Path]:
-    """Return all files below a folder by their relative POSIX paths, sorted."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def seconds_before_retry(error: BaseException | None, attempt: int) -> int | None:

@@ -74,7 +74,7 @@ def test_the_recorded_command_is_published_without_local_folders(record: RunReco
     text = make_card(replace(record, facts=published_facts(facts)))
     assert (
         "\naccelerate launch --num_processes 2 scripts/train.py --recipe a3 --data 'path/to/my data' --lr 0.1 "
-        "--output-dir path/to/x --init-from path/to/base --backup path/to/x --no-nesterov\n"
+        "--output_dir path/to/x --init-from path/to/base --backup path/to/x --no-nesterov\n"
     ) in text
     resumed = facts | {"resumed": [{"after_step": 4, "command": [*words, "--resume"], "init_from": initial}]}
     published = json.dumps(published_facts(resumed))

@@ -20,7 +20,7 @@ from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.cli.predict import PredictOptions, predict
 from resnet_in1k.cli.push_to_hub import PushOptions, main
 from resnet_in1k.hub.hub_folder import build_hub_folder
-from resnet_in1k.hub.upload import Upload, files_in, seconds_before_retry
+from resnet_in1k.hub.upload import Upload, seconds_before_retry
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils.errors import UserError
 
@@ -64,7 +64,7 @@ def publish_failing(run: RunFolder, **options: Any) -> str:
 
 def assert_published(hub: HubServer, run: RunFolder, revision: str = "main") -> None:
     """Every file of the hub folder, byte for byte, in one commit after the Hub's own."""
-    expected = {name: path.read_bytes() for name, path in files_in(run.path / "hub").items()}
+    expected = {path.name: path.read_bytes() for path in (run.path / "hub").iterdir()}
     published = hub.repos[REPO].files(revision)
     assert published.keys() == expected.keys() | CREATED_BY_THE_HUB
     assert expected.items() <= published.items()
@@ -144,7 +144,7 @@ def test_files_of_an_earlier_publication_are_deleted(hub: HubServer, trained_els
     hub.publish(REPO, dict.fromkeys(earlier, b"earlier"))
     build_hub_folder(trained_elsewhere, REPO)
     publish(trained_elsewhere)
-    names = files_in(trained_elsewhere.path / "hub").keys()
+    names = {path.name for path in (trained_elsewhere.path / "hub").iterdir()}
     assert names == {"README.md", "config.json", "eval.json", "model.safetensors"}
     assert hub.repos[REPO].files("main").keys() == names | {"notes.txt"} | CREATED_BY_THE_HUB  # not ours
 
