@@ -17,7 +17,7 @@ from resnet_in1k.evaluate.statistics import different_conditions
 from resnet_in1k.hub.model_card import RunRecord, make_card, published_facts
 from resnet_in1k.model.exported import SUFFIXES
 from resnet_in1k.model.foreign import CONFIG_NAME
-from resnet_in1k.model.resnet import LAYOUTS, ResNet, load_model
+from resnet_in1k.model.resnet import LAYOUTS, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import WEIGHTS_NAME
 from resnet_in1k.recipes.recipe import crop_ratio_for
@@ -73,7 +73,14 @@ def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
     """Read and check a run's weights, metrics, recipe and log; raises UserError like `build_hub_folder`."""
     if not run.weights.is_file():
         raise UserError(f"--run {run.path}: no {WEIGHTS_NAME} in it; a run folder has one after its first epoch")
-    model = _checked_model(run)
+    model = load_model(run.weights)
+    with safetensors.safe_open(run.weights, framework="pt") as file:
+        foreign = sorted(set(file.keys()) - model.state_dict().keys())
+    if foreign:
+        raise UserError(
+            f"{run.weights} has names of tensors that other libraries cannot load, such as {foreign[0]}; export.py "
+            "--format safetensors renames them"
+        )
     recipe, facts = read_recipe(run) if run.recipe.exists() else (None, None)
     expected = {"num_classes": model.fc.out_features}
     if facts is not None:
@@ -87,21 +94,6 @@ def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
     _check_evaluation(evaluation, run.evaluation, advice, expected)
     exported, published = _read_exports(run, evaluation), published_facts(facts) if facts else None
     return RunRecord(run, repo_id, license, model.architecture, evaluation, exported, recipe, published)
-
-
-def _checked_model(run: RunFolder) -> ResNet:
-    model = load_model(run.weights)
-    with safetensors.safe_open(run.weights, framework="pt") as file:
-        foreign = sorted(set(file.keys()) - model.state_dict().keys())
-    if foreign:
-        raise UserError(
-            f"{run.weights} has names of tensors that other libraries cannot load, such as {foreign[0]}; export.py "
-            "--format safetensors renames them"
-        )
-    for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{run.weights}: {name} is not finite; the training has diverged")
-    return model
 
 
 def _check_evaluation(result: dict[str, Any], path: Path, advice: str, expected: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Render the model card, model_card.md.jinja, from the records of a run."""
 
 import dataclasses
+import functools
 import itertools
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,6 @@ from torchvision.models import get_model_weights
 
 from resnet_in1k.data.registry import source_facts
 from resnet_in1k.evaluate.statistics import confidence_interval, paired
-from resnet_in1k.model.foreign import TORCHVISION
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
@@ -61,6 +62,7 @@ def make_card(record: RunRecord) -> str:
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"commas": "{:,}".format, "percent": "{:.2%}".format, "duration": duration}
+    environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
     run, result, facts, recipe = record.run, record.evaluation, record.facts, record.recipe
     counts = (result["class_top1_correct"], result["class_num_images"])
     rows = zip(imagenet.human_names(result["class_names"]), *counts, strict=True)
@@ -69,7 +71,6 @@ def make_card(record: RunRecord) -> str:
     starts = [facts, *facts.get("resumed", [])] if facts else []
     named = RECIPES.get(facts["recipe"]["name"]) if facts else None
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=_metadata(record),
         record=record,
         result=result,
         source=source_facts(result["data"]),
@@ -91,39 +92,6 @@ def make_card(record: RunRecord) -> str:
         classes=sorted((row for row in rows if row[2]), key=lambda row: (-row[1] / row[2], row[0])),
     )
     return card.rstrip() + "\n"
-
-
-def _metadata(record: RunRecord) -> str:
-    """Return the card's YAML, with the metrics in `model-index`."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    result = record.evaluation
-    origin = (record.facts or {}).get("init_from", {}).get("origin", "")
-    data = ModelCardData(
-        model_name=record.repo_id.split("/")[1],
-        license=record.license,
-        library_name="timm",
-        pipeline_tag="image-classification",
-        base_model=origin if origin and not origin.startswith(TORCHVISION) else None,  # a repository on the Hub
-        datasets=[imagenet.HUB_ID] if record.is_imagenet else None,
-        metrics=["accuracy"],
-        tags=["image-classification", "timm", "transformers", "torchvision", record.architecture, "resnet-in1k"],
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                task_name="Image Classification",
-                dataset_type=imagenet.HUB_ID if record.is_imagenet else record.dataset_name,
-                dataset_name=record.dataset_name,
-                dataset_split=result["split"],
-                dataset_args={"num_images": result["num_images"], "image_size": result["image_size"]},
-                metric_type="accuracy",
-                metric_name=f"top-{k} accuracy",
-                metric_value=value,
-            )
-            for k, value in ((1, result["top1_accuracy"]), (result["top_k"], result["top5_accuracy"]))
-        ],
-    )
-    return data.to_yaml()
 
 
 def _applied_fields(recipe: Recipe) -> dict[str, Any]:

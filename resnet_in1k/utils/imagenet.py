@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HUB_ID = "ILSVRC/imagenet-1k"
 NUM_TRAIN_IMAGES, NUM_VAL_IMAGES = 1_281_167, 50_000
 
 MEAN = (0.485, 0.456, 0.406)

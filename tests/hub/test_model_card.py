@@ -28,7 +28,8 @@ def test_metadata_as_the_hubs_library_reads_them(record: RunRecord, image_folder
     data, result = ModelCard(make_card(record)).data, record.evaluation
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "timm", "image-classification")
     top1, top5 = data.eval_results
-    assert (top1.metric_value, top5.metric_value) == (result["top1_accuracy"], result["top5_accuracy"])
+    expected = [result["top1_accuracy"], result["top5_accuracy"]]
+    assert [top1.metric_value, top5.metric_value] == pytest.approx(expected, abs=1e-6)
     assert (top1.dataset_name, top1.dataset_split, top1.dataset_args["num_images"]) == (image_folder.name, "val", 12)
 
 
