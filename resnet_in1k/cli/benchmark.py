@@ -15,7 +15,6 @@ from itertools import count, repeat
 from time import perf_counter
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from PIL import Image
@@ -186,13 +185,14 @@ class Bench:
         one_process = step_alone if self.launch.is_main_process else None
         ways = {"ours": step, "without_communication": step_alone, "one_process": one_process}
         result = self._measure(**{name: (None, way) for name, way in ways.items()})
-        for name in result.keys() - {"one_process", "one_process_range"}:  # images of all processes
-            result[name] = (np.array(result[name]) * self.launch.world_size).tolist()
+        world_size = self.launch.world_size
+        result["one_process"] /= world_size  # a rate is of the images of all processes
+        result["one_process_range"] = [rate / world_size for rate in result["one_process_range"]]
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             step()
         names = [event.name for event in profiler.events() if event.name.startswith(("gloo:", "nccl:", "xccl:"))]
         result["communication_share"] = 1 - result["ours"] / result["without_communication"]
-        result["scaling_efficiency"] = result["ours"] / (self.launch.world_size * result["one_process"])
+        result["scaling_efficiency"] = result["ours"] / (world_size * result["one_process"])
         return {**result, "collectives_per_step": dict(Counter(names))}
 
     def train(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class Bench:
         return {**medians, **ranges, **ratio}
 
     def _rate(self, make_batches: Callable[[], Batches] | None, step: Callable[..., object] | None) -> float:
-        """Return images/s over `num_steps` steps of this process, after a warm-up."""
+        """Return images/s of all processes over `num_steps` steps, after a warm-up."""
         batches = make_batches() if make_batches else repeat(lambda: ())
         self.launch.wait_for_everyone("measuring")  # start at the same time
         for number in range(self.num_warmup_steps + self.num_steps):
@@ -232,7 +232,7 @@ class Bench:
         synchronize(self.device)
         seconds = perf_counter() - start_seconds
         self.laps[step].update(self.stopwatch.lap())
-        return self.num_steps * self.batch_size / seconds
+        return self.num_steps * self.recipe.global_batch_size / seconds
 
     def _our_batches(self, prepare: Callable[[Batch], Tensors]) -> Batches:
         with train_loader(self.source, self.counts, self.workers) as loader:

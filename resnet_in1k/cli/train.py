@@ -50,11 +50,7 @@ class GivenRecipe:
 
 
 def find_recipe(given: str) -> GivenRecipe:
-    """Load a recipe by its name, from a run folder or recipe.json, or from `hub:USER/NAME`.
-
-    Raises:
-        UserError: if there is no such recipe, or it cannot be read.
-    """
+    """Load a recipe by its name, from a run folder or recipe.json, or from `hub:USER/NAME`; UserError if that fails."""
     path = Path(given)
     if given.startswith(HUB):
         repository = given.removeprefix(HUB)
@@ -120,11 +116,8 @@ def read_deciding_flags() -> dict[str, str]:
 
 
 def parse_flags() -> tuple[GivenRecipe, Arguments]:
-    """Parse the command line; the defaults are those of the recipe that it names, for the sizes given.
-
-    Raises:
-        UserError: if there is no such recipe, or if it needs weights to start from and none are given.
-    """
+    """Parse the command line; the defaults are those of the recipe that it names, for the sizes given. Raises UserError
+    if there is no such recipe, or if it needs weights to start from and none are given."""
     flags = read_deciding_flags()
     given = find_recipe(flags["recipe"] or DEFAULT_RECIPE)
     name, recipe = given.origin or given.name, given.named.recipe

@@ -42,11 +42,8 @@ class ExportedNetwork(torch.nn.Module):
 
 
 def load_exported(file: Path) -> ExportedNetwork:
-    """Load an exported network.
-
-    Raises:
-        UserError: if the file cannot be read, a package is missing, or the network does not map images to logits.
-    """
+    """Load a network; raises UserError if it cannot be read, a package is missing, or it does not map images to
+    logits."""
     try:
         logits, inputs, outputs, facts = _load_onnx(file) if file.suffix == ".onnx" else _load_pt2(file)
         shapes = [[size if isinstance(size, int) else 0 for size in shape] for shape in (*inputs, *outputs)]

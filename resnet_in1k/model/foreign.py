@@ -23,12 +23,9 @@ PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the config.json of timm, transformers or this project; {} if there is none.
-
-    Raises:
-        UserError: if the model differs from torchvision's ResNets, if its images are prepared in a way that is not
-            implemented here, or if the file is incomplete.
-    """
+    """Read the config.json of timm, transformers or this project; {} if there is none. Raises UserError if the model
+    differs from torchvision's ResNets, its images are prepared in a way that is not implemented here, or the file is
+    incomplete."""
     file = folder / CONFIG_NAME
     config = files.read_json_object(file) or {}
     with files.content_errors(file):
@@ -96,10 +93,8 @@ def _class_names(names: Any, num_classes: Any) -> Any:
 def download_torchvision_weights(name: str) -> tuple[Path, dict[str, Any]]:
     """Return the file of `torchvision/MODEL.WEIGHTS` in torch.hub's cache, with its preprocessing and class names.
 
-    `torchvision/MODEL` are torchvision's default weights.
-
-    Raises:
-        UserError: if torchvision has no such weights, they cannot be downloaded, or the file is damaged.
+    Without WEIGHTS they are torchvision's default. Raises UserError if torchvision has no such weights, they cannot be
+    downloaded, or the file is damaged.
     """
     architecture, _, tag = name.removeprefix(TORCHVISION).partition(".")
     if architecture not in ARCHITECTURES:

@@ -74,11 +74,7 @@ class ResNet(torchvision.models.ResNet):
     def predict(self, image: str | Path | Image.Image, top_k: int = 5) -> list[tuple[str, float]]:
         """Return names and probabilities of the most probable classes, best first, as scripts/predict.py prints them.
 
-        Args:
-            image: a file, or a Pillow image; a Pillow image is not rotated by its EXIF orientation.
-
-        Raises:
-            UserError: if the file cannot be read.
+        A Pillow image is not rotated by its EXIF orientation. Raises UserError if a file cannot be read.
         """
         if isinstance(image, Image.Image):
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -100,11 +96,8 @@ class ResNet(torchvision.models.ResNet):
 
 
 def load_model(checkpoint: Path) -> ResNet:
-    """Load a model; the tensors decide the architecture and the number of classes.
-
-    Raises:
-        UserError: if there are no weights, or they are not those of a torchvision ResNet.
-    """
+    """Load a model; the tensors decide the architecture and the number of classes. Raises UserError if there are no
+    weights, or they are not those of a torchvision ResNet."""
     file = weights_file(checkpoint)
     state = read_weights(file)
     architecture, last_layer = architecture_of(state, file), state["fc.weight"]

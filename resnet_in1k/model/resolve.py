@@ -52,15 +52,10 @@ class Weights:
 
 
 def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights:
-    """Find the weights that `--ckpt` names, and the files in their folder that describe them.
+    """Find the weights that `--ckpt` names and the files that describe them; the arguments are from_pretrained's.
 
-    Args:
-        checkpoint: a run folder, checkpoint folder or file; USER/NAME on the Hub; or torchvision/MODEL.WEIGHTS.
-        client_options: `revision`, `token`, `cache_dir` … of huggingface_hub's snapshot_download.
-
-    Raises:
-        UserError: if there are no weights, they cannot be downloaded, or the files with them cannot be read or have
-            values that cannot be used: they may come from anywhere.
+    Raises UserError if there are no weights, they cannot be downloaded, or the files with them cannot be read or have
+    values that cannot be used: they may come from anywhere.
     """
     path, name, origin, published = Path(checkpoint), str(checkpoint), "", {}
     if not path.exists() and name.startswith(foreign.TORCHVISION):
@@ -154,8 +149,7 @@ def download(
 ) -> Path:
     """Download those of the named files that USER/NAME has; a pickle only if there is no safetensors file.
 
-    Raises:
-        UserError: if there is no such repository, it cannot be reached, or a file is larger than MAX_BYTES.
+    Raises UserError if there is no such repository, it cannot be reached, or a file is larger than MAX_BYTES.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils.logging import set_verbosity_error

@@ -42,8 +42,7 @@ def torchvision_key(key: str) -> str:
 def weights_file(checkpoint: Path) -> Path:
     """Return the file that `--ckpt` names: the path itself, or `model.safetensors` in a run, checkpoint or hub folder.
 
-    Raises:
-        UserError: if there is none, or its sha256 differs from the one recorded in its checkpoint's state.json.
+    Raises UserError if there is none, or its sha256 differs from the one recorded in its checkpoint's state.json.
     """
     if not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such file or folder; give a run folder, checkpoint folder or weights file")
@@ -63,10 +62,7 @@ def weights_file(checkpoint: Path) -> Path:
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Return the state dict in a safetensors file or an old `.pth`, on the CPU, with torchvision's keys.
 
-    A `.pth` is read by torch's weights-only reader, which executes no pickled code.
-
-    Raises:
-        UserError: if the file is damaged or holds anything but tensors.
+    Raises UserError if the file is damaged or holds anything but tensors; no pickled code is executed.
     """
     if file.suffix in (".onnx", ".pt2"):
         raise UserError(f"{file} is an exported network, for evaluate.py only; give the weights it was exported from")
