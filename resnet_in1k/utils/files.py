@@ -31,8 +31,7 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 def retry_once(call: Callable[[], T]) -> T:
-    """Return the value of `call`; call it a second time if the first fails with a transient error of the file
-    system."""
+    """Return the value of `call`, which is called again if it fails with a transient error of the file system."""
     try:
         return call()
     except OSError as error:
@@ -44,8 +43,7 @@ def retry_once(call: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def user_errors(prefix: str = "") -> Iterator[None]:
-    """Raise UserError for an OSError in the body, naming the file and the system's reason, after a `prefix` such as
-    "--output: "."""
+    """Raise UserError for an OSError in the body: a prefix such as "--output: ", the file and the system's reason."""
     try:
         yield
     except OSError as error:
@@ -130,8 +128,7 @@ def _refuse_constant(constant: str) -> None:
 
 
 def delete_folder(path: Path) -> None:
-    """Delete a folder: `path` is gone at once. Content that cannot be deleted now is deleted when the run is
-    resumed."""
+    """Delete a folder: `path` is gone at once. What cannot be deleted now is deleted when the run is resumed."""
     renamed = path.with_name(f".{path.name}.{os.getpid()}.deleted.tmp")
     os.rename(path, renamed)
     shutil.rmtree(renamed, ignore_errors=True)
@@ -139,11 +136,12 @@ def delete_folder(path: Path) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append a line and sync; if that fails, the file is restored."""
-    with path.open("ab") as file:
+    data = line.encode("utf-8") + b"\n"
+    with path.open("ab", buffering=0) as file:  # a buffer would be written again when the file is closed
         size = file.tell()
         try:
-            file.write(line.encode("utf-8") + b"\n")
-            file.flush()
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -187,8 +185,7 @@ def _sync(path: Path) -> None:
 
 
 def cache_file(kind: str, paths: Sequence[Path], suffix: str) -> Path:
-    """Return a path in the user's cache for facts about some files, by their paths. Its reader checks that they
-    hold."""
+    """Return a path in the user's cache for facts about these files. Whoever reads it checks that they still hold."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "resnet_in1k")
     except RuntimeError:  # no home, such as for a container's user without a name: nothing can be written below devnull
@@ -198,11 +195,7 @@ def cache_file(kind: str, paths: Sequence[Path], suffix: str) -> Path:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Lock a folder until the returned file is closed or this process ends, however it ends.
-
-    Raises:
-        UserError: if another process holds the lock, or the file system has no locks.
-    """
+    """Lock a folder until the returned file is closed or this process ends, however it ends. Raises UserError."""
     import fcntl  # not on all systems, and prediction does not need it
 
     file = (folder / LOCK_NAME).open("a+")

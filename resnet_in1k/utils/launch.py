@@ -110,13 +110,11 @@ class Launch:
     def on_main_process(self, work: Callable[[], T], doing: str, advice: str = "") -> T:
         """Call `work` on the main process and return its value on all processes, where it arrives as a pickle.
 
-        A transient error of the file system is retried once.
+        A transient error of the file system is retried once. If `work` raises UserError or OSError, all processes raise
+        UserError, with `advice` at its end.
 
         Args:
             doing: what the main process does meanwhile, such as "listing images".
-
-        Raises:
-            UserError: on all processes, with `advice` at its end, if `work` raises it or an OSError.
         """
         value, problem = None, ""
         if self.is_main_process:

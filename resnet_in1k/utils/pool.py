@@ -62,25 +62,21 @@ def shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:
 def run_parallel(work: Callable[[T], R], jobs: Sequence[T], num_processes: int) -> Iterator[R]:
     """Yield the results in the order of the jobs. With one process or job, everything happens in this process.
 
-    Args:
-        work: pickled once for each process, when it starts.
-
-    Raises:
-        UserError: if `work` raises it, or a process is killed.
+    `work` is pickled once for each process, when it starts. Raises UserError if `work` does, or a process is killed.
     """
     if num_processes == 1 or len(jobs) <= 1:
         yield from map(work, jobs)
         return
     context = multiprocessing.get_context(worker_context())
-    with ProcessPoolExecutor(num_processes, context, initializer=_init_pool, initargs=(work, os.getpid())) as pool:
-        try:
-            yield from pool.map(_do, jobs)
-        except BrokenProcessPool:
-            raise UserError(
-                "a process was killed, by a signal or for lack of memory (free -g); run the same command to continue"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ProcessPoolExecutor(num_processes, context, initializer=_init_pool, initargs=(work, os.getpid()))
+    try:
+        yield from pool.map(_do, jobs)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process was killed, by a signal or for lack of memory (free -g); run the same command to continue"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _work: Callable[[Any], Any]

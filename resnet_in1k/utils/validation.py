@@ -40,11 +40,7 @@ def check_options(options: Any) -> None:
 
 
 def lookup(registry: Mapping[str, T], name: str, field: str) -> T:
-    """Return the entry of that name.
-
-    Raises:
-        UserError: if there is none, with all names and the nearest one.
-    """
+    """Return the entry of that name. Raises UserError with all names and the nearest one if there is none."""
     if name in registry:
         return registry[name]
     nearest = difflib.get_close_matches(name, registry, n=1)
