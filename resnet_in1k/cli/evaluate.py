@@ -102,21 +102,17 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     if data is None:
         raise UserError(f"{options.ckpt} is not in a run folder that names its data; give --data")
     preprocessing = options.change(weights.preprocessing)
-    if network := weights.exported:
-        if network.image_size not in (0, preprocessing.image_size):
-            raise UserError(f"{weights.file} takes images of {network.image_size} px only; leave out --image-size")
-        description, num_outputs = "an exported network, computed on the CPU", network.num_outputs
-    else:
-        network = load_model(weights.file)
-        description, num_outputs = network.architecture, network.fc.out_features
+    network = weights.exported or load_model(weights.file)
+    if weights.exported and network.image_size not in (0, preprocessing.image_size):
+        raise UserError(f"{weights.file} takes images of {network.image_size} px only; leave out --image-size")
     val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
     source = launch.on_main_process(lambda: open_source(data, options.split, val_share), "listing images")
-    model, matching = match_classes(network, num_outputs, weights.class_names, source, options.ckpt)
+    model, matching = match_classes(network, network.num_outputs, weights.class_names, source, options.ckpt)
     with eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers)) as loader:
         accelerator = make_accelerator(launch, "fp32")
         choose_cpu_threads(accelerator.device, options.cpu_threads)
         sizes = f"resized to {preprocessing.resize_size} px, center crop {preprocessing.image_size} px"
-        print_line(f"{weights.file}: {description}, {num_outputs} classes")
+        print_line(f"{weights.file}: {network.architecture}, {network.num_outputs} classes")
         print_line("\n".join(filter(None, [f"{data}/{options.split}: {len(source):,} images, {sizes}", matching])))
         model = model.to(accelerator.device, memory_format=torch.channels_last)
         evaluation = replace(evaluate_model(model, source, loader, accelerator, preprocessing), weights=weights.kind)

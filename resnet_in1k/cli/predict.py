@@ -66,9 +66,9 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
         raise UserError("predict.py runs in one process: python scripts/predict.py …")
     weights = resolve_checkpoint(options.ckpt)
     model, preprocessing = load_model(weights.file).eval(), options.change(weights.preprocessing)
-    folders = weights.class_names or [f"class {number}" for number in range(model.fc.out_features)]
-    if len(folders) != model.fc.out_features:
-        raise UserError(f"{weights.file} has {model.fc.out_features} classes, but {len(folders)} recorded class names")
+    folders = weights.class_names or [f"class {number}" for number in range(model.num_outputs)]
+    if len(folders) != model.num_outputs:
+        raise UserError(f"{weights.file} has {model.num_outputs} classes, but {len(folders)} recorded class names")
     names, source = human_names(folders), open_paths(options.images)
     predictions = []
     for index, answer in enumerate(_answers(options, model, preprocessing, source)):

@@ -26,6 +26,8 @@ class ExportedNetwork(torch.nn.Module):
     export.py wrote into the file, {} if another program exported it.
     """
 
+    architecture = "an exported network, computed on the CPU"
+
     def __init__(self, logits: Callable[[np.ndarray], np.ndarray], shapes: list[list[int]], facts: dict[str, Any]):
         super().__init__()
         (self._batch_size, _, _, self.image_size), (_, self.num_outputs) = shapes

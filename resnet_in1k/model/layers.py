@@ -95,12 +95,10 @@ class FrozenBody(torch.nn.Module):
 
     def __init__(self, model: ResNet):
         super().__init__()
-        self.fc = model.fc
-        self._model = (model,)  # in a tuple it is not a submodule
+        *body, self.fc = model.children()
+        self._body = (torch.nn.Sequential(*body, torch.nn.Flatten()),)  # in a tuple it is not a submodule
 
     def forward(self, images: Tensor) -> Tensor:
-        (model,) = self._model
-        model.eval()
         with torch.no_grad():
-            features = model.features(images)
+            features = self._body[0].eval()(images)  # (B, F)
         return self.fc(features)

@@ -44,7 +44,7 @@ class ResNet(torchvision.models.ResNet):
     ):
         block, blocks = LAYOUTS[architecture]
         super().__init__(block, list(blocks), num_classes=num_classes, zero_init_residual=zero_init_residual)
-        self.architecture = architecture
+        self.architecture, self.num_outputs = architecture, num_classes
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, *, revision: str | None = None, **client_options: Any) -> "ResNet":
@@ -60,15 +60,9 @@ class ResNet(torchvision.models.ResNet):
         """
         weights = resolve_checkpoint(checkpoint, revision=revision, **client_options)
         model, names = load_model(weights.file), weights.class_names
-        model.class_names = human_names(names) if names and len(names) == model.fc.out_features else None
+        model.class_names = human_names(names) if names and len(names) == model.num_outputs else None
         model.preprocessing = weights.preprocessing
         return model.eval()
-
-    def features(self, images: Tensor) -> Tensor:
-        """Compute the input of the last layer: (B, 3, S, S) float32, normalized, to (B, F) float32."""
-        maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
-        return self.avgpool(maps).flatten(1)
 
     @torch.inference_mode()
     def predict(self, image: str | Path | Image.Image, top_k: int = 5) -> list[tuple[str, float]]:
@@ -90,8 +84,8 @@ class ResNet(torchvision.models.ResNet):
                 logits = self.eval()(normalize(square, self.preprocessing.mean, self.preprocessing.std))
         finally:
             self.train(was_training)
-        best = logits[0].softmax(dim=0).topk(min(top_k, self.fc.out_features))
-        names = self.class_names or [f"class {number}" for number in range(self.fc.out_features)]
+        best = logits[0].softmax(dim=0).topk(min(top_k, logits.shape[1]))
+        names = self.class_names or [f"class {number}" for number in range(logits.shape[1])]
         return [(names[index], value) for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
