@@ -27,11 +27,10 @@ class TableSource(Source):
     """A column of encoded images and one of labels. Its keys are row numbers: images in a table may have no names."""
 
     table: Any
-    """A `datasets.Dataset`, which pickles as the paths of its files."""
-    image_column: str
+    """A `datasets.Dataset` with the column of images, which pickles as the paths of its files."""
 
     def _image(self, index: int) -> Any:
-        return self.table.data.column(self.image_column)[int(self.keys[index])]
+        return self.table.data[0][int(self.keys[index])]
 
     def read(self, index: int) -> np.ndarray:
         image = self._image(index)
@@ -52,7 +51,7 @@ class TableSource(Source):
         arrays = [self.labels]
         if len(self) < len(self.table):  # a part of the rows
             arrays.append(np.array([int(self.keys[index]) for index in range(len(self))], dtype=np.int64))
-        for chunk in self.table.data.column(self.image_column).chunks:
+        for chunk in self.table.data[0].chunks:
             sizes = pyarrow.compute.binary_length(chunk.field("bytes"))
             arrays.append(sizes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
             if sizes.null_count:  # images that are files
@@ -143,8 +142,7 @@ def _open(data: str, split: Split, splits: Any, wanted: tuple[str, ...]) -> Tabl
         labels=labels,
         keys=PackedBytes(b"%d" % row for row in range(len(labels))),
         note="validation is on the split test" if found == "test" and wanted == SPLIT_NAMES["val"] else "",
-        table=table.cast_column(image_columns[0], datasets.Image(decode=False)),
-        image_column=image_columns[0],
+        table=table.select_columns(image_columns).cast_column(image_columns[0], datasets.Image(decode=False)),
     )
 
 

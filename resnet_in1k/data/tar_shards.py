@@ -114,29 +114,28 @@ def facts(data: str) -> SourceFacts:
 
 
 def open_split(data: str, split: Split) -> ShardSource:
-    place = data.removeprefix("shards:")
-    shards = find_shards(place, split)
-    training = find_shards(place, "train") if split == "val" else shards
-    if split == "val" and (both := sorted(set(shards) & set(training))):
-        raise UserError(f"--data {data}: {both[0]} is in both splits by its name; name them by a pattern")
-    return _open(data, split, shards, training)
+    return _open(data, split, find_shards(data, split))
 
 
 def open_whole(data: str) -> ShardSource:
     """Open `DIR/train/*.tar` or `DIR/*.tar`, or all shards of a pattern; raises UserError if there is a val split."""
-    place = data.removeprefix("shards:")
-    if find_shards(place, "val"):
+    if find_shards(data, "val"):
         raise UserError(f"--val-share: {data} has a val split; omit --val-share, or name the shards by a pattern")
-    shards = find_shards(place)
-    return _open(data, "train", shards, shards)
+    return _open(data, "train", find_shards(data))
 
 
-def _open(data: str, split: Split, shards: list[Path], training: list[Path]) -> ShardSource:
+def _open(data: str, split: Split, shards: list[Path]) -> ShardSource:
     if not shards:
         raise UserError(
             f"--data {data}: no shards of the {split} split; they belong in DIR/{split}/*.tar, or in DIR with the word "
             f"{split} in their names, or are named by a pattern with {{split}}; without a val split give --val-share"
         )
+    place, training = data.removeprefix("shards:"), find_shards(data, "train")
+    if split == "val" and (both := sorted(set(shards) & set(training))):
+        raise UserError(f"--data {data}: {both[0]} is in both splits by its name; name them by a pattern")
+    if not _is_pattern(place) or os.path.basename(place) == "*.tar":  # another pattern may choose some of the shards
+        for folder in {shard.parent for shard in (*shards, *training)}:
+            _check_complete(folder)
     fields, folder = index_shards(shards), shards[0].parent
     labels, class_names = fields["labels"], read_class_names(folder / CLASSES_NAME)
     # A file above the folder counts only for a folder of one split: above others it may belong to other data.
@@ -168,7 +167,7 @@ def _is_pattern(place: str) -> bool:
     return os.path.isfile(place) or ((glob.has_magic(place) or "{" in place) and not os.path.isdir(place))
 
 
-def find_shards(place: str, split: Split | None = None) -> list[Path]:
+def find_shards(data: str, split: Split | None = None) -> list[Path]:
     """Return the sorted shards of one split, see this module; [] if there are none.
 
     Without `split`, those that `--val-share` divides: the shards of the training split, else all shards.
@@ -176,6 +175,7 @@ def find_shards(place: str, split: Split | None = None) -> list[Path]:
     Raises:
         UserError: if shards are missing.
     """
+    place = data.removeprefix("shards:")
     is_pattern = _is_pattern(place)
     if is_pattern and "{split}" not in place:
         return _matching(place) if split is None else []
@@ -191,9 +191,7 @@ def find_shards(place: str, split: Split | None = None) -> list[Path]:
 
 def _in_folder(place: str, name_pattern: str = "") -> list[Path]:
     found = [Path(path) for path in sorted(glob.glob(f"{glob.escape(place)}/*.tar"))]
-    if found := [path for path in found if re.search(name_pattern, path.name, re.IGNORECASE)]:
-        _check_complete(found[0].parent)
-    return found
+    return [path for path in found if re.search(name_pattern, path.name, re.IGNORECASE)]
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -204,11 +202,7 @@ def _matching(pattern: str) -> list[Path]:
     missing = [name for name, paths in found.items() if not paths]
     if 0 < len(missing) < len(found):
         raise UserError(f"{pattern}: {len(missing):,} of {len(found):,} are missing: {shorten(missing)}")
-    paths = sorted(map(Path, set(itertools.chain(*found.values()))))
-    if os.path.basename(pattern) == "*.tar":  # another pattern may choose some of the shards
-        for folder in {path.parent for path in paths}:
-            _check_complete(folder)
-    return paths
+    return sorted(map(Path, set(itertools.chain(*found.values()))))
 
 
 def planned_shards(plan: dict[str, Any]) -> list[str]:

@@ -121,10 +121,8 @@ def test_an_image_that_is_drawn_again_is_another_copy(tiny: Recipe):
 def test_a_window_of_shards_is_shuffled_at_a_time(tiny: Recipe):
     """Five shards of unequal size, two at a time: each image once, and no window begins before the last has ended."""
     shard_of = np.repeat(np.arange(5), [3, 5, 2, 7, 4])[torch.randperm(21, generator=torch.Generator().manual_seed(0))]
-    source, seen = (
-        ShardSource(**vars(images(21)), shards=(), shard_of=shard_of, offsets=shard_of, sizes=shard_of),
-        set(),
-    )
+    source = ShardSource(**vars(images(21)), shards=(), shard_of=shard_of, offsets=shard_of, sizes=shard_of)
+    seen = set()
     for epoch in (1, 2, 3, 4):
         order = epoch_order(source, replace(tiny, shuffle_window=2), epoch)
         assert sorted(order.tolist()) == list(range(21))
