@@ -100,16 +100,11 @@ class SourceFacts(NamedTuple):
 
 
 class SourceType(Protocol):
-    """A module or class for the sources of one prefix of `--data`.
+    """A module or class for one prefix of `--data`. It may have `open_whole(data)`, for images without a val split."""
 
-    It may have `open_whole(data) -> Source`, for images without a val split.
-    """
+    def open_split(self, data: str, split: Split) -> Source: ...  # UserError if there is no such data
 
-    def open_split(self, data: str, split: Split) -> Source:
-        """Raise UserError if there is no such data."""
-
-    def facts(self, data: str) -> SourceFacts:
-        """Return facts for a model card; the data need not be available."""
+    def facts(self, data: str) -> SourceFacts: ...  # the data need not be available
 
 
 def fingerprint_of(class_names: Iterable[str], *arrays: np.ndarray) -> str:

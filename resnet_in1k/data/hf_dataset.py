@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -60,29 +60,23 @@ class TableSource(Source):
         return fingerprint_of(self.class_names, *arrays)
 
 
-class Address(NamedTuple):
-    """The parts of `--data`, see FORM; "" for a part that is not given."""
-
-    name: str
-    config: str = ""
-    splits: str = ""
-    label: str = ""
-
-
-def _parse(data: str) -> Address:
-    return Address(*data.removeprefix("hf:").split(":", 3))
+def _parse(data: str) -> list[str]:
+    """Return name, config, splits and label, the parts of FORM; "" for one that is not given."""
+    return [*data.removeprefix("hf:").split(":", 3), "", "", ""][:4]
 
 
 def facts(data: str) -> SourceFacts:
-    name, limits = _parse(data).name, "Who took the training images, where and of what: see the page of the dataset."
+    name, limits = _parse(data)[0], "Who took the training images, where and of what: see the page of the dataset."
     if Path(name).exists():
-        data, name = data.replace(name, f"path/to/{Path(name).name}", 1), Path(name).name
+        rest, name = data.removeprefix(f"hf:{name}"), Path(name).name
+        data = f"hf:path/to/{name}{rest}"
     return SourceFacts(name, shlex.quote(data), limits)
 
 
 def open_split(data: str, split: Split) -> TableSource:
     """Raise UserError if there is no such dataset, access is denied, or it has no images with labels."""
-    named = list(filter(None, _parse(data).splits.split(",")))
+    _, _, splits, _ = _parse(data)
+    named = splits.split(",") if splits else []
     if split == "train" and len(named) == 1:
         raise UserError(f"--data {data} names one split; name two: {FORM}, or give --val-share")
     wanted = (named[0 if split == "train" else -1],) if named else SPLIT_NAMES[split]
@@ -91,27 +85,27 @@ def open_split(data: str, split: Split) -> TableSource:
 
 def open_whole(data: str) -> TableSource:
     """Open the training split, or the named split; raises UserError if there is a val split."""
-    splits = _load(data)
-    train, _, val = _parse(data).splits.partition(",")
+    tables, (_, _, splits, _) = _load(data), _parse(data)
+    train, _, val = splits.partition(",")
     if not train:
-        val = next((name for name in SPLIT_NAMES["val"] if name in splits), "")
+        val = next((name for name in SPLIT_NAMES["val"] if name in tables), "")
     if val:
         raise UserError(f"--val-share: {data} has a val split, {val}; omit --val-share, or name one split: {FORM}")
-    return _open(data, "train", splits, (train,) if train else SPLIT_NAMES["train"])
+    return _open(data, "train", tables, (train,) if train else SPLIT_NAMES["train"])
 
 
 def _load(data: str) -> Any:
     """Return a `datasets.DatasetDict`."""
     import datasets
 
-    address, advice = _parse(data), ""
+    (name, config, *_), advice = _parse(data), ""
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # each update would be a line of the log
     try:
-        return datasets.load_dataset(address.name, address.config or None)
+        return datasets.load_dataset(name, config or None)
     except Exception as error:  # the client, the file formats and the disk share no base class of errors
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-            page = f"https://huggingface.co/datasets/{address.name}"
+            page = f"https://huggingface.co/datasets/{name}"
             advice = f"; check the name; a private one needs `hf auth login`, a gated one its terms accepted at {page}"
         elif isinstance(error, ConnectionError):
             advice = "; without a network, only datasets in this machine's HF_HOME can be read"
@@ -119,19 +113,19 @@ def _load(data: str) -> Any:
         raise UserError(f"--data {data} cannot be loaded ({reason}){advice}") from None
 
 
-def _open(data: str, split: Split, splits: Any, wanted: tuple[str, ...]) -> TableSource:
+def _open(data: str, split: Split, tables: Any, wanted: tuple[str, ...]) -> TableSource:
     """Open the first split of `wanted` that a `datasets.DatasetDict` has."""
     import datasets
 
-    found = next((name for name in wanted if name in splits), None)
+    found = next((name for name in wanted if name in tables), None)
     if found is None:
-        missing = f"no split named {' or '.join(wanted)}, but {', '.join(splits)}"
+        missing = f"no split named {' or '.join(wanted)}, but {', '.join(tables)}"
         raise UserError(f"--data {data}: {missing}; name them: {FORM}{', or give --val-share' * (split == 'val')}")
-    table = splits[found]
+    table = tables[found]
     image_columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     if len(image_columns) != 1:
         raise UserError(f"--data {data}: {len(image_columns)} columns of images, need one; {_columns(table)}")
-    class_names, labels = _labels(data, table, splits)
+    class_names, labels = _labels(data, table, tables)
     if len(labels) == 0 or labels.min() < 0:  # -1 is the label of a test split without labels
         unlabeled = int((labels < 0).sum())
         raise UserError(f"--data {data}: {unlabeled:,} of {len(labels):,} images in {found} have no label")
@@ -146,13 +140,14 @@ def _open(data: str, split: Split, splits: Any, wanted: tuple[str, ...]) -> Tabl
     )
 
 
-def _labels(data: str, table: Any, splits: Any) -> tuple[tuple[str, ...], np.ndarray]:
+def _labels(data: str, table: Any, tables: Any) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the class names and the labels, (N,) int64, -1 for none, from the named column or the only ClassLabel."""
     import datasets
     import pyarrow.compute
 
     columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
-    if named := _parse(data).label:
+    *_, named = _parse(data)
+    if named:
         columns = [named]
     if len(columns) != 1:
         raise UserError(f"--data {data}: {len(columns)} columns of ClassLabel; name one: {FORM}; {_columns(table)}")
@@ -165,7 +160,7 @@ def _labels(data: str, table: Any, splits: Any) -> tuple[tuple[str, ...], np.nda
         names = tuple(wnids_of(feature.names) or feature.names)  # ImageNet-1k gets the names of its folders
         return names, cells.fill_null(-1).to_numpy().astype(np.int64)
     # Numbers or names: the classes are the values in all splits, so that labels agree if a split has only some classes.
-    values = sorted({value for each in splits.values() for value in each.unique(columns[0]) if value not in (None, -1)})
+    values = sorted({value for each in tables.values() for value in each.unique(columns[0]) if value not in (None, -1)})
     places = pyarrow.compute.index_in(cells, value_set=pyarrow.array(values, type=cells.type))
     return tuple(map(str, values)), places.fill_null(-1).to_numpy().astype(np.int64)
 

@@ -4,6 +4,7 @@ Listing a million files takes minutes on network storage, so the listing of a fo
 no folder in it has changed, which costs one request per folder instead of one per file.
 """
 
+import contextlib
 import os
 import shlex
 import time
@@ -169,12 +170,10 @@ def images_below(folder: Path, prefix: str, ignored: list[str], stamps: dict[str
 
 
 def _has_image_header(path: Path) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, Image.DecompressionBombError):
+        warnings.simplefilter("ignore")
+        try:
             Image.open(path).close()
-    except OSError:
-        return False
-    except (ValueError, SyntaxError, Image.DecompressionBombError):
-        return True  # a damaged image, which must be reported
-    return True
+        except OSError:
+            return False
+    return True  # also for a damaged image, which must be reported

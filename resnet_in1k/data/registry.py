@@ -60,10 +60,7 @@ def split_by_hash(source: Source, split: Split, val_share: float) -> Source:
     for members in filter(len, by_class):
         if len(members) == 1:
             name, image = source.class_names[source.labels[members[0]]], source.image_name(int(members[0]))
-            raise UserError(
-                f"--val-share {val_share:g}: class {name} has one image, {image}, which cannot be in both splits; "
-                "add images, or remove the class"
-            )
+            raise UserError(f"--val-share: class {name} has one image, {image}; add images, or remove the class")
         if not is_val[members].any():
             is_val[members[fractions[members].argmin()]] = True
         elif is_val[members].all():
@@ -89,11 +86,7 @@ def check_same_classes(a: Iterable[str], a_name: str, b: Iterable[str], b_name: 
     only_a, only_b = sorted(set(a) - set(b)), sorted(set(b) - set(a))
     if only_a or only_b:
         parts = [f"only in {name}: {shorten(only)}" for name, only in [(a_name, only_a), (b_name, only_b)] if only]
-        raise UserError(
-            f"{where}: {a_name} and {b_name} must have the same classes, but {'; '.join(parts)}; add or remove images "
-            "of those classes"
-        )
+        differences = f"{'; '.join(parts)}; add or remove images of those classes"
+        raise UserError(f"{where}: {a_name} and {b_name} must have the same classes, but {differences}")
     if list(a) != list(b):
-        raise UserError(
-            f"{where}: {a_name} and {b_name} have the same classes in another order; write both in the same order"
-        )
+        raise UserError(f"{where}: {a_name} and {b_name} have the same classes in another order; write one again")

@@ -80,8 +80,7 @@ def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray]:
     Raises:
         UserError: if it is not a complete tar file, or has an image without a label or a label without an image.
     """
-    keys: list[bytes] = []
-    rows: list[tuple[int, int, int]] = []
+    keys, rows = list[bytes](), list[tuple[int, int, int]]()
     try:
         with tarfile.open(shard, "r:") as archive:
             for key, members in itertools.groupby(intact_entries(archive), key=lambda member: _parts(member)[0]):
@@ -94,11 +93,9 @@ def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray]:
 
 
 def intact_entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the entries.
+    """Yield the entries; raise tarfile.ReadError if the file does not end with the format's block of zeros.
 
-    Raises:
-        tarfile.ReadError: if the file does not end with the format's block of zeros. Python takes a damaged header for
-            the end, and accepts a file that is truncated between two entries.
+    Python takes a damaged header for the end, and accepts a file that is truncated between two entries.
     """
     yield from archive
     archive.fileobj.seek(archive.offset)

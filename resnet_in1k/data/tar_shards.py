@@ -168,12 +168,9 @@ def _is_pattern(place: str) -> bool:
 
 
 def find_shards(data: str, split: Split | None = None) -> list[Path]:
-    """Return the sorted shards of one split, see this module; [] if there are none.
+    """Return the sorted shards of one split, see this module; [] if there are none, UserError if some are missing.
 
     Without `split`, those that `--val-share` divides: the shards of the training split, else all shards.
-
-    Raises:
-        UserError: if shards are missing.
     """
     place = data.removeprefix("shards:")
     is_pattern = _is_pattern(place)
@@ -219,7 +216,5 @@ def _check_complete(folder: Path) -> None:
     present = {path.name for path in folder.iterdir()}
     missing = [name for name in names if name not in present]
     if 0 < len(missing) < len(names):
-        raise UserError(
-            f"{folder}: {len(missing):,} of {len(names):,} shards are missing: {shorten(missing)}; copy them there, or "
-            "rerun the prepare_data.py command that wrote the others"
-        )
+        few = f"{len(missing):,} of {len(names):,} shards are missing: {shorten(missing)}"
+        raise UserError(f"{folder}: {few}; copy them there, or rerun the prepare_data.py command that wrote the others")
