@@ -24,7 +24,7 @@ from resnet_in1k.cli.predict import PredictOptions
 from resnet_in1k.cli.prepare_data import PrepareOptions
 from resnet_in1k.cli.push_to_hub import PushOptions
 from resnet_in1k.cli.train import GivenRecipe, find_recipe
-from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.train.trainer import TrainOptions
 
@@ -122,7 +122,7 @@ def test_the_path_of_own_images(image_folder: Path, tmp_path: Path, monkeypatch,
 
     A folder by class is divided, fine-tuned in two ways, compared, made ready for publication, used in three lines."""
     section = re.search(r"^## Your own images\n(.*?)^## ", README.read_text(encoding="utf-8"), re.M | re.S)[1]
-    save_weights(weights_to_save(ResNet("resnet18", 1000)), tmp_path / "base.safetensors")
+    write_tensors(weights_to_save(ResNet("resnet18", 1000)), tmp_path / "base.safetensors")
     mine = {
         "torchvision/resnet50.IMAGENET1K_V2": str(tmp_path / "base.safetensors"),
         "path/to/images": str(image_folder / "train"),

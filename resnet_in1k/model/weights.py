@@ -92,11 +92,7 @@ def contiguous_copy(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
-def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write contiguous CPU tensors to a safetensors file, atomically; equal weights give equal bytes."""
-    files.write_atomically(path, lambda temporary: write_tensors(state, temporary))
-
-
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write contiguous CPU tensors to a safetensors file; equal tensors give equal bytes."""
     # safetensors' own save_file ignores the umask: only the owner could read its files.
     path.write_bytes(safetensors.torch.save(dict(tensors), metadata={"format": "pt"}))

@@ -10,7 +10,7 @@ from helpers.training import TINY, reset_accelerate_state
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.run_folder import RunFolder, write_recipe
 from resnet_in1k.train.trainer import describe_data
 
@@ -25,7 +25,7 @@ def evaluated(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     torch.manual_seed(0)
     model = ResNet("resnet18", num_classes=6)
     torch.nn.init.normal_(model.fc.weight, std=1)  # confident, and not always of the same class
-    save_weights(weights_to_save(model), folder.weights)
+    write_tensors(weights_to_save(model), folder.weights)
     evaluate(EvalOptions(ckpt=str(folder.path), workers=0, output=folder.evaluation))
     recorded = json.loads(folder.evaluation.read_text())
     assert 0 < recorded["top1_correct"] < 12, "a test may want either"

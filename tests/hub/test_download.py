@@ -12,7 +12,7 @@ from resnet_in1k import ResNet
 from resnet_in1k.cli.evaluate import EvalOptions, evaluate
 from resnet_in1k.model import resolve
 from resnet_in1k.model.resolve import resolve_checkpoint
-from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, write_recipe
 from resnet_in1k.utils.errors import UserError
@@ -23,7 +23,7 @@ REPO = "someone/resnet18"
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     file = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_weights(weights_to_save(ResNet("resnet18", num_classes=2)), file)
+    write_tensors(weights_to_save(ResNet("resnet18", num_classes=2)), file)
     return file.read_bytes()
 
 

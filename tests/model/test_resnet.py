@@ -6,7 +6,7 @@ import torchvision
 
 from resnet_in1k import ResNet
 from resnet_in1k.model.resnet import LAYOUTS, architecture_of, load_model
-from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.utils.errors import UserError
 
 
@@ -35,6 +35,6 @@ def test_starts_with_torchvisions_weights_and_gives_its_logits(zero_init_residua
 def test_a_last_layer_without_classes_is_refused(tmp_path: Path, shape: tuple):
     """Of no bytes, it could claim a billion classes, and their memory."""
     state = weights_to_save(ResNet("resnet18", num_classes=4))
-    save_weights({**state, "fc.weight": torch.zeros(shape)}, tmp_path / "model.safetensors")
+    write_tensors({**state, "fc.weight": torch.zeros(shape)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"model.safetensors: its last layer, of shape \(.*\), has no classes"):
         load_model(tmp_path)

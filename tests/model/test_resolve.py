@@ -10,7 +10,7 @@ import torch
 
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.model.resolve import resolve_checkpoint
-from resnet_in1k.model.weights import save_weights
+from resnet_in1k.model.weights import write_tensors
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, write_recipe
 from resnet_in1k.utils.errors import UserError
@@ -21,7 +21,7 @@ from resnet_in1k.utils.files import sha256_of
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "run/model.safetensors"
     path.parent.mkdir()
-    save_weights({"fc.bias": torch.zeros(2)}, path)
+    write_tensors({"fc.bias": torch.zeros(2)}, path)
     return path
 
 

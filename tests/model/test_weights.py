@@ -13,7 +13,7 @@ from helpers.bomb import Bomb
 from safetensors.torch import load_file
 
 from resnet_in1k.model.resnet import ResNet, load_model
-from resnet_in1k.model.weights import read_weights, save_weights, weights_file, weights_to_save
+from resnet_in1k.model.weights import read_weights, weights_file, weights_to_save, write_tensors
 from resnet_in1k.utils.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_prefix_is_removed_at_the_start_only(tmp_path: Path):
 
 def test_saved_channels_last_weights_load_strictly_into_torchvision(tmp_path: Path):
     model = ResNet("resnet18", num_classes=3).to(memory_format=torch.channels_last)
-    save_weights(weights_to_save(model), tmp_path / "model.safetensors")
+    write_tensors(weights_to_save(model), tmp_path / "model.safetensors")
     theirs = torchvision.models.resnet18(num_classes=3)
     theirs.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
     for key, value in model.state_dict().items():
@@ -58,8 +58,8 @@ def test_saved_channels_last_weights_load_strictly_into_torchvision(tmp_path: Pa
 def test_same_weights_have_the_same_bytes(tmp_path: Path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     saved = weights_to_save(model)
-    save_weights(saved, tmp_path / "one.safetensors")
-    save_weights(weights_to_save(model.to(memory_format=torch.channels_last)), tmp_path / "two.safetensors")
+    write_tensors(saved, tmp_path / "one.safetensors")
+    write_tensors(weights_to_save(model.to(memory_format=torch.channels_last)), tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     model[0].bias.data += 1
     assert not torch.equal(saved["0.bias"], model[0].bias), "what is saved shares no memory with the model"
@@ -110,7 +110,7 @@ def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path, make, message: st
 def test_weights_of_a_checkpoint_must_have_the_recorded_sum(tmp_path: Path):
     """A file with a flipped bit is still a valid safetensors file."""
     file = tmp_path / "model.safetensors"
-    save_weights({"a": torch.zeros(100)}, file)
+    write_tensors({"a": torch.zeros(100)}, file)
     recorded = {"sha256": {"model.safetensors": hashlib.sha256(file.read_bytes()).hexdigest()}}
     (tmp_path / "state.json").write_text(json.dumps(recorded))
     assert weights_file(tmp_path) == weights_file(file) == file

@@ -12,7 +12,7 @@ from helpers.training import rewind, run
 from safetensors.torch import load_file
 
 from resnet_in1k.model.resnet import ResNet
-from resnet_in1k.model.weights import save_weights, weights_to_save
+from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.init_weights import initial_weights
@@ -109,6 +109,6 @@ def test_weights_that_do_not_fit_are_refused(
     with pytest.raises(UserError, match=r"was started from .*before, not from random weights; resume with the same"):
         start(replace(tiny, epochs=1), None, resume=True)
     shutil.rmtree(tmp_path / "run/checkpoints")
-    save_weights(weights_to_save(ResNet("resnet18", 6)), before.weights)
+    write_tensors(weights_to_save(ResNet("resnet18", 6)), before.weights)
     with pytest.raises(UserError, match=r"before has changed since .*run was started"):
         start(replace(tiny, epochs=1), resume=True)
