@@ -130,23 +130,20 @@ class Bench:
         self.num_steps = options.steps or (30 if options.what == "input" else 3 if on_cpu else 50)
         self.num_classes, self.workers, self.num_warmup_steps = 1000, 0, 1
         if options.what != "step":
-            self._open_source()
+            self.source = open_source(options.data, "train")
+            num_images, self.num_classes = len(self.source), len(self.source.class_names)
+            if num_images < self.batch_size:
+                raise UserError(f"{options.data}: {num_images} images are fewer than --batch-size {self.batch_size}")
+            self.workers = devices.choose_workers(options.workers)
+            # Batches that workers have ready at the start would seem to cost nothing.
+            self.num_warmup_steps = PREFETCH_FACTOR * self.workers + 1
+            # More steps than are measured: at the last one the workers are as busy as at the first.
+            last_step = self.num_warmup_steps + self.num_steps + PREFETCH_FACTOR * self.workers
+            self.counts = StepCounts(self.recipe, 1, 1, num_images)
+            self.specs = list(train_specs(self.source, self.counts, 1, last_step))
         shape = (self.batch_size, 3, self.recipe.image_size, self.recipe.image_size)
         self.images = torch.randn(shape, device=self.device).to(memory_format=torch.channels_last)
         self.labels = torch.randint(self.num_classes, (self.batch_size,), device=self.device)
-
-    def _open_source(self) -> None:
-        self.source = open_source(self.options.data, "train")
-        num_images, self.num_classes = len(self.source), len(self.source.class_names)
-        if num_images < self.batch_size:
-            raise UserError(f"{self.options.data}: {num_images} images are fewer than --batch-size {self.batch_size}")
-        self.workers = devices.choose_workers(self.options.workers)
-        # Batches that workers have ready at the start would seem to cost nothing.
-        self.num_warmup_steps = PREFETCH_FACTOR * self.workers + 1
-        # More steps than are measured: at the last one the workers are as busy as at the first.
-        last_step = self.num_warmup_steps + self.num_steps + PREFETCH_FACTOR * self.workers
-        self.counts = StepCounts(self.recipe, 1, 1, num_images)
-        self.specs = list(train_specs(self.source, self.counts, 1, last_step))
 
     def input(self) -> dict[str, Any]:
         """Measure from encoded files to batches on the device, and separately the augmentation there."""

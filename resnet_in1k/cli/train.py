@@ -107,18 +107,14 @@ class Arguments:
     fields: Recipe
 
 
-def read_deciding_flags() -> dict[str, str]:
-    """Return the flags that change the defaults of other flags, as text, before the full parser is built."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "lr_batch_rule", *SIZES):  # the full parser takes both spellings
-        parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", nargs="?", const="", default="")
-    return vars(parser.parse_known_args(sys.argv[1:])[0])
-
-
 def parse_flags() -> tuple[GivenRecipe, Arguments]:
     """Parse the command line; the defaults are those of the recipe that it names, for the sizes given. Raises UserError
     if there is no such recipe, or if it needs weights to start from and none are given."""
-    flags = read_deciding_flags()
+    # Some flags change the defaults of others: they are read before the full parser is built, which checks them.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "lr_batch_rule", *SIZES):  # the full parser takes both spellings
+        parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", nargs="?", const="", default="")
+    flags = vars(parser.parse_known_args(sys.argv[1:])[0])
     given = find_recipe(flags["recipe"] or DEFAULT_RECIPE)
     name, recipe = given.origin or given.name, given.named.recipe
     sizes = {size: int(flags[size]) for size in SIZES if flags[size].isdecimal()}
