@@ -51,14 +51,11 @@ def check_same_program(launch: Launch, recipe: Recipe, options: TrainOptions, fo
     values = {"commit": made_by["commit"], **made_by["versions"], **vars(recipe)}
     values |= {name: str(value) for name, value in vars(options).items() if name not in of_one_machine}
     values[str(folder.recipe)] = files.sha256_of(folder.recipe) if folder.recipe.exists() else "missing"
-    refuse_differences(launch, values, "starting", "all processes need the same program, command and run folder")
-    everyone = launch.gather((launch.machine, time.time()), "starting")  # at the same time, after the exchange above
-    main_machine, main_clock = everyone[0]
-    for machine, clock in everyone:
-        if (difference := abs(clock - main_clock)) > 60:  # file times, logs and time-outs would contradict one another
-            raise UserError(
-                f"the clocks of {machine} and {main_machine} differ by {duration(difference)}; set them by NTP"
-            )
+    launch.wait_for_everyone("starting")  # so that a process that starts late does not read an old time of the main one
+    off = abs(time.time() - launch.on_main_process(time.time, "starting"))
+    values["clock"] = f"{duration(off)} off" if off > 60 else "right"  # else file times and logs would be misleading
+    advice = "all processes need the same program, command, run folder and time (by NTP)"
+    refuse_differences(launch, values, "starting", advice)
 
 
 def refuse_differences(launch: Launch, values: dict[str, str], doing: str, advice: str) -> None:

@@ -14,7 +14,7 @@ from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKw
 from resnet_in1k.utils.device import PrecisionFlag, device_type, has_fast_bf16, local_world_size
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count, first_line
-from resnet_in1k.utils.launch import Launch, world_size
+from resnet_in1k.utils.launch import Launch
 
 
 def make_accelerator(
@@ -26,13 +26,9 @@ def make_accelerator(
 ) -> Accelerator:
     """Connect this process with the others of its launch and return its Accelerator.
 
-    Args:
-        precision: "auto" takes the launch configuration's mixed precision. If that is "no", which Accelerate also sets
-            if nothing is configured, "auto" is bf16 on devices that are fast at it, else fp32.
-
-    Raises:
-        UserError: if fewer GPUs are visible than processes were started here, if the processes cannot connect, if the
-            launch configuration divides the model, or if the tracker is unknown or not installed.
+    Precision "auto" is that of the launch configuration. If that is "no", which Accelerate sets for none, too,
+    "auto" is bf16 on devices that are fast at it, else fp32. Raises UserError if the processes cannot connect, or the
+    launch is unsuitable: see check_launch.
     """
     check_launch(report_to)
     device, mixed_precision = device_type(), "no" if precision == "fp32" else precision
@@ -61,11 +57,6 @@ def make_accelerator(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"Accelerate cannot start here: {first_line(error)}") from error
-    if world_size() != accelerator.num_processes:
-        raise UserError(
-            f"{world_size()} processes were launched, but this one sees {accelerator.num_processes}: they would be "
-            "unrelated runs in one folder; start them with accelerate launch or torchrun"
-        )
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes hardly change
     return accelerator

@@ -203,11 +203,11 @@ class Launch:
     def _connect_store(self) -> Store:
         """Connect to the store that the launcher serves or, if it serves none, process 0."""
         try:
-            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            host, port, _ = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ["LOCAL_RANK"]
         except (KeyError, ValueError):
             raise UserError(
-                f"{self.world_size} processes were launched without MASTER_ADDR and MASTER_PORT, where they would "
-                "meet; start them with accelerate launch or torchrun"
+                f"{self.world_size} processes were launched without MASTER_ADDR, MASTER_PORT and LOCAL_RANK; start "
+                "them with accelerate launch or torchrun"
             ) from None
         serves = self.is_main_process and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         deadline = time.monotonic() + CONNECT_SECONDS

@@ -82,11 +82,12 @@ def test_process_that_is_far_behind_stops_at_the_same_call():
 def test_unreachable_main_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match="2 processes were launched without MASTER_ADDR and MASTER_PORT"):
+    with pytest.raises(UserError, match="2 processes were launched without MASTER_ADDR, MASTER_PORT and LOCAL_RANK"):
         Launch.connect()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "9")  # discard: nobody listens there
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(launch, "REPORT_SECONDS", 0.1)
     monkeypatch.setattr(launch, "CONNECT_SECONDS", 0.0)
     with pytest.raises(UserError, match=r"^process 1 on \S+ cannot reach process 0 at 127\.0\.0\.1:9 \(.*firewall$"):
@@ -107,8 +108,9 @@ def test_process_that_connects_ends_with_its_launcher(tmp_path):
     """A launcher killed while its processes wait for others that never come must not leave them behind."""
     launcher = f"""
 import os, subprocess, sys
-environment = {{**os.environ, "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}}
-process = subprocess.Popen([sys.executable, "-c", {CONNECTS!r}], env={{**environment, "TORCHELASTIC_RUN_ID": "7"}})
+environment = {{**os.environ, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "7"}}
+meeting = {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}}
+process = subprocess.Popen([sys.executable, "-c", {CONNECTS!r}], env={{**environment, **meeting}})
 print(process.pid, flush=True)
 process.wait()
 """
