@@ -106,14 +106,6 @@ def write_recipe(run: RunFolder, name: str, recipe: Recipe, data: dict[str, Any]
     files.write_json(run.recipe, {"format_version": FORMAT_VERSION, "recipe": described, "data": data, **facts})
 
 
-def add_resume(run: RunFolder, name: str, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """Add the facts of a resume to recipe.json, and the number of epochs, which may have grown."""
-    _, written = read_recipe(run, type(recipe))
-    described = {"name": name, **dataclasses.asdict(recipe)}
-    resumed = [*written.get("resumed", []), facts]
-    files.write_json(run.recipe, {**written, "recipe": described, "resumed": resumed})
-
-
 def read_recipe(run: RunFolder | Path, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
     """Read the recipe, and all of recipe.json, in a run folder or a file. Fields that an older file does not have are
     disabled.
@@ -143,20 +135,20 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts:
             version of resnet-in1k started the run.
     """
     started_with, written = read_recipe(run, type(recipe))
-    if written["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{run.path} was started by an older version of resnet-in1k (commit {written.get('commit')}), which draws "
-            "other random augmentation; resume it with that version, or start again in another --output-dir"
-        )
     differences = started_with.differences(recipe)
     if recipe.fingerprint() == started_with.fingerprint() and recipe.epochs >= started_with.epochs:
         differences = []  # at most more epochs, on which no step depends
     with files.content_errors(run.recipe):
+        if written["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{run.path} was started by an older version of resnet-in1k (commit {written.get('commit')}), which "
+                "draws other random augmentation; resume it with that version, or choose another --output-dir"
+            )
         if written["data"]["fingerprint"] != data["fingerprint"]:
             differences.append(f"data {written['data']['source']} → {data['source']} (other files)")
-        precisions = [entry["mixed_precision"] for entry in (written, facts)]
-    if precisions[0] != precisions[1]:
-        differences.append("precision " + " → ".join(PRECISIONS.get(name, name) for name in precisions))
+        precision, now = (PRECISIONS[entry["mixed_precision"]] for entry in (written, facts))
+        if precision != now:
+            differences.append(f"precision {precision} → {now}")
     if differences:
         raise UserError(
             f"{run.path} was started with other settings: {'; '.join(differences)}; resume with the settings of its "
@@ -176,16 +168,10 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts:
 def provenance() -> dict[str, Any]:
     """Return the versions of the libraries and this project's commit; None outside a checkout."""
     packages = ("torch", "torchvision", "accelerate", "safetensors")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        described = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
+        return {"versions": versions, "commit": None}
+    return {"versions": versions, "commit": described.stdout.strip()}

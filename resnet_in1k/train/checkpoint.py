@@ -7,7 +7,7 @@ rate are functions of the step.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from resnet_in1k.model.weights import STATE_NAME, contiguous_copy, weights_to_save, write_tensors
 from resnet_in1k.utils import files
+from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.errors import UserError
 
 FORMAT_VERSION = 5
@@ -96,8 +97,9 @@ TensorGroup = ModelGroup | OptimizerGroup
 
 @dataclass
 class TrainState:
-    """Progress of a run, and everything besides tensors that a resume needs."""
+    """The content of state.json: progress of a run, and everything besides tensors that a resume needs."""
 
+    format_version: int = FORMAT_VERSION
     step: int = 0
     """Step of the newest checkpoint; 0 before the first."""
     epoch_losses: list[float] = field(default_factory=list)
@@ -114,6 +116,8 @@ class TrainState:
     """Sorted indices in the training source of the unreadable images met so far."""
     recipe_sha256: str = ""
     """`Recipe.fingerprint()` of the recipe and the initial weights."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Hashes of the tensors' files, by name."""
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
@@ -125,30 +129,23 @@ def save_checkpoint(checkpoints: Path, state: TrainState, groups: Mapping[str, M
     folder = checkpoint_folder(checkpoints, state.step)
     with files.replacing(folder) as temporary:
         temporary.mkdir()  # not its parents: a run folder that has vanished is an error
-        sums = {}
+        state.sha256 = {}
         for name, tensors in groups.items():
             file = temporary / f"{name}.safetensors"
             write_tensors(tensors, file)
-            sums[file.name] = files.sha256_of(file)
-        _write_state(temporary, state, sums)
+            state.sha256[file.name] = files.sha256_of(file)
+        write_state(temporary, state)
     return folder
 
 
-def rewrite_state(checkpoints: Path, state: TrainState) -> None:
-    """Rewrite state.json in `checkpoints/step_<state.step>/` after the evaluation; the tensor files are unchanged."""
-    folder = checkpoint_folder(checkpoints, state.step)
-    _, sums = _read_state(folder)
-    _write_state(folder, state, sums)
-
-
-def _write_state(folder: Path, state: TrainState, sums: Mapping[str, str]) -> None:
-    values = {"format_version": FORMAT_VERSION, **asdict(state), "sha256": dict(sums)}
-    values["sha256"][STATE_NAME] = state_sha256(values)
+def write_state(folder: Path, state: TrainState) -> None:
+    """Write state.json, with its own hash, too, which detects changed values that are still valid JSON."""
+    values = asdict(state)
+    values["sha256"][STATE_NAME] = hash_values(values)
     files.write_json(folder / STATE_NAME, values)
 
 
-def state_sha256(values: Mapping[str, Any]) -> str:
-    """Hash state.json before its own hash is in it, to detect changed values that are still valid JSON."""
+def hash_values(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -159,7 +156,7 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def load_newest_checkpoint(
-    checkpoints: Path, groups: Mapping[str, TensorGroup], report: Callable[[str], None], recipe_sha256: str
+    checkpoints: Path, groups: Mapping[str, TensorGroup], recipe_sha256: str
 ) -> TrainState | None:
     """Load the newest intact checkpoint and report each that is skipped. None if there are no checkpoints.
 
@@ -171,9 +168,9 @@ def load_newest_checkpoint(
         try:
             state = load_checkpoint(folder, groups, recipe_sha256)
         except UserError as error:
-            report(f"skipped: {error}")
+            print_line(f"skipped: {error}")
             continue
-        report(f"resuming after step {state.step:,} from {folder}")
+        print_line(f"resuming after step {state.step:,} from {folder}")
         return state
     if folders:
         raise UserError(
@@ -189,26 +186,18 @@ def load_checkpoint(folder: Path, groups: Mapping[str, TensorGroup], recipe_sha2
     Raises:
         UserError: if a file is missing or damaged, or if it was trained by another recipe; nothing is loaded then.
     """
-    state, sums = _read_state(folder)
+    state = _read_state(folder)
     if state.recipe_sha256 != recipe_sha256:
         raise UserError(f"{folder} belongs to a run with another recipe or other initial weights")
-    if different := sums.keys() ^ {f"{name}.safetensors" for name in groups}:
+    if different := state.sha256.keys() ^ {f"{name}.safetensors" for name in groups}:
         raise UserError(f"{folder}: the run and this checkpoint differ in {', '.join(sorted(different))}")
-    loaded = {name: _read_tensors(folder / f"{name}.safetensors", sums[f"{name}.safetensors"]) for name in groups}
+    loaded = {name: _read_tensors(folder / f"{name}.safetensors", state.sha256) for name in groups}
     for name, group in groups.items():
         group.load(loaded[name])
     return state
 
 
-def _read_tensors(file: Path, recorded_sha256: str) -> dict[str, Tensor]:
-    with files.content_errors(file):
-        if files.sha256_of(file) != recorded_sha256:
-            raise UserError(f"{file} is damaged: its sha256 does not match the recorded one")
-        return files.retry_once(lambda: load_file(file))
-
-
-def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
-    """Return the state and the recorded sha256 of each tensor file."""
+def _read_state(folder: Path) -> TrainState:
     path = folder / STATE_NAME
     with files.content_errors(path):
         values = files.read_json(path)
@@ -217,12 +206,16 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
                 f"{path} has format version {version!r}, and this version of resnet-in1k reads {FORMAT_VERSION}; "
                 "resume with the version that wrote it, or start again in another --output-dir"
             )
-        recorded_sha256 = values["sha256"].pop(STATE_NAME)
-        if state_sha256(values) != recorded_sha256:
+        if values["sha256"].pop(STATE_NAME) != hash_values(values):
             raise UserError(f"{path} is damaged: its sha256 does not match the recorded one")
-        del values["format_version"]
-        sums = values.pop("sha256")
         state = TrainState(**values)
     if folder.name != checkpoint_folder(folder.parent, state.step).name:
         raise UserError(f"{path} is the state after step {state.step}, not that of its folder")
-    return state, sums
+    return state
+
+
+def _read_tensors(file: Path, sums: Mapping[str, str]) -> dict[str, Tensor]:
+    with files.content_errors(file):
+        if sums[file.name] != files.sha256_of(file):
+            raise UserError(f"{file} is damaged: its sha256 does not match the recorded one")
+        return files.retry_once(lambda: load_file(file))

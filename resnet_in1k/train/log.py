@@ -93,30 +93,18 @@ def write_epoch(run: Trainer, evaluations: dict[PublishedWeights, Evaluation]) -
 def print_end(run: Trainer) -> None:
     """Print the result, where everything is, and what to do next."""
     folder, state = run.folder, run.state
-    rows = [
-        (folder.weights, "the best weights"),
-        (folder.evaluation, "their accuracy"),
-        (folder.curves.with_suffix(".png"), "loss and accuracy, also as .svg"),
-        (folder.log, "every number printed above"),
-    ]
-    width = max(len(str(path)) for path, _ in rows)
     price = sum(record.get("dollars", 0.0) for record in folder.records())
     print_line(
         f"done in {duration(time.monotonic() - run.start_seconds)}"
         + (f", {price:,.2f} dollars in all" if price else "")
         + f": best top-1 {state.best_top1_accuracy:.2%} after epoch {run.counts.epoch_of(state.best_step)}\n"
-        + "".join(f"  {path!s:<{width}}  {what}\n" for path, what in rows)
-        + f"evaluate them:  python scripts/evaluate.py --ckpt {folder.path}\n"
+        f"in {folder.path}:\n"
+        "  model.safetensors  the best weights\n"
+        "  eval.json          their accuracy\n"
+        "  curves.png, .svg   loss and accuracy\n"
+        "  log.jsonl          every number printed above\n"
+        f"evaluate them:  python scripts/evaluate.py --ckpt {folder.path}\n"
         f'use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained("{folder.path}")'
-    )
-
-
-def stopped_message(run: Trainer, stopped_by: str, step: int) -> str:
-    if step == 0:
-        return f"stopped by {stopped_by} before training started; start with the same command and --resume"
-    return (
-        f"stopped by {stopped_by} after step {step:,} of {run.counts.total_steps:,}, everything is saved in "
-        f"{run.folder.path}; resume with the same command and --resume"
     )
 
 

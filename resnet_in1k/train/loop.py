@@ -108,7 +108,11 @@ def stop_if_requested(run: Trainer, step: int, poll: int) -> None:
     if stopped_by := run.signals.stop_requested(run.launch, poll):
         if run.state.step != step:  # not saved yet: state.step is the step of the newest checkpoint
             save(run, step)
-        raise Preempted(log.stopped_message(run, stopped_by, step))
+        moment = f"after step {step:,} of {run.counts.total_steps:,}" if step else "before training started"
+        raise Preempted(
+            f"stopped by {stopped_by} {moment}, everything is saved in {run.folder.path}; resume with the same command "
+            "and --resume"
+        )
 
 
 def collect(run: Trainer, step: int) -> None:
@@ -191,7 +195,7 @@ def start_or_resume(run: Trainer) -> None:
     Raises:
         UserError: if there are checkpoints, but none can be used.
     """
-    state = load_newest_checkpoint(run.folder.checkpoints, run.groups, print_line, run.state.recipe_sha256)
+    state = load_newest_checkpoint(run.folder.checkpoints, run.groups, run.state.recipe_sha256)
     if state is not None:
         run.state = state
         run.train_step.scaler.load_state_dict(state.grad_scaler)

@@ -4,18 +4,19 @@ All processes call each function alike. If the main process cannot write, all ra
 is intact.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from resnet_in1k.evaluate.evaluation import Evaluation
-from resnet_in1k.run_folder import RunFolder, add_resume, write_recipe
+from resnet_in1k.run_folder import RunFolder, write_recipe
 from resnet_in1k.train.checkpoint import (
     TrainState,
     checkpoint_folder,
     list_checkpoints,
-    rewrite_state,
     save_checkpoint,
+    write_state,
 )
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils import files
@@ -43,8 +44,10 @@ def write_start(run: Trainer, evaluation_is_pending: bool) -> None:
         run.damaged_steps = {step for step, _ in list_checkpoints(folder.checkpoints) if step > state.step}
         folder.truncate_log(state.step, evaluation_is_pending)
         _publish_best(folder, state)
-        if folder.recipe.exists():  # last, because all this may be retried
-            add_resume(folder, run.recipe_name, run.recipe, {"after_step": state.step, **run.facts})
+        if run.started_with:
+            recipe = {"name": run.recipe_name, **dataclasses.asdict(run.recipe)}  # its number of epochs may have grown
+            resumed = [*run.started_with.get("resumed", []), {"after_step": state.step, **run.facts}]
+            files.write_json(folder.recipe, {**run.started_with, "recipe": recipe, "resumed": resumed})
         else:
             write_recipe(folder, run.recipe_name, run.recipe, run.data_facts, run.facts)
 
@@ -98,9 +101,8 @@ def finish_epoch(run: Trainer, evaluation: Evaluation, is_best: bool) -> None:
             save_figure(figure, folder.curves.with_suffix(suffix))
         run.shown_curves = show_in_notebook(figure, run.shown_curves)
         if is_best:
-            weights = checkpoint_folder(folder.checkpoints, state.step) / f"{evaluation.weights}.safetensors"
-            state.best_evaluation = evaluation.to_json(files.sha256_of(weights))
-        rewrite_state(folder.checkpoints, state)
+            state.best_evaluation = evaluation.to_json(state.sha256[f"{evaluation.weights}.safetensors"])
+        write_state(checkpoint_folder(folder.checkpoints, state.step), state)
         _publish_best(folder, state)
         _prune(run)
 

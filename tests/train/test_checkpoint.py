@@ -17,10 +17,10 @@ from resnet_in1k.train.checkpoint import (
     ModelGroup,
     TensorGroup,
     TrainState,
+    hash_values,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
-    state_sha256,
 )
 from resnet_in1k.train.writer import write_checkpoint, write_start
 from resnet_in1k.utils.errors import UserError
@@ -55,7 +55,9 @@ def test_all_of_the_state_is_loaded_again(tmp_path: Path, groups: Groups):
     state |= {"grad_scaler": {"scale": 65536.0}, "recipe_sha256": "5" * 64}
     folder = save(tmp_path, groups, **state)
     assert folder.name == "step_00000007"
-    assert load_checkpoint(folder, groups, "5" * 64) == TrainState(**state)
+    loaded = load_checkpoint(folder, groups, "5" * 64)
+    assert loaded.sha256.keys() == {MODEL, OPTIMIZER}
+    assert loaded == TrainState(**state, sha256=loaded.sha256)
 
 
 def edit(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
@@ -83,7 +85,7 @@ def forge(name: str, data: bytes) -> Callable[[Path], None]:
         state = json.loads((folder / STATE).read_text())
         state["sha256"][name] = hashlib.sha256(data).hexdigest()
         del state["sha256"][STATE]
-        state["sha256"][STATE] = state_sha256(state)
+        state["sha256"][STATE] = hash_values(state)
         (folder / STATE).write_text(json.dumps(state))
 
     return damage
@@ -246,6 +248,7 @@ def test_the_newest_two_and_the_best_are_kept_and_damaged_ones_neither_deleted_n
     assert [step for step, _ in list_checkpoints(run.folder.checkpoints)] == [1, 3, 4]
 
     run.state, run.recipe_name, run.recipe, run.data_facts, run.facts = TrainState(step=3), "tiny", tiny, {}, {}
+    run.started_with = {}
     write_start(run, evaluation_is_pending=False)  # resumed at 3, as 4 is damaged
     save_after(6)
     assert [step for step, _ in list_checkpoints(run.folder.checkpoints)] == [1, 3, 4, 6]

@@ -177,7 +177,7 @@ def test_run_under_a_gradient_scaler_is_resumed_exactly(tiny, image_folder, tmp_
     assert_same_end(copy, folder)
 
 
-@pytest.mark.parametrize("killed_before", ["rewrite_state", "_publish_best"])
+@pytest.mark.parametrize("killed_before", ["write_state", "_publish_best"])
 def test_epoch_is_recorded_once_and_published_as_its_checkpoint_says(
     tiny, image_folder, tmp_path, monkeypatch, killed_before: str
 ):
@@ -199,15 +199,15 @@ def test_epoch_is_recorded_once_and_published_as_its_checkpoint_says(
             run(tiny, image_folder, folder.path, **how)
     assert folder.records()[-1]["kind"] == "epoch"
     assert sha256_of(folder.weights) == sha256_of(folder.checkpoints / "step_00000004/model.safetensors")
-    best_step = 4 if killed_before == "rewrite_state" else 8
+    best_step = 4 if killed_before == "write_state" else 8
     assert state_of_last_epoch()["best_step"] == best_step
-    assert len(state_of_last_epoch()["epoch_losses"]) == (4 if killed_before == "rewrite_state" else 0)
+    assert len(state_of_last_epoch()["epoch_losses"]) == (4 if killed_before == "write_state" else 0)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "training_loop", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tiny, image_folder, folder.path, resume=True)
-    assert folder.records()[-1]["kind"] == ("train" if killed_before == "rewrite_state" else "epoch")
+    assert folder.records()[-1]["kind"] == ("train" if killed_before == "write_state" else "epoch")
     assert sha256_of(folder.weights) == sha256_of(folder.checkpoints / f"step_0000000{best_step}/model.safetensors")
     assert json.loads(folder.evaluation.read_text()) == state_of_last_epoch()["best_evaluation"]
 

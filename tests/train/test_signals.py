@@ -122,7 +122,7 @@ def test_signal_while_the_data_is_being_opened_is_not_lost(
         return open_train_and_val(*how)
 
     monkeypatch.setattr(trainer, "open_train_and_val", signalled)
-    with pytest.raises(Preempted, match="stopped by SIGUSR1 before training started; start with the same command and"):
+    with pytest.raises(Preempted, match="stopped by SIGUSR1 before training started, everything is saved"):
         run(tiny, image_folder, tmp_path / "run")
     monkeypatch.undo()
     assert len(run(tiny, image_folder, tmp_path / "run", resume=True).records()) == 10
