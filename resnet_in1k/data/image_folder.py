@@ -89,6 +89,7 @@ def _open(data: str, split: Split, folder: Path) -> FileSource:
         listing = read_cache([folder])
         if listing is None or not _is_unchanged(folder, listing[0]["stamps"]):
             listing = facts, fields = _list(folder)
+            # Each stamp is older than what was read of its folder, so a change while listing is seen the next time.
             if max(stamp[0] for stamp in facts["stamps"].values()) < (started - SETTLED_AFTER_SECONDS) * 1e9:
                 write_cache([folder], facts, **fields)
     except OSError as error:
@@ -107,10 +108,9 @@ def _stamp(folder: Path) -> list[int]:
 
 
 def _is_unchanged(folder: Path, stamps: dict[str, list[int]]) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         return all(_stamp(folder / name) == stamp for name, stamp in stamps.items())
-    except OSError:
-        return False
+    return False
 
 
 def _list(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

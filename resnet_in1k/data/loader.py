@@ -173,8 +173,6 @@ def _slot_view(slots: torch.Tensor, slot: int, spec: BatchSpec) -> torch.Tensor:
 
 
 Tensors = tuple[torch.Tensor, ...]
-
-
 Prefetched = tuple[dict[int, str], Callable[[], Tensors]]
 """`Batch.bad_images`, and a function that returns the prepared tensors, to be used on the current stream. Call it
 before the next batch is requested, or that batch would be copied first."""
