@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, repeat
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-import tyro
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
@@ -25,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.arguments import POSITIONAL, parse
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Tensors, prefetch_to_device
@@ -52,31 +51,41 @@ TUTORIAL = RECIPES["tutorial"].recipe
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """Measure the speed of this machine. Any field of the recipe can be changed."""
+    """Measure the speed of this machine. Every field of the recipe is a flag.
 
-    what: tyro.conf.Positional[Literal["input", "step", "train"]]
+    Examples:
+        {prog} input --data photos
+        {prog} step --optimizer muon
+        {prog} train --data photos --workers 1 --json
+    """
+
+    GROUPS: ClassVar = {"what": "Benchmark", "workers": "Hardware"}
+
+    what: Literal["input", "step", "train"] = field(metadata=POSITIONAL)
     """input: encoded files to batches on the device; step: training on one batch, also by several processes; train:
     both."""
     data: str = "synthetic"
     """Images, named as for training; a folder needs train/ only."""
     json: bool = False
     """Print one JSON object instead of a table."""
-    workers: int | None = field(default=None, metadata=within(at_least=1))
-    """Loader workers; by default as for training."""
     batch_size: int | None = field(default=None, metadata=within(at_least=1))
     """Images per step and process, in place of --global-batch-size; by default 16 on a CPU, 256 elsewhere."""
     steps: int | None = field(default=None, metadata=within(at_least=1))
     """Steps per repetition; by default 30 for input; for step and train 3 on a CPU, 50 elsewhere."""
     repetitions: int = field(default=5, metadata=within(at_least=1))
     """Repetitions of each measurement, after one that is not counted."""
+
+    workers: int | None = field(default=None, metadata=within(at_least=1))
+    """Loader workers; by default as for training."""
+    precision: devices.PrecisionFlag = "auto"
+    """Our training precision; the tutorial's is float32."""
     compile: bool = False
     """Compile our model by torch.compile."""
     compress_gradients: bool = False
     """Send gradients between several processes as bf16."""
-    precision: devices.PrecisionFlag = "auto"
-    """Our training precision; the tutorial's is float32."""
     cpu_threads: int | None = field(default=None, metadata=within(at_least=1))
     """Threads for computing on the CPU; by default all physical cores."""
+
     recipe: Recipe = TUTORIAL
 
     def __post_init__(self) -> None:

@@ -2,14 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.arguments import POSITIONAL, parse
 from resnet_in1k.evaluate.statistics import confidence_interval, describe_paired, paired
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.recipes.recipe import Recipe
@@ -25,9 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """Compare runs and evaluations."""
+    """Compare runs and evaluations.
 
-    items: Annotated[tuple[str, ...], tyro.conf.Positional]
+    Examples:
+        {prog} runs/tutorial runs/a3
+        {prog} runs/tutorial runs/a3 --picture compared.png
+        {prog} ours.json theirs.json
+    """
+
+    items: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
     """Run folders, weights with an eval.json in the same folder, or eval.json files."""
     picture: Path | None = None
     """Plot the runs' accuracy over epochs and over minutes to this .png or .svg."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,9 @@ from resnet_in1k.utils.validation import check_options, within
 class InferenceOptions:
     """Common to evaluate.py and predict.py: the weights, the machine, and preprocessing, which is by default that of
     the weights' own evaluation or config.json."""
+
+    GROUPS: ClassVar = {"ckpt": "Weights", "batch_size": "Hardware", "image_size": "Preprocessing"}
+    BASIC: ClassVar = ("ckpt", "image_size", "data", "split", "output", "report", "images", "top_k", "json", "picture")
 
     ckpt: str
     """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, torchvision/MODEL.WEIGHTS,
@@ -65,7 +69,15 @@ class InferenceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(InferenceOptions):
-    """Evaluate saved weights; every image counts once."""
+    """Evaluate saved weights; every image counts once.
+
+    Examples:
+        {prog} --ckpt runs/tutorial
+        {prog} --ckpt USER/NAME --data data/imagenet --output eval.json
+        {prog} --ckpt torchvision/resnet50.IMAGENET1K_V2 --data data/imagenet --report report
+    """
+
+    GROUPS: ClassVar = {**InferenceOptions.GROUPS, "data": "Data", "output": "Results"}
 
     data: str | None = None
     """Data, named as for training; by default the data of the run."""

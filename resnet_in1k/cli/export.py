@@ -24,7 +24,13 @@ MAX_DIFFERENCE = {"onnx": 1e-4, "pt2": 0.0, "safetensors": 0.0}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Export weights; the file is kept only if its logits agree."""
+    """Export weights; the file is kept only if its logits agree.
+
+    Examples:
+        {prog} --ckpt runs/tutorial --format onnx --output resnet50.onnx
+        {prog} --ckpt runs/tutorial --format pt2 --output resnet50.pt2 --image-size 288
+        {prog} --ckpt old.pth --format safetensors --output runs/old/model.safetensors
+    """
 
     ckpt: str
     """Weights, as for evaluate.py; also an old .pth, with or without `module.` in its keys."""

@@ -5,14 +5,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import tyro
 
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.arguments import POSITIONAL, parse
 from resnet_in1k.cli.evaluate import InferenceOptions
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_folder import FileSource, open_paths
@@ -33,9 +32,17 @@ from resnet_in1k.utils.validation import within
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(InferenceOptions):
-    """Classify images."""
+    """Classify images.
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    Examples:
+        {prog} --ckpt runs/tutorial photo.jpg
+        {prog} --ckpt USER/NAME photographs --picture seen.png
+        {prog} --ckpt runs/tutorial photographs --json --top-k 1
+    """
+
+    GROUPS: ClassVar = {**InferenceOptions.GROUPS, "images": "Images", "top_k": "Results"}
+
+    images: tuple[Path, ...] = field(default=(), metadata=POSITIONAL)
     """Image files, and folders of images at any depth."""
     top_k: int = field(default=5, metadata=within(at_least=1))
     """Number of classes to print per image."""

@@ -10,6 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,7 +30,15 @@ from resnet_in1k.utils.validation import check_options, within
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """Prepare images for training, or verify them."""
+    """Prepare images for training, or verify them.
+
+    Examples:
+        {prog} --kaggle path/to/kaggle --output data/imagenet
+        {prog} --data photos --val-share 0.2 --resize 256 --output data/photos
+        {prog} --verify data/imagenet --report problems.csv
+    """
+
+    GROUPS: ClassVar = {"train_tar": "Input", "output": "Output", "verify": "Verification", "processes": "Hardware"}
 
     train_tar: Path | None = None
     """ILSVRC2012_img_train.tar; needs the next two."""

@@ -13,7 +13,13 @@ from resnet_in1k.utils.format import file_size
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
-    """Publish a run's best weights, with their metrics as a model card."""
+    """Publish a run's best weights, with their metrics as a model card.
+
+    Examples:
+        {prog} --run runs/tutorial --repo-id USER/NAME --dry-run
+        {prog} --run runs/tutorial --repo-id USER/NAME --private
+        {prog} --run runs/tutorial --repo-id USER/NAME --pr
+    """
 
     run: Path
     """The run folder; its hub/ gets the files to publish."""

@@ -1,15 +1,13 @@
 """Parse the flags of scripts/train.py, find the recipe that they name, and train."""
 
-import argparse
-import contextlib
 import math
 import re
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.arguments import parse_given
 from resnet_in1k.cli.compare import differences
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.evaluate.statistics import describe_distance, distance
@@ -28,8 +26,6 @@ from resnet_in1k.utils.validation import lookup
 
 HUB = "hub:"
 DEFAULT_RECIPE = "tutorial"
-SIZES = ("epochs", "global_batch_size", "image_size")
-"""Fields of Recipe whose change rescales other fields: see recipes/step_counts.py."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +92,19 @@ def _options_like(given: str, file: Path, facts: dict[str, Any]) -> dict[str, An
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Train a ResNet by a named recipe. Any field of the recipe can be overridden."""
+    """Train a ResNet by a named recipe. Every field of the recipe is a flag; the recipe's value is its default.
+
+    Examples:
+        {prog} --recipe demo
+        {prog} --recipe sprint --data photos --val-share 0.2 --output-dir runs/photos --dry-run
+        {prog} --recipe a3 --data data/imagenet --resume
+    """
+
+    GROUPS: ClassVar = {"recipe": "Run"}
 
     recipe: str = DEFAULT_RECIPE
-    """Recipe: a name of --list-recipes, or the recipe of a run: hub:USER/NAME, a run folder or its recipe.json. Its
-    values, scaled to the batch and epochs given, are the defaults of the flags below."""
+    """Name of a recipe; or the recipe of a run: hub:USER/NAME, a run folder or its recipe.json. If --epochs,
+    --global-batch-size or --image-size are given, other fields are scaled to fit them."""
     list_recipes: bool = False
     """Print the named recipes as a table, then exit."""
     options: TrainOptions
@@ -108,28 +112,29 @@ class Arguments:
 
 
 def parse_flags() -> tuple[GivenRecipe, Arguments]:
-    """Parse the command line; the defaults are those of the recipe that it names, for the sizes given. Raises UserError
-    if there is no such recipe, or if it needs weights to start from and none are given."""
-    # Some flags change the defaults of others: they are read before the full parser is built, which checks them.
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "lr_batch_rule", *SIZES):  # the full parser takes both spellings
-        parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", nargs="?", const="", default="")
-    flags = vars(parser.parse_known_args(sys.argv[1:])[0])
-    given = find_recipe(flags["recipe"] or DEFAULT_RECIPE)
-    name, recipe = given.origin or given.name, given.named.recipe
-    sizes = {size: int(flags[size]) for size in SIZES if flags[size].isdecimal()}
-    with contextlib.suppress(UserError):  # for a value out of range, which the full parser below refuses by name
-        recipe = replace(recipe, lr_batch_rule=flags["lr_batch_rule"] or recipe.lr_batch_rule)
-        recipe = scaled(recipe, **sizes)
+    """Parse the command line; what is not given is as in the recipe, scaled to the sizes that are given.
+
+    Raises:
+        UserError: for wrong flags, if there is no such recipe, or if it needs weights to start from and none are given.
+    """
+    values = parse_given(Arguments)
+    given = find_recipe(values.get("recipe", DEFAULT_RECIPE))
+    name = given.origin or given.name
+    recipe = scaled(given.named.recipe, **_fields_of(Recipe, values))
     accumulation = accumulation_steps(recipe.global_batch_size, world_size(), given.named.images_per_forward_pass)
-    options = TrainOptions(**given.options, gradient_accumulation_steps=accumulation)
-    arguments = parse(Arguments, default=Arguments(recipe=name, options=options, fields=recipe))
-    if given.named.needs_weights and arguments.options.init_from is None and not arguments.list_recipes:
+    defaults = {**given.options, "gradient_accumulation_steps": accumulation}
+    options = TrainOptions(**{**defaults, **_fields_of(TrainOptions, values)})
+    lists_recipes = values.get("list_recipes", False)
+    if given.named.needs_weights and options.init_from is None and not lists_recipes:
         raise UserError(
             f"--recipe {name} starts from trained weights: give --init-from, such as a run folder, USER/NAME on the "
             "Hub or torchvision/resnet50.IMAGENET1K_V2"
         )
-    return given, arguments
+    return given, Arguments(recipe=name, list_recipes=lists_recipes, options=options, fields=recipe)
+
+
+def _fields_of(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    return {each.name: values[each.name] for each in fields(cls) if each.name in values}
 
 
 def describe_recipes() -> str:

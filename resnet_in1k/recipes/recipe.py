@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.validation import invalid_fields, within
@@ -26,6 +26,17 @@ class Recipe:
         UserError: with all fields that are out of range.
     """
 
+    GROUPS: ClassVar = {
+        "model": "Model",
+        "epochs": "Schedule",
+        "optimizer": "Optimizer",
+        "loss": "Loss",
+        "image_size": "Image size",
+        "crop_scale_min": "Augmentation",
+    }
+    BASIC: ClassVar = ("model", "epochs", "global_batch_size", "lr", "seed", "image_size", "augment_policy", "sampling")
+    DEFAULTS_VARY: ClassVar = True
+
     model: Architecture
     """Architecture, by torchvision's name."""
     zero_init_residual: bool = False
@@ -40,21 +51,13 @@ class Recipe:
     """Passes over the training images."""
     global_batch_size: int = field(metadata=within(at_least=1))
     """Images per optimizer step, summed over all processes."""
-    loss: str = "cross_entropy"
-    """Training loss: a name of resnet_in1k/optim/losses.py."""
-    label_smoothing: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
-    """Share of the target that is spread evenly over all classes (https://arxiv.org/abs/1512.00567)."""
-    bce_target_threshold: float = field(default=0.0, metadata=within(at_least=0, below=1))
-    """Binary cross entropy sets targets above this to 1 and others to 0; 0 leaves the targets unchanged."""
-    optimizer: str = "sgd"
-    """Optimizer: a name of resnet_in1k/optim/optimizers.py."""
     lr: float = field(metadata=within(above=0))
     """Peak learning rate for the global batch."""
     lr_batch_rule: Literal["none", "linear", "sqrt"] = "none"
     """How lr scales if only the batch size changes: in proportion, by the square root, or not."""
     lr_schedule: str = "step"
-    """Schedule: `step` multiplies by lr_step_factor every lr_step_epochs, `multi_step` at lr_milestones; `cosine`,
-    `linear` and `polynomial` fall to lr_floor; or another name of resnet_in1k/optim/lr.py."""
+    """Schedule: step multiplies the rate by lr_step_factor every lr_step_epochs, multi_step at lr_milestones; cosine,
+    linear and polynomial fall to lr_floor."""
     lr_step_epochs: int = field(default=30, metadata=within(at_least=1))
     """Epochs between two drops of the `step` schedule."""
     lr_milestones: tuple[float, ...] = field(default=(), metadata=within(above=0))
@@ -69,6 +72,11 @@ class Recipe:
     """Epochs of linear warm-up to the peak learning rate, part of `epochs`; 0 for none."""
     warmup_start_factor: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Start of the warm-up, as a share of lr."""
+    seed: int = field(default=0, metadata=within(at_least=0))
+    """Random seed."""
+
+    optimizer: str = "sgd"
+    """Optimizer: sgd, sgdw, adamw, lamb, lars or muon."""
     momentum: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Momentum of SGD, SGDW, LARS and Muon; LAMB and AdamW use their own."""
     nesterov: bool = False
@@ -86,7 +94,6 @@ class Recipe:
     """Train only the last layer for N epochs; the norms then use their running statistics."""
     max_grad_norm: float = field(default=0.0, metadata=within(at_least=0))
     """Clip gradients to this global norm; 0 disables clipping."""
-
     ema_decay: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Decay of an exponential moving average of weights and buffers, adjusted to the length of the run (see
     train/step.py); 0 disables the average."""
@@ -94,6 +101,13 @@ class Recipe:
     """Optimizer steps between two updates of the average."""
     publish: PublishedWeights = "model"
     """Weights that are the run's result: the model or its moving average. Both are evaluated."""
+
+    loss: str = "cross_entropy"
+    """Training loss: cross_entropy or binary_cross_entropy."""
+    label_smoothing: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
+    """Share of the target that is spread evenly over all classes (https://arxiv.org/abs/1512.00567)."""
+    bce_target_threshold: float = field(default=0.0, metadata=within(at_least=0, below=1))
+    """Binary cross entropy sets targets above this to 1 and others to 0; 0 leaves the targets unchanged."""
 
     image_size: int = field(metadata=within(at_least=1))
     """Side of the training square in pixels; of the last epochs, if it changes."""
@@ -103,10 +117,17 @@ class Recipe:
     """Last epoch at initial_image_size; then the size grows linearly, in multiples of 32 px."""
     image_size_ramp_end: int = field(default=1, metadata=within(at_least=1))
     """First epoch at image_size."""
-    crop_scale_min: float = field(default=0.08, metadata=within(above=0, at_most=1))
-    """Smallest share of the image's area that a training crop covers; the largest is 1."""
     train_interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
     """Interpolation of training crops, antialiased; `random` draws one of the two for each image."""
+    eval_image_size: int = field(default=0, metadata=within(at_least=0))
+    """Side of the center crop in evaluation, in pixels; 0 for image_size."""
+    eval_crop_ratio: float = field(default=0.875, metadata=within(above=0, at_most=1))
+    """Evaluation resizes the short side to its image size divided by this, then crops the center."""
+    eval_interpolation: Interpolation = "bilinear"
+    """Interpolation of evaluation, antialiased."""
+
+    crop_scale_min: float = field(default=0.08, metadata=within(above=0, at_most=1))
+    """Smallest share of the image's area that a training crop covers; the largest is 1."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """`uniform`: each image once an epoch; `balanced`: the same number of draws, each class with equal probability."""
     shuffle_window: int = field(default=0, metadata=within(at_least=0))
@@ -115,7 +136,7 @@ class Recipe:
     """Views of each image in its global batch, each with its own crop. An epoch keeps its length, so it has that many
     times fewer different images (https://arxiv.org/abs/1901.09335)."""
     augment_policy: str = "none"
-    """Policy: `none`, `trivial_augment`, `rand_augment`, `timm_rand_augment` or `auto_augment`."""
+    """Policy: none, trivial_augment, rand_augment, timm_rand_augment or auto_augment."""
     rand_augment_num_ops: int = field(default=2, metadata=within(at_least=1))
     """Operations per image of both RandAugments."""
     rand_augment_magnitude: float = field(default=9.0, metadata=within(at_least=0, at_most=30))
@@ -144,16 +165,6 @@ class Recipe:
     """CutMix alpha (https://arxiv.org/abs/1905.04899); 0 disables CutMix. With both, each has probability 1/2."""
     mix_by_pair: bool = False
     """Draw mixup or CutMix and its weight for each pair of images, not once for the batch."""
-
-    eval_image_size: int = field(default=0, metadata=within(at_least=0))
-    """Side of the center crop in evaluation, in pixels; 0 for image_size."""
-    eval_crop_ratio: float = field(default=0.875, metadata=within(above=0, at_most=1))
-    """Evaluation resizes the short side to its image size divided by this, then crops the center."""
-    eval_interpolation: Interpolation = "bilinear"
-    """Interpolation of evaluation, antialiased."""
-
-    seed: int = field(default=0, metadata=within(at_least=0))
-    """Random seed."""
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):

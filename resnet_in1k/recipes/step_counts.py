@@ -88,21 +88,27 @@ def train_image_size(recipe: Recipe, epoch: int) -> int:
     return min(max(recipe.initial_image_size, nearest), recipe.image_size)
 
 
-def scaled(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, image_size: int = 0) -> Recipe:
-    """Return the recipe for other sizes; 0 leaves a size unchanged.
+def scaled(recipe: Recipe, **fields: Any) -> Recipe:
+    """Return the recipe with these fields; a changed size scales other fields that are not given.
 
-    The recipe's rule changes `lr` and `lr_floor`. Warm-up, milestones and the epochs in which images grow keep their
-    share of the run. Other image sizes keep their ratio to image_size. The period of the schedule `step` stays, so that
-    such a run may be resumed with more epochs.
+    For another global_batch_size, the recipe's rule changes `lr` and `lr_floor`. For other epochs, warm-up, milestones
+    and the epochs in which images grow keep their share of the run. For another image_size, the other sizes keep their
+    ratio to it. The period of the schedule `step` stays, so that such a run may be resumed with more epochs.
+
+    Raises:
+        UserError: if the result is not a valid recipe.
     """
+    # A size out of range scales nothing: the recipe refuses it.
+    global_batch_size, epochs, image_size = (
+        max(0, fields.get(name, 0)) for name in ("global_batch_size", "epochs", "image_size")
+    )
     changes: dict[str, Any] = {}
     if global_batch_size:
-        factor = LR_RULES[recipe.lr_batch_rule](global_batch_size / recipe.global_batch_size)
-        changes["global_batch_size"] = global_batch_size
+        rule = LR_RULES.get(fields.get("lr_batch_rule", recipe.lr_batch_rule), LR_RULES["none"])
+        factor = rule(global_batch_size / recipe.global_batch_size)
         changes["lr"], changes["lr_floor"] = recipe.lr * factor, recipe.lr_floor * factor
     if epochs:
         share = epochs / recipe.epochs
-        changes["epochs"] = epochs
         changes["warmup_epochs"] = recipe.warmup_epochs * share
         changes["lr_milestones"] = tuple(epoch * share for epoch in recipe.lr_milestones)
         changes["freeze_epochs"] = round(recipe.freeze_epochs * share)
@@ -112,9 +118,8 @@ def scaled(recipe: Recipe, epochs: int = 0, global_batch_size: int = 0, image_si
             changes["image_size_ramp_end"] = max(start + 1, round(recipe.image_size_ramp_end * share))
     if image_size and image_size != recipe.image_size:
         share = image_size / recipe.image_size
-        changes["image_size"] = image_size
         if recipe.initial_image_size:  # a multiple of 32 px, like the other sizes of a ramp
             changes["initial_image_size"] = min(image_size, max(32, round(recipe.initial_image_size * share / 32) * 32))
         if recipe.eval_image_size:
             changes["eval_image_size"] = max(16, round(recipe.eval_image_size * share / 16) * 16)
-    return replace(recipe, **changes)
+    return replace(recipe, **{**changes, **fields})

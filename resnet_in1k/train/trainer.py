@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -39,6 +39,22 @@ from resnet_in1k.utils.validation import check_options, within
 class TrainOptions:
     """Data, machine and output of a run: everything outside the recipe."""
 
+    GROUPS: ClassVar = {"output_dir": "Run", "data": "Data", "workers": "Hardware", "log_every": "Logging"}
+    BASIC: ClassVar = ("output_dir", "resume", "dry_run", "init_from", "data", "val_share", "workers", "precision")
+
+    output_dir: Path | None = None
+    """Run folder; default runs/<recipe>. A folder that contains a run needs --resume."""
+    resume: bool = False
+    """Continue from the newest checkpoint in the run folder; start if there is none."""
+    dry_run: bool = False
+    """Print the plan, run the preflight, estimate time and cost on this machine, then exit."""
+    init_from: str | None = None
+    """Start from these weights: the values of evaluate.py's --ckpt. The last layer is kept if the class names agree."""
+    checkpoint_every: int = field(default=0, metadata=within(at_least=0))
+    """Optimizer steps between two checkpoints, in addition to the end of each epoch; 0 for epochs only."""
+    keep_checkpoints: int = field(default=2, metadata=within(at_least=1))
+    """Number of newest checkpoints to keep, in addition to the best."""
+
     data: str = "data/imagenet"
     """A folder with train/<class>/* and val/<class>/*; hf:NAME[:CONFIG[:TRAIN,VAL[:LABEL]]], a dataset of the Hub or a
     folder of parquet files; shards:DIR or shards:PATTERN, tar files; `digits`; or `synthetic`."""
@@ -47,28 +63,11 @@ class TrainOptions:
     decides, so the split is the same everywhere."""
     rescan: bool = False
     """List the images again; by default a cached listing is used while no folder has changed."""
-    init_from: str | None = None
-    """Start from these weights: the values of evaluate.py's --ckpt. The last layer is kept if the class names agree."""
-    output_dir: Path | None = None
-    """Run folder; default runs/<recipe>. A folder that contains a run needs --resume."""
-    resume: bool = False
-    """Continue from the newest checkpoint in the run folder; start if there is none."""
-    workers: int | None = field(default=None, metadata=within(at_least=0))
-    """Loader workers per process; default: from the number of CPU cores."""
-    log_every: int = field(default=100, metadata=within(at_least=1))
-    """Optimizer steps between two lines of the log. The last step of an epoch is always logged."""
-    checkpoint_every: int = field(default=0, metadata=within(at_least=0))
-    """Optimizer steps between two checkpoints, in addition to the end of each epoch; 0 for epochs only."""
-    keep_checkpoints: int = field(default=2, metadata=within(at_least=1))
-    """Number of newest checkpoints to keep, in addition to the best."""
-    report_to: str | None = None
-    """An Accelerate tracker to log to, such as tensorboard, trackio or wandb."""
-    dry_run: bool = False
-    """Print the plan, run the preflight, estimate time and cost on this machine, then exit."""
-    dollars_per_hour: float = field(default=0.0, metadata=within(at_least=0))
-    """Price of all machines of the run; times are then also printed as a price, and recorded."""
     on_bad_image: OnBadImage = "fail"
     """At a training image that cannot be decoded: fail, or skip to the next image, for at most 0.1% of the images."""
+
+    workers: int | None = field(default=None, metadata=within(at_least=0))
+    """Loader workers per process; default: from the number of CPU cores."""
     precision: PrecisionFlag = "auto"
     """Training precision; auto: that of the run that is resumed, else the launch configuration's, else bf16 if the
     device is fast at it, else fp32."""
@@ -80,6 +79,13 @@ class TrainOptions:
     """Compile the model by torch.compile; this makes the start slower."""
     cpu_threads: int | None = field(default=None, metadata=within(at_least=1))
     """CPU threads per process; default for training on the CPU: all physical cores, divided among the processes."""
+
+    log_every: int = field(default=100, metadata=within(at_least=1))
+    """Optimizer steps between two lines of the log. The last step of an epoch is always logged."""
+    report_to: str | None = None
+    """An Accelerate tracker to log to, such as tensorboard, trackio or wandb."""
+    dollars_per_hour: float = field(default=0.0, metadata=within(at_least=0))
+    """Price of all machines of the run; times are then also printed as a price, and recorded."""
 
     def __post_init__(self) -> None:
         check_options(self)

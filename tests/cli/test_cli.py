@@ -1,21 +1,49 @@
 """Parsing of arguments, errors and exit statuses, and the commands of `python -m resnet_in1k`."""
 
 import importlib
+import inspect
 import os
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from helpers.processes import ROOT
 
 from resnet_in1k.__main__ import COMMANDS, main
+from resnet_in1k.augment.auto_augment import POLICIES
 from resnet_in1k.cli import arguments as cli
+from resnet_in1k.optim.losses import LOSSES
+from resnet_in1k.optim.lr import LR_SCHEDULES
+from resnet_in1k.optim.optimizers import OPTIMIZERS
+from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Options:
+    """Measure something.
+
+    Examples:
+        {prog} --ckpt runs/tutorial a.jpg
+    """
+
+    GROUPS: ClassVar = {"ckpt": "Weights", "size": "Images"}
+    BASIC: ClassVar = ("ckpt", "size")
+
+    ckpt: str
+    """Weights, which may
+    be 100% ours."""
     size: int = 3
+    """Side in pixels."""
+    mean: tuple[float, float, float] | None = None
+    """Mean color."""
+    keeps_size: bool = True
+    """Keep the size."""
+    images: tuple[Path, ...] = field(default=(), metadata=cli.POSITIONAL)
+    """Images."""
 
 
 def raising(error: BaseException):
@@ -25,31 +53,75 @@ def raising(error: BaseException):
     return main
 
 
+def parse(monkeypatch: pytest.MonkeyPatch, *words: str) -> Options:
+    monkeypatch.setattr(sys, "argv", ["scripts/measure.py", *words])
+    return cli.parse(Options)
+
+
+def test_fields_are_flags(monkeypatch: pytest.MonkeyPatch):
+    assert parse(monkeypatch, "--ckpt", "x") == Options(ckpt="x")
+    words = ["a.jpg", "--ckpt=x", "--mean", "0", ".5", "1", "--no_keeps_size", "--size", "4", "b.jpg"]
+    expected = Options(ckpt="x", size=4, mean=(0, 0.5, 1), keeps_size=False, images=(Path("a.jpg"), Path("b.jpg")))
+    assert parse(monkeypatch, *words) == expected
+
+
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("words", "message"),
     [
-        (["--size", "x"], ["--size", "'x'"]),
-        (["--sizes", "4"], ["Unrecognized options: --sizes", "Perhaps you meant", "--size INT"]),
-        (["4"], ["Unrecognized"]),
+        (["--ckpt", "x", "--size", "x"], "--size: invalid int value: 'x'; see --help"),
+        (["--ckpt", "x", "--sise=4"], "unknown flag --sise=4; did you mean --size?"),
+        (["--ckpt", "x", "--qqqq"], "unknown flag --qqqq; see --help"),
+        (["a.jpg"], "--ckpt is missing; for example:  python scripts/measure.py --ckpt runs/tutorial a.jpg"),
     ],
 )
-def test_wrong_argument_is_one_line_and_status_2(monkeypatch, capsys, arguments: list, parts: list):
-    monkeypatch.setattr("sys.argv", ["script.py", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        cli.parse(Options)
-    assert exit_.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for part in parts:
-        assert part in err
+def test_wrong_flag_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, words: list[str], message: str):
+    with pytest.raises(UserError) as refused:
+        parse(monkeypatch, *words)
+    assert str(refused.value) == message
 
-    monkeypatch.setenv("RANK", "1")  # only the main process prints it
-    with pytest.raises(SystemExit) as exit_:
-        cli.parse(Options)
-    assert exit_.value.code == 2
-    assert capsys.readouterr() == ("", "")
+
+def test_short_and_complete_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    texts = []
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse(monkeypatch, word)
+        texts.append(capsys.readouterr().out)
+    short, complete = texts
+    assert "Weights, which may be 100% ours." in short
+    assert "Side in pixels. (default: 3)" in short
+    assert "--mean" not in short
+    assert "--mean X X X" in complete
+    for text in texts:
+        assert text.startswith("usage: python scripts/measure.py [FLAGS]\n\nMeasure something.\n\nWeights:\n")
+        assert text.endswith("examples:\n  python scripts/measure.py --ckpt runs/tutorial a.jpg\n")
+
+
+def test_help_lists_the_names_of_each_table():
+    """The tables are not imported for the help."""
+    texts = cli.field_help(Recipe)
+    for field_name, table in (
+        ("optimizer", OPTIMIZERS),
+        ("loss", LOSSES),
+        ("lr_schedule", LR_SCHEDULES),
+        ("augment_policy", POLICIES),
+    ):
+        assert set(table) <= set(re.findall(r"\w+", texts[field_name]))
+
+
+def test_every_flag_has_a_group_a_help_and_an_example():
+    for name in COMMANDS:
+        module = importlib.import_module(f"resnet_in1k.cli.{name.replace('-', '_')}")
+        (options,) = (
+            each
+            for key, each in vars(module).items()
+            if key.endswith(("Options", "Arguments")) and each.__module__ == module.__name__ and "Inference" not in key
+        )
+        assert inspect.getdoc(options).partition("Examples:\n")[2].count("{prog}") == 3
+        for cls in cli.option_classes(options):
+            texts = cli.field_help(cls)
+            for title, each in cli.grouped_fields(cls):
+                assert title
+                assert re.fullmatch(r"\S.*[.)]", texts[each.name]), each.name
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,6 @@ def narrow_resnet18() -> Iterator[None]:
 def small_version(name: str) -> tuple[Recipe, dict[str, int]]:
     """A named recipe for one epoch of four steps on few small images, as its flags would make it; and options."""
     named = RECIPES[name]
-    recipe = replace(scaled(named.recipe, 1, 8, 32), model="resnet18")
+    recipe = replace(scaled(named.recipe, epochs=1, global_batch_size=8, image_size=32), model="resnet18")
     how = {"checkpoint_every": 2, "keep_checkpoints": 9}
     return recipe, {**how, "gradient_accumulation_steps": 2 if named.images_per_forward_pass else 1}

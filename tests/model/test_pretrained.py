@@ -15,7 +15,7 @@ from resnet_in1k.cli.predict import PredictOptions, predict
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils.errors import UserError
 
-OF_TRAINING = ["accelerate", "evaluate", "matplotlib", "jinja2", "psutil", "sklearn", "timm", "tyro", "datasets"]
+OF_TRAINING = ["accelerate", "evaluate", "matplotlib", "jinja2", "psutil", "sklearn", "timm", "datasets"]
 
 
 def test_predictions_are_those_of_the_script(finished: RunFolder, image_folder: Path):
