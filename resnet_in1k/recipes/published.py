@@ -168,7 +168,7 @@ RECIPES: dict[str, NamedRecipe] = {
             hue=0.0,  # a gray digit has no hue
         ),
         "this project: a ResNet-50 on handwritten digits, through the same path as ImageNet",
-        measured="98.6% of the digits in minutes on two CPU cores, see README",
+        measured="98.6% of the digits in minutes on two CPU cores, see docs/benchmarks.md",
         default_data="digits",
     ),
     "tv1": NamedRecipe(
@@ -286,20 +286,20 @@ RECIPES: dict[str, NamedRecipe] = {
         "this project: the most for five epochs at 128 px on Imagenette, by the rules of fastai's leaderboard, "
         "https://github.com/fastai/imagenette",
         Published(hardware="2 CPU cores"),
-        measured="84.6 ± 0.2% on Imagenette, n = 3",
+        measured="84.65 ± 0.16% on Imagenette, n = 3, see docs/evidence.md",
         default_data="data/imagenette",
     ),
     # Small steps for what the network knows, larger ones for the new last layer, which first learns alone.
     "finetune": NamedRecipe(
         replace(SMALL_DATA, head_lr_factor=10.0, freeze_epochs=1),
         "this project: all of a trained network on other images, its last layer faster",
-        measured="at 128 px, see docs/recipes.md",
+        measured="at 128 px, see docs/evidence.md",
         needs_weights=True,
     ),
     "linear-probe": NamedRecipe(
         replace(SMALL_DATA, lr=0.05, warmup_epochs=0.0, weight_decay=0.0, freeze_epochs=10, label_smoothing=0.0),
         "this project: only the last layer of a trained network, on other images",
-        measured="at 128 px, see docs/recipes.md",
+        measured="at 128 px, see docs/evidence.md",
         needs_weights=True,
     ),
 }
