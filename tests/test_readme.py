@@ -1,4 +1,4 @@
-"""The documents' commands parse, the READMEs' tables are complete, their links lead somewhere."""
+"""The pages' commands parse, their links lead to a file and a heading; the READMEs' tables are complete."""
 
 import importlib
 import re
@@ -29,6 +29,7 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.train.trainer import TrainOptions
 
 README, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def code_blocks(readme: Path, language: str) -> list[str]:
@@ -36,8 +37,10 @@ def code_blocks(readme: Path, language: str) -> list[str]:
     return [text for name, text in blocks if name == language]
 
 
-def commands(readme: Path) -> list[list[str]]:
-    return [shlex.split(line, comments=True) for block in code_blocks(readme, "bash") for line in block.splitlines()]
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of each line, joined with the next one if it ends with a backslash."""
+    lines = "".join(code_blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def flags_of(cls: type) -> set[str]:
@@ -55,7 +58,7 @@ OPTIONS = {
 }
 COMMANDS = commands(README)
 ELSEWHERE = [
-    *(command for path in sorted((ROOT / "docs").glob("*.md")) for command in commands(path)),
+    *(command for page in PAGES if page not in (README, CHINESE) for command in commands(page)),
     *(
         shlex.split((ROOT / script).read_text(encoding="utf-8").splitlines()[0].strip('"').partition(": ")[2])
         for script in ("scripts/train.py", *OPTIONS)
@@ -77,6 +80,8 @@ def test_every_command_can_be_given(command: list[str], tmp_path: Path, monkeypa
     if command[0] == ".":
         assert command[1] == ".venv/bin/activate"
         return
+    if command[0] == "resnet-in1k":
+        command = ["python", f"scripts/{command[1].replace('-', '_')}.py", *command[2:]]
     place = next(place for place, word in enumerate(command) if word.startswith("scripts/"))
     check_launcher(command[:place])
     monkeypatch.setattr(sys, "argv", command[place:])
@@ -183,7 +188,18 @@ def test_chinese_readme_has_the_same_commands_tables_and_links():
         assert len(counts) == 1
 
 
-@pytest.mark.parametrize("readme", [README, CHINESE], ids=lambda path: path.name)
-def test_links_and_figures_exist(readme: Path):
-    for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_a_file_and_a_heading(page: Path):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        if not file.startswith("https://"):
+            linked = page.parent / file if file else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
