@@ -169,9 +169,10 @@ def provenance() -> dict[str, Any]:
     """Return the versions of the libraries and this project's commit; None outside a checkout."""
     packages = ("torch", "torchvision", "accelerate", "safetensors")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    # With --git-dir, because an installed package may be in an environment inside the repository of another project.
+    describe = ["git", "--git-dir=.git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        described = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        described = subprocess.run(describe, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return {"versions": versions, "commit": None}
     return {"versions": versions, "commit": described.stdout.strip()}

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from resnet_in1k.utils.console import program
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 from resnet_in1k.utils.format import printable
 from resnet_in1k.utils.launch import local_rank, rank
@@ -132,8 +133,8 @@ def option_classes(cls: type) -> list[type]:
 
 
 def _command() -> str:
-    """Return `resnet-in1k COMMAND` or `python scripts/COMMAND.py`."""
-    return sys.argv[0] if " " in sys.argv[0] else f"python scripts/{os.path.basename(sys.argv[0])}"
+    """Return `resnet-in1k COMMAND`, `python -m resnet_in1k COMMAND` or `python scripts/COMMAND.py`."""
+    return program(Path(sys.argv[0].rpartition(" ")[2]).stem)
 
 
 def _examples(cls: type) -> list[str]:

@@ -1,7 +1,8 @@
-"""Measure the speed of input, training step and training, next to the tutorial's code and to upper limits.
+"""Measure the speed of input, training step and training on this machine.
 
-Other programs may use the machine at the same time, so a rate alone says little: all ways are measured in turn in one
-run, several times, and the ratios are those of the medians.
+They are compared with the tutorial's code and with upper limits. Other programs may use the machine at the same time,
+so a rate alone says little: all ways are measured in turn in one run, several times, and the ratios are those of the
+medians.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""scripts/compare.py: compare runs and weights: their recipes, accuracy, time and speed."""
+"""Compare runs and weights: recipes, accuracy, time and speed."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.utils import files
+from resnet_in1k.utils.console import program
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration
 from resnet_in1k.utils.plots import save_figure
@@ -80,7 +81,7 @@ def _read(item: str) -> Compared:
     evaluation = resolve_checkpoint(item).recorded_evaluation
     if evaluation is None:
         raise UserError(
-            f"{item} has no eval.json of its own: python scripts/evaluate.py --ckpt {item} --data DATA --output "
+            f"{item} has no eval.json of its own: {program('evaluate')} --ckpt {item} --data DATA --output "
             "NAME.json, and compare NAME.json"
         )
     run, seconds = RunFolder(path), 0.0

@@ -1,4 +1,4 @@
-"""scripts/export.py: write weights as ONNX, torch.export archive or safetensors, and compare the logits."""
+"""Export weights to ONNX, torch.export or safetensors, and compare the logits."""
 
 import json
 import tempfile
@@ -89,7 +89,7 @@ def _write(format: str, model: ResNet, images: Tensor, path: Path, facts: str) -
         try:
             program = torch.onnx.export(model, (images,), dynamic_shapes=any_batch_size, **options)
         except ModuleNotFoundError as error:
-            raise UserError(f"--format onnx needs {error.name}: pip install 'resnet-in1k[export]'") from None
+            raise UserError(f"--format onnx needs {error.name}: pip install onnx onnxscript onnxruntime") from None
         program.model.metadata_props[FACTS_NAME] = facts
         program.save(str(path), external_data=False)
 

@@ -21,6 +21,7 @@ from resnet_in1k.evaluate.evaluation import eval_loader
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
+from resnet_in1k.utils.console import program
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, device_type, reproducible_float32
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.format import count
@@ -70,7 +71,7 @@ def main() -> None:
 def predict(options: PredictOptions, report: Callable[[str], None] = print) -> list[Prediction]:
     """Classify all images in the given order and report each; at the end raise UserError if some cannot be read."""
     if world_size() > 1:
-        raise UserError("predict.py runs in one process: python scripts/predict.py …")
+        raise UserError(f"prediction runs in one process: {program('predict')} …")
     weights = resolve_checkpoint(options.ckpt)
     model, preprocessing = load_model(weights.file).eval(), options.change(weights.preprocessing)
     folders = weights.class_names or [f"class {number}" for number in range(model.num_outputs)]

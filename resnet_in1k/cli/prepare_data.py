@@ -1,4 +1,4 @@
-"""Convert ImageNet's archives, Kaggle's copy or other images to a folder of classes or tar shards; or verify images.
+"""Convert ImageNet's archives or other images to folders of classes or tar shards; or verify images.
 
 Rerun the command to continue after an interruption.
 """
@@ -22,6 +22,7 @@ from resnet_in1k.prepare import write
 from resnet_in1k.prepare.imagenet import differences, open_archives, open_kaggle
 from resnet_in1k.prepare.verify import Problem, open_for_verification, verify
 from resnet_in1k.utils import files
+from resnet_in1k.utils.console import program
 from resnet_in1k.utils.device import usable_cores
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count, printable, shorten
@@ -172,7 +173,7 @@ def _check_written(sources: tuple[Source, Source], options: PrepareOptions) -> N
     print(f"{options.output}: {len(train):,} training and {len(val):,} validation images, {classes}")
     if any(isinstance(each, FileSource) and Path(each.image_name(0)).stat().st_nlink > 1 for each in written):
         print("images are hard links: editing one in place edits the original, too")
-    print(f"train on it:  accelerate launch scripts/train.py --data {shlex.quote(data)} --dry-run")
+    print(f"train on it:  {program('train')} --data {shlex.quote(data)} --dry-run")
 
 
 def verify_data(options: PrepareOptions, processes: int) -> bool:

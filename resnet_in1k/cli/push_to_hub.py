@@ -1,4 +1,4 @@
-"""scripts/push_to_hub.py: publish a run folder on the Hub."""
+"""Publish a run folder on the Hub, with a model card."""
 
 from dataclasses import dataclass
 from pathlib import Path

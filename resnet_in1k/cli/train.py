@@ -1,4 +1,4 @@
-"""Parse the flags of scripts/train.py, find the recipe that they name, and train."""
+"""Train a ResNet by a named recipe, or by the recipe of a run."""
 
 import math
 import re
@@ -19,6 +19,7 @@ from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read
 from resnet_in1k.train.loop import train
 from resnet_in1k.train.trainer import TrainOptions
 from resnet_in1k.utils import files, imagenet
+from resnet_in1k.utils.console import program
 from resnet_in1k.utils.device import PRECISION_FLAGS
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import rank, world_size
@@ -150,7 +151,7 @@ def describe_recipes() -> str:
         lines.append(layout.format(name, *cells))
     lines += ["", "px: training image size. Accuracy on ImageNet-1k and GPU hours are published by:"]
     lines += [f"  {name:<13}{named.source}" for name, named in RECIPES.items()]
-    lines += ["", "To estimate a recipe on this machine:  python scripts/train.py --recipe NAME --data DATA --dry-run"]
+    lines += ["", f"To estimate a recipe on this machine:  {program('train')} --recipe NAME --data DATA --dry-run"]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from resnet_in1k.model.weights import WEIGHTS_NAME
 from resnet_in1k.recipes.recipe import crop_ratio_for
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
+from resnet_in1k.utils.console import program
 from resnet_in1k.utils.errors import UserError
 
 
@@ -85,7 +86,7 @@ def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
     expected = {"num_classes": model.fc.out_features}
     if facts is not None:
         expected |= {"class_names": facts["data"]["class_names"], "num_images": facts["data"]["num_val_images"]}
-    advice = f"evaluate again: python scripts/evaluate.py --ckpt {run.path} [--data DATA] --output {run.evaluation}"
+    advice = f"evaluate again: {program('evaluate')} --ckpt {run.path} [--data DATA] --output {run.evaluation}"
     weights = resolve_checkpoint(run.weights)
     if weights.recorded_evaluation is None:
         raise UserError(f"{run.evaluation} is missing, or is not of {run.weights}; {advice}")

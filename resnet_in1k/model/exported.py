@@ -53,7 +53,7 @@ def load_exported(file: Path) -> ExportedNetwork:
             raise ValueError("it does not map images, (B, 3, S, S), to logits, (B, C)")
         return ExportedNetwork(logits, shapes, dict(json.loads(facts or "{}")))
     except ModuleNotFoundError as error:
-        raise UserError(f"{file} needs {error.name}: pip install 'resnet-in1k[export]'") from None
+        raise UserError(f"{file} needs {error.name}: pip install onnx onnxscript onnxruntime") from None
     except Exception as error:  # torch and ONNX Runtime raise many kinds of errors for damaged files
         raise UserError(f"{file} cannot be read as an exported network ({first_line(error)})") from None
 

@@ -17,7 +17,7 @@ from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.train.writer import write_lines
 from resnet_in1k.utils import files
-from resnet_in1k.utils.console import print_line
+from resnet_in1k.utils.console import print_line, program
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration, first_line, shorten
 from resnet_in1k.utils.launch import SAVED_IS_INTACT
@@ -103,7 +103,7 @@ def print_end(run: Trainer) -> None:
         "  eval.json          their accuracy\n"
         "  curves.png, .svg   loss and accuracy\n"
         "  log.jsonl          every number printed above\n"
-        f"evaluate them:  python scripts/evaluate.py --ckpt {folder.path}\n"
+        f"evaluate them:  {program('evaluate')} --ckpt {folder.path}\n"
         f'use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained("{folder.path}")'
     )
 

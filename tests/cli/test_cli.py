@@ -191,10 +191,13 @@ def test_commands_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest
             return exit_.code
 
     assert run() == 0
-    assert ", ".join(COMMANDS) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.findall(r"^  ([\w-]+) +\S.*\.$", out, re.M) == list(COMMANDS)
     assert run("push-to-hub", "--help") == 0
     assert capsys.readouterr().out.startswith("usage: resnet-in1k push-to-hub")
     assert run("trian") == 2
     assert capsys.readouterr().err == f"error: no command 'trian'; the commands are {', '.join(COMMANDS)}\n"
     assert run("evaluate", "--ckpt", "nowhere") == 2
     assert capsys.readouterr().err.startswith("error: nowhere: no such file or folder")
+    assert run("evaluate") == 2
+    assert "for example:  resnet-in1k evaluate --ckpt runs/tutorial\n" in capsys.readouterr().err

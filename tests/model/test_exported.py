@@ -92,5 +92,5 @@ def test_a_network_that_takes_no_images_is_an_error(tmp_path: Path):
 def test_a_missing_package_is_named(exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     assert onnxruntime
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"a.onnx needs onnxruntime: pip install 'resnet-in1k\[export\]'"):
+    with pytest.raises(UserError, match=r"a.onnx needs onnxruntime: pip install onnx onnxscript onnxruntime"):
         load_exported(exported[".onnx"])
