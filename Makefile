@@ -5,13 +5,18 @@ INSTALLED := .venv/.installed
 DEV_INSTALLED := .venv/.dev_installed
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test gpu torture lint clean
+.PHONY: demo pictures check test gpu torture lint clean
 
 demo: $(INSTALLED)  ## train a ResNet-50 on handwritten digits, evaluate it, draw its curves
 	$(BIN)/accelerate launch --config_file accelerate_configs/one_gpu.yaml scripts/train.py --recipe demo --resume
 	$(BIN)/python scripts/evaluate.py --ckpt runs/demo
-	@printf '\nLook at runs/demo/curves.png. Then train on your own images, in DATA/train/<class>/ and DATA/val/<class>/:\n'
-	@printf '  . .venv/bin/activate\n  accelerate launch --config_file accelerate_configs/one_gpu.yaml scripts/train.py --data DATA --output-dir runs/mine --dry-run\n'
+	@printf '\nLook at runs/demo/curves.png. Then train on your own photographs: docs/own-images.md\n'
+
+pictures: demo  ## draw README's pictures from the run of the demo
+	$(BIN)/python scripts/prepare_data.py --data digits --output data/digits
+	$(BIN)/python scripts/predict.py --ckpt runs/demo --picture .github/demo_predictions.png \
+	  $$(for class in data/digits/val/*; do ls $$class/* | head -n 1; done)
+	cp runs/demo/curves.svg .github/demo_curves.svg
 
 check: lint  ## lint, then the quick tests
 	$(PYTEST) -m "not slow"
