@@ -98,7 +98,7 @@ def _answers(
     workers = 0 if few else choose_workers(options.workers)
     specs = eval_specs(len(source), options.batch_size, preprocessing.image_size)
     with (
-        translate_errors(options.batch_size),
+        translate_errors(options.batch_size, "use a smaller --batch-size"),
         eval_loader(source, preprocessing, options.batch_size, workers, if_bad="blank_on_any_error") as loader,
     ):
         device = torch.device(device_type())

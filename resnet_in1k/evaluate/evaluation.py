@@ -27,6 +27,7 @@ from resnet_in1k.utils.errors import UserError, translate_errors
 EVAL_BATCH_SIZE = 128
 """Images per process and forward pass. A different batch size, number of processes or type of device changes logits by
 float32 rounding, about 1e-6 relative, so counts change only for images with two classes that close."""
+EVAL_MEMORY_ADVICE = "use a smaller --image-size or, if the command has it, --batch-size"
 SAMPLED_IMAGES = 64  # hashed into samples_sha256 of eval.json
 NO_CLASS = -1
 """Predicted class of an image that cannot be read; never equal to a label."""
@@ -143,7 +144,7 @@ def evaluate_model(
 
     bar = bar_below_lines(num_batches, f"evaluate {source.split}")
     forward_size = max(pad_to, min(loader.batch_size, len(source)))
-    with translate_errors(forward_size), torch.inference_mode(), reproducible_float32(), bar:
+    with translate_errors(forward_size, EVAL_MEMORY_ADVICE), torch.inference_mode(), reproducible_float32(), bar:
         for number, (bad, take) in enumerate(prefetch_to_device(loader.batches(specs), device, prepare)):
             if number < num_common_batches:
                 stop_if_requested(number)

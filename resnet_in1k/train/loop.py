@@ -22,10 +22,10 @@ from resnet_in1k.run_folder import check_resumable
 from resnet_in1k.train import log, writer
 from resnet_in1k.train.checkpoint import load_newest_checkpoint
 from resnet_in1k.train.plan import describe_plan, forecast
-from resnet_in1k.train.preflight import check_same_program, out_of_memory_message, preflight
+from resnet_in1k.train.preflight import check_same_program, memory_advice, preflight
 from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.utils.console import bar_below_lines, print_line
-from resnet_in1k.utils.errors import Preempted, ProcessError, UserError, is_out_of_memory, translate_errors
+from resnet_in1k.utils.errors import Preempted, UserError, translate_errors
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.signals import StopSignals
 
@@ -41,28 +41,24 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
         UserError: for anything wrong with recipe, data, machine or output folder that a user can fix.
         Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped the run, after everything is saved.
     """
-    run = None
     with StopSignals() as signals, Launch.connect() as launch, translate_errors(), contextlib.ExitStack() as stack:
+        check_same_program(launch, recipe, options, options.run_folder(recipe_name))
+        run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
+        print_line(describe_plan(run))
+        if run.started_with and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
+            print_line(note)
         try:
-            check_same_program(launch, recipe, options, options.run_folder(recipe_name))
-            run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
-            print_line(describe_plan(run))
-            if run.started_with and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
-                print_line(note)
-            preflight(run)
-            stop_if_requested(run, step=0, poll=0)
-            if options.dry_run:
-                print_line(forecast(run))
-            else:
-                start_or_resume(run)
-                training_loop(run)
+            with translate_errors(run.counts.per_device_batch_size, memory_advice(run.counts)):
+                preflight(run)
+                stop_if_requested(run, step=0, poll=0)
+                if options.dry_run:
+                    print_line(forecast(run))
+                else:
+                    start_or_resume(run)
+                    training_loop(run)
         except Preempted:  # all processes raise it together, so they can wait for one another
             end(run)
             raise
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ProcessError(out_of_memory_message(error, run.counts if run else None)) from None
         end(run)
         return run.folder.path
 

@@ -33,7 +33,7 @@ from resnet_in1k.utils.device import (
     usable_cores,
 )
 from resnet_in1k.utils.errors import UserError, translate_errors
-from resnet_in1k.utils.format import count, duration, file_size, first_line
+from resnet_in1k.utils.format import count, duration, file_size
 from resnet_in1k.utils.launch import Launch, local_rank
 from resnet_in1k.utils.pool import worker_context
 from resnet_in1k.utils.rng import Stream
@@ -268,17 +268,13 @@ def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]])
     return f"saved, reloaded and verified in {time.monotonic() - start_seconds:.1f} s"
 
 
-def out_of_memory_message(error: RuntimeError, counts: StepCounts | None) -> str:
-    """Return the next number of accumulation steps to try; `counts` is None before the first step."""
-    reason = first_line(error)
-    if counts is None:
-        return f"out of memory before the first step ({reason}); does something else use this device?"
-    images = counts.per_device_batch_size
-    if images == 1:
-        return f"out of memory with 1 image in a forward pass ({reason}); use a smaller --image-size"
-    steps = accumulation_steps(counts.recipe.global_batch_size, counts.num_processes, images - 1)
+def memory_advice(counts: StepCounts) -> str:
+    """Return what to do if a forward pass of training does not fit into memory."""
+    if counts.per_device_batch_size == 1:
+        return "use a smaller --image-size"
+    batch = counts.recipe.global_batch_size
+    steps = accumulation_steps(batch, counts.num_processes, counts.per_device_batch_size - 1)
     return (
-        f"out of memory with {images} images in a forward pass ({reason}); "
         f"--gradient-accumulation-steps {steps} makes it {counts.per_process_batch_size // steps} and keeps the global "
-        f"batch of {counts.recipe.global_batch_size}; what was saved is intact, resume with --resume"
+        f"batch of {batch}; what was saved is intact, resume with --resume"
     )
