@@ -1,10 +1,10 @@
 """The log of a training run: records in log.jsonl and for a tracker, and lines on the terminal."""
 
 import contextlib
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def write_steps(run: Trainer, step: int) -> None:
         "kind": "train",
         "epoch": counts.epoch_of(step),
         "step": step,
-        "loss": mean(run.state.epoch_losses[-num_steps:]),
+        "loss": fmean(run.state.epoch_losses[-num_steps:]),
         "lr": lr_at(step, counts),
         "images_per_second": measured_steps * run.recipe.global_batch_size / (lap["load"] + lap["train"]),
         "load_seconds": lap["load"] / measured_steps,
@@ -60,7 +60,7 @@ def write_epoch(run: Trainer, evaluations: dict[PublishedWeights, Evaluation]) -
         "kind": "epoch",
         "epoch": run.counts.epoch_of(state.step),
         "step": state.step,
-        "train_loss": mean(state.epoch_losses),
+        "train_loss": fmean(state.epoch_losses),
         "val_loss": evaluation.loss,
         "top1_accuracy": evaluation.top1_accuracy,
         "top5_accuracy": evaluation.top5_accuracy,
@@ -142,11 +142,6 @@ def _write(run: Trainer, record: dict[str, Any]) -> None:
 def _bottleneck(run: Trainer, lap: Lap) -> str:
     advice = bottleneck(lap, run.num_workers)
     return "" if advice == "compute-bound" else f": {advice}"
-
-
-def mean(values: list[float]) -> float:
-    """Exactly rounded mean, so that it does not depend on how the values were collected."""
-    return math.fsum(values) / len(values)
 
 
 RESUME_ARGUMENTS: dict[str, Callable[[str, int], dict[str, Any]]] = {

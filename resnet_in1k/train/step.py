@@ -1,8 +1,7 @@
 """One optimizer step: forward in mixed precision, loss, backward, update; and the moving average of the weights."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,12 +35,10 @@ class TrainStep:
         *,
         gradient_accumulation_steps: int = 1,
         compile: bool = False,
-        initial: Mapping[str, Tensor] | None = None,
         frozen_steps: int = 0,
     ):
         """
         Args:
-            initial: weights to start from instead of random ones, with or without the last layer.
             frozen_steps: number of first steps that train only the last layer.
         """
         device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -53,8 +50,6 @@ class TrainStep:
         self._depth = (
             StochasticDepth(self.model, recipe, device, rank, num_processes) if recipe.stochastic_depth else None
         )
-        if initial:
-            self.model.load_state_dict({**self.model.state_dict(), **initial})
         self._max_grad_norm = recipe.max_grad_norm
         # Not under a gradient scaler: if it skips the first step, fused SGD uses momentum that was never written.
         fused = accelerator.scaler is None and "fused_optimizers" in capabilities(device.type)
@@ -124,8 +119,8 @@ class TrainStep:
     def rolled_back(self) -> Iterator[None]:
         """Undo all steps of the body at its end. Only before the first step of a run."""
         assert not self.optimizer.state, "the optimizer has state, which would be lost"
-        weights, scaler_state = weights_to_save(self.model), self.scaler.state_dict()
-        optimizer_state = deepcopy(self.optimizer.state_dict())
+        weights, optimizer_state = weights_to_save(self.model), self.optimizer.state_dict()
+        scaler_state = self.scaler.state_dict()
         try:
             yield
         finally:
@@ -167,13 +162,13 @@ class MovingAverage:
         """Update after optimizer step `step`. Until warm-up ends, the average is a copy, as in torchvision."""
         if step % self._every_steps:
             return
-        averages, values = list(self.model.state_dict().values()), list(model.state_dict().values())
+        averages, values = self.model.state_dict(), model.state_dict()
         is_copy = step <= self._last_copied_step
         # Integer counters of the norms cannot be averaged. All in few kernels, and without a value from the host.
-        copied = [place for place, tensor in enumerate(averages) if is_copy or not tensor.is_floating_point()]
-        torch._foreach_copy_([averages[place] for place in copied], [values[place] for place in copied])
-        if not is_copy:
-            averaged = [place for place, tensor in enumerate(averages) if tensor.is_floating_point()]
+        averaged = [name for name, tensor in averages.items() if tensor.is_floating_point() and not is_copy]
+        copied = list(averages.keys() - averaged)
+        torch._foreach_copy_([averages[name] for name in copied], [values[name] for name in copied])
+        if averaged:
             torch._foreach_lerp_(
-                [averages[place] for place in averaged], [values[place] for place in averaged], self._weight
+                [averages[name] for name in averaged], [values[name] for name in averaged], self._weight
             )

@@ -115,7 +115,6 @@ class Trainer:
         self.folder = options.run_folder(recipe_name)
         self.start_seconds = time.monotonic()
         self._open_data()
-        self._start_workers()
         self._make_parts()
         self.first_step = 1  # that this process takes: after a resume a later one
         # What is not collected from all processes yet: losses, (), on the device; decoder errors by image.
@@ -126,6 +125,7 @@ class Trainer:
         self.shown_curves: Any = None  # a notebook's handle of the curves
 
     def _open_data(self) -> None:
+        """Start the loader workers, before there is a process group: see Loader."""
         options = self.options
         self.launch.on_main_process(lambda: self.folder.check_free(options.resume), "reading the run folder")
         # recipe.json of a run that is resumed.
@@ -137,17 +137,14 @@ class Trainer:
             if not isinstance(self.train_source, ShardSource):
                 raise UserError(f"--shuffle-window needs --data shards:…; {options.data} is not stored in shards")
             self.train_source = replace(self.train_source, in_windows=True)
-
-    def _start_workers(self) -> None:
-        """Start the loader workers, before there is a process group: see Loader."""
-        accumulation = self.options.gradient_accumulation_steps
-        num_images = len(self.train_source)
-        self.counts = StepCounts(self.recipe, self.launch.world_size, accumulation, num_images)
+        self.counts = StepCounts(
+            self.recipe, self.launch.world_size, options.gradient_accumulation_steps, len(self.train_source)
+        )
         self.preprocessing = EvalPreprocessing.from_recipe(self.recipe)
-        self.num_workers = device.choose_workers(self.options.workers)
+        self.num_workers = device.choose_workers(options.workers)
         # One loader for all epochs: the end of an epoch does not interrupt the workers.
         self.train_loader = self.stack.enter_context(
-            train_loader(self.train_source, self.counts, self.num_workers, self.options.on_bad_image)
+            train_loader(self.train_source, self.counts, self.num_workers, options.on_bad_image)
         )
         self.eval_loader = self.stack.enter_context(
             eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.num_workers)
@@ -175,9 +172,9 @@ class Trainer:
             self.accelerator,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             compile=options.compile,
-            initial=weights,
             frozen_steps=counts.frozen_steps,
         )
+        self.train_step.model.load_state_dict(weights, strict=False)  # without the last layer, if that is new
         # Evaluation uses a plain copy, without DDP and mixed precision, with exactly the saved weights.
         self.eval_model = self.train_step.plain_copy()
         self.average = MovingAverage(self.train_step.plain_copy(), counts) if recipe.ema_decay else None
