@@ -61,11 +61,7 @@ class RunFolder:
         files.append_line(self.log, json.dumps(record, allow_nan=False))
 
     def records(self) -> list[dict[str, Any]]:
-        """Read the records of log.jsonl, without a last line that a kill has truncated.
-
-        Raises:
-            UserError: if it cannot be read, or has a line that training did not write.
-        """
+        """Read the records of log.jsonl, without a last line that a kill has truncated."""
         if not self.log.exists():
             return []
         with files.content_errors(self.log):

@@ -153,11 +153,7 @@ RESUME_ARGUMENTS: dict[str, Callable[[str, int], dict[str, Any]]] = {
 
 
 def start_tracker(run: Trainer) -> None:
-    """Continue the tracker's run that tracker.json names; if it names none, begin one and write it there.
-
-    Raises:
-        UserError: on all processes, if it cannot be started, such as without a login, or if tracker.json is damaged.
-    """
+    """Continue the tracker's run that tracker.json names; if it names none, begin one and write it there."""
     if run.options.report_to:
         run.launch.on_main_process(lambda: _start_tracker(run), "starting the tracker")
 

@@ -112,11 +112,8 @@ def stop_if_requested(run: Trainer, step: int, poll: int) -> None:
 
 
 def collect(run: Trainer, step: int) -> None:
-    """Gather the losses and bad images of all processes up to `step` into the state.
-
-    Raises:
-        UserError: if a loss is not finite, or too many images are bad.
-    """
+    """Gather the losses and bad images of all processes up to `step` into the state; raises UserError for a loss that
+    is not finite, or too many bad images."""
     if run.uncollected_losses:
         losses = run.accelerator.reduce(torch.stack(run.uncollected_losses), reduction="mean").tolist()
         run.uncollected_losses.clear()
@@ -186,11 +183,7 @@ def evaluation_is_pending(run: Trainer) -> bool:
 
 
 def start_or_resume(run: Trainer) -> None:
-    """Load the newest checkpoint, if there is one, and record that the run starts or is resumed.
-
-    Raises:
-        UserError: if there are checkpoints, but none can be used.
-    """
+    """Load the newest checkpoint, if there is one, and record that the run starts or is resumed."""
     state = load_newest_checkpoint(run.folder.checkpoints, run.groups, run.state.recipe_sha256)
     if state is not None:
         run.state = state

@@ -89,11 +89,7 @@ class TrainOptions:
 
 
 class Trainer:
-    """All parts of a run: data, loaders, model, optimizer and progress. The loop drives them.
-
-    Raises:
-        UserError: if the run folder, the data, the batch size or the machine is unsuitable.
-    """
+    """All parts of a run: data, loaders, model, optimizer and progress. The loop drives them."""
 
     def __init__(
         self,
