@@ -115,7 +115,7 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
         print_line(f"{weights.file}: {network.architecture}, {network.num_outputs} classes")
         print_line("\n".join(filter(None, [f"{data}/{options.split}: {len(source):,} images, {sizes}", matching])))
         model = model.to(accelerator.device, memory_format=torch.channels_last)
-        evaluation = replace(evaluate_model(model, source, loader, accelerator, preprocessing), weights=weights.kind)
+        evaluation = evaluate_model(model, source, loader, accelerator, preprocessing)
     print_line(evaluation.summary())
     for name, reason in evaluation.bad_images.items():
         print_line(f"counted as wrong: {name} ({reason})")
@@ -130,7 +130,7 @@ def _write_results(evaluation: Evaluation, weights: Weights, options: EvalOption
     source = evaluation.source
     computed = compute_by_metric(evaluation.top_ids, source.labels, len(source.class_names))
     assert computed == evaluation.counts
-    result = evaluation.to_json(files.sha256_of(weights.file)) | computed
+    result = evaluation.to_json(files.sha256_of(weights.file), weights.kind) | computed
     if weights.exported and "exported_from" in weights.exported.facts:
         result |= {"file": weights.file.name, "exported_from": weights.exported.facts["exported_from"]}
     if options.output is not None:

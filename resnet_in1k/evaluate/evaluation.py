@@ -3,7 +3,7 @@
 import base64
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,8 @@ class Evaluation:
     """(N,) float32: probability of the most probable class."""
     loss: float
     """Mean cross entropy without label smoothing."""
-    bad_images: dict[str, str] = field(default_factory=dict)
+    bad_images: dict[str, str]
     """Decoder's error by image name; these images count as wrong and are not part of the loss."""
-    weights: PublishedWeights = "model"
-    """Weights of a training run that were evaluated: the model's own or their moving average."""
 
     @functools.cached_property
     def counts(self) -> dict[str, Any]:
@@ -70,8 +68,8 @@ class Evaluation:
             f"{self.source.split} loss {self.loss:.4f}   {len(self.source):,} images{bad}"
         )
 
-    def to_json(self, weights_sha256: str) -> dict[str, Any]:
-        """Return the content of eval.json for weights with that sha256."""
+    def to_json(self, weights_sha256: str, weights: PublishedWeights) -> dict[str, Any]:
+        """Return the content of eval.json for weights with that sha256, the model's own or their moving average."""
         is_right = self.top_ids[:, 0] == self.source.labels
         return {
             **self.counts,
@@ -86,7 +84,7 @@ class Evaluation:
             "samples_sha256": samples_sha256(self.source, SAMPLED_IMAGES),
             **vars(self.preprocessing),
             "exif_orientation": "applied",
-            "weights": self.weights,
+            "weights": weights,
             "weights_sha256": weights_sha256,
         }
 
@@ -170,13 +168,12 @@ def predict_batch(model: torch.nn.Module, images: Tensor, labels: Tensor, indice
         labels: (B,) int64, as are `indices`, the images' positions in the source.
 
     Returns:
-        `indices`, `labels`, `top_ids` (B, k) int64, `confidences` and `losses` (B,) float32.
+        `indices`, `top_ids` (B, k) int64, `confidences` and `losses` (B,) float32.
     """
     logits = model(images)[: len(labels)]  # (B, C) float32
     top = logits.topk(min(5, logits.shape[1]))
     return {
         "indices": indices,
-        "labels": labels,
         "top_ids": top.indices,
         "confidences": (top.values[:, 0] - logits.logsumexp(dim=1)).exp(),
         "losses": torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
@@ -190,8 +187,6 @@ def _evaluation(shares: list[tuple[dict, dict]], source: Source, preprocessing: 
     order = np.argsort(rows["indices"])
     top_ids, confidences, losses = (rows[name][order] for name in ("top_ids", "confidences", "losses"))
     assert np.array_equal(rows["indices"][order], np.arange(len(source))), "each image exactly once"
-    assert np.array_equal(rows["labels"][order], source.labels)
-
     reasons = {index: reason for _, found in shares for index, reason in found.items()}
     bad = sorted(reasons)
     where = f"{source.name}/{source.split}"

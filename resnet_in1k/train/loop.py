@@ -5,7 +5,6 @@ the device); augment/pipeline with the operations that it lists; train/step; mod
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,7 +157,7 @@ def evaluate(run: Trainer) -> None:
     with run.stopwatch.section("val"):
         for name, model in run.models.items():
             run.eval_model.load_state_dict(model.state_dict())
-            evaluation = evaluate_model(
+            evaluations[name] = evaluate_model(
                 run.eval_model,
                 run.val_source,
                 run.eval_loader,
@@ -167,7 +166,6 @@ def evaluate(run: Trainer) -> None:
                 # Everything is saved: a run that stops here repeats this evaluation when it is resumed.
                 stop_if_requested=lambda batches_done: stop_if_requested(run, state.step, poll=batches_done),
             )
-            evaluations[name] = dataclasses.replace(evaluation, weights=name)
     log.write_epoch(run, evaluations)
     state.epoch_losses.clear()
     published = evaluations[run.recipe.publish]

@@ -101,7 +101,8 @@ def finish_epoch(run: Trainer, evaluation: Evaluation, is_best: bool) -> None:
             save_figure(figure, folder.curves.with_suffix(suffix))
         run.shown_curves = show_in_notebook(figure, run.shown_curves)
         if is_best:
-            state.best_evaluation = evaluation.to_json(state.sha256[f"{evaluation.weights}.safetensors"])
+            publish = run.recipe.publish
+            state.best_evaluation = evaluation.to_json(state.sha256[f"{publish}.safetensors"], publish)
         write_state(checkpoint_folder(folder.checkpoints, state.step), state)
         _publish_best(folder, state)
         _prune(run)

@@ -103,7 +103,7 @@ def test_a_bad_image_counts_as_wrong_and_not_in_the_loss(val: Source):
     assert list(evaluation.bad_images) == [f"dirty/train[{index}]" for index in (0, 3, 11)]
     assert evaluation.top_ids[3].tolist() == [NO_CLASS] * 5
     assert evaluation.confidences[3] == 0
-    assert evaluation.to_json("")["num_bad_images"] == 3
+    assert evaluation.to_json("", "model")["num_bad_images"] == 3
     assert evaluation.summary().endswith("12 images, 3 unreadable, counted as wrong")
 
 
