@@ -18,7 +18,7 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_folder import FileSource, open_paths
 from resnet_in1k.data.loader import prefetch_to_device
 from resnet_in1k.data.sampler import eval_specs
-from resnet_in1k.evaluate.evaluation import eval_loader
+from resnet_in1k.evaluate.evaluation import EvalLoader
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
@@ -99,7 +99,7 @@ def _answers(
     specs = eval_specs(len(source), options.batch_size, preprocessing.image_size)
     with (
         translate_errors(options.batch_size, "use a smaller --batch-size"),
-        eval_loader(source, preprocessing, options.batch_size, workers, if_bad="blank_on_any_error") as loader,
+        EvalLoader(source, preprocessing, options.batch_size, workers, if_bad="blank_on_any_error") as loader,
     ):
         device = torch.device(device_type())
         choose_cpu_threads(device, options.cpu_threads)

@@ -57,14 +57,10 @@ class Evaluation:
     def top1_accuracy(self) -> float:
         return self.counts["top1_accuracy"]
 
-    @property
-    def top5_accuracy(self) -> float:
-        return self.counts["top5_accuracy"]
-
     def summary(self) -> str:
         bad = f", {len(self.bad_images):,} unreadable, counted as wrong" if self.bad_images else ""
         return (
-            f"top-1 {self.top1_accuracy:.2%}   top-{self.counts['top_k']} {self.top5_accuracy:.2%}   "
+            f"top-1 {self.top1_accuracy:.2%}   top-{self.counts['top_k']} {self.counts['top5_accuracy']:.2%}   "
             f"{self.source.split} loss {self.loss:.4f}   {len(self.source):,} images{bad}"
         )
 
@@ -89,26 +85,21 @@ class Evaluation:
         }
 
 
-def eval_loader(
-    source: Source, preprocessing: EvalPreprocessing, batch_size: int, num_workers: int, if_bad: IfBad = "blank"
-) -> Loader:
-    """Return a loader for `evaluate_model`; by default an image that cannot be decoded is blank."""
-    return Loader(
-        source,
-        preprocessing.crop_all,
-        batch_size=batch_size,
-        largest_image_size=preprocessing.image_size,
-        num_workers=num_workers,
-        if_bad=if_bad,
-    )
+class EvalLoader(Loader):
+    """Loader for `evaluate_model`; by default an image that cannot be decoded is blank."""
+
+    def __init__(
+        self, source: Source, preprocessing: EvalPreprocessing, batch_size: int, workers: int, if_bad: IfBad = "blank"
+    ):
+        how = {"batch_size": batch_size, "largest_image_size": preprocessing.image_size, "num_workers": workers}
+        super().__init__(source, preprocessing.crop_all, **how, if_bad=if_bad)
+        self.source, self.preprocessing = source, preprocessing
 
 
 def evaluate_model(
     model: torch.nn.Module,
-    source: Source,
-    loader: Loader,
+    loader: EvalLoader,
     accelerator: Accelerator,
-    preprocessing: EvalPreprocessing,
     stop_if_requested: Callable[[int], None] = lambda batches_done: None,
 ) -> Evaluation:
     """Evaluate a plain model, one without Accelerate's wrappers; all processes share the work and return the same.
@@ -117,13 +108,13 @@ def evaluate_model(
     for the rest. An image that no decoder can read counts as wrong, as leaving it out would raise the accuracy.
 
     Args:
-        loader: made by `eval_loader` for `source` and the same preprocessing.
         stop_if_requested: called with the number of batches done, equally often on all processes; it may raise.
 
     Raises:
         UserError: if the loss is not finite, or no image can be decoded.
         ProcessError: if a file cannot be read from its disk, or a batch does not fit into memory.
     """
+    source, preprocessing = loader.source, loader.preprocessing
     rank, num_processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     specs = eval_specs(len(source), loader.batch_size, preprocessing.image_size, rank, num_processes)
     num_batches = -(-len(source) // (num_processes * loader.batch_size))  # of the main process

@@ -43,7 +43,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict[str, float]:
     confusion = confusion_matrix(labels, first, labels=classes)  # without unreadable images
     summary = {
         "top1_accuracy": evaluation.top1_accuracy,
-        "top5_accuracy": evaluation.top5_accuracy,
+        "top5_accuracy": evaluation.counts["top5_accuracy"],
         "num_images": len(labels),
         "num_bad_images": len(evaluation.bad_images),
         "balanced_accuracy": float(recall[num_images > 0].mean()),

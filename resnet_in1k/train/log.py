@@ -63,7 +63,7 @@ def write_epoch(run: Trainer, evaluations: dict[PublishedWeights, Evaluation]) -
         "train_loss": fmean(state.epoch_losses),
         "val_loss": evaluation.loss,
         "top1_accuracy": evaluation.top1_accuracy,
-        "top5_accuracy": evaluation.top5_accuracy,
+        "top5_accuracy": evaluation.counts["top5_accuracy"],
         "load_seconds": lap["load"],
         "train_seconds": lap["train"],
         "val_seconds": lap["val"],
@@ -76,7 +76,7 @@ def write_epoch(run: Trainer, evaluations: dict[PublishedWeights, Evaluation]) -
     for name, other in others.items():
         record[f"{name}_val_loss"] = other.loss
         record[f"{name}_top1_accuracy"] = other.top1_accuracy
-        record[f"{name}_top5_accuracy"] = other.top5_accuracy
+        record[f"{name}_top5_accuracy"] = other.counts["top5_accuracy"]
     _write(run, record)
     print_line(
         f"epoch {record['epoch']}/{recipe.epochs} done  train loss {record['train_loss']:.4f}  {evaluation.summary()}\n"

@@ -159,10 +159,8 @@ def evaluate(run: Trainer) -> None:
             run.eval_model.load_state_dict(model.state_dict())
             evaluations[name] = evaluate_model(
                 run.eval_model,
-                run.val_source,
                 run.eval_loader,
                 run.accelerator,
-                run.preprocessing,
                 # Everything is saved: a run that stops here repeats this evaluation when it is resumed.
                 stop_if_requested=lambda batches_done: stop_if_requested(run, state.step, poll=batches_done),
             )

@@ -17,7 +17,7 @@ from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.data.sampler import BatchSpec, train_specs
 from resnet_in1k.data.tar_shards import ShardSource
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, EvalLoader
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
@@ -143,7 +143,7 @@ class Trainer:
             train_loader(self.train_source, self.counts, self.num_workers, options.on_bad_image)
         )
         self.eval_loader = self.stack.enter_context(
-            eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.num_workers)
+            EvalLoader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.num_workers)
         )
 
     def _make_parts(self) -> None:
