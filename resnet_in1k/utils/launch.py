@@ -32,8 +32,6 @@ REPORT_SECONDS = 60.0
 """First report of a waiting process; the interval then doubles."""
 CONNECT_SECONDS = 1800.0
 """Time-out of connecting: the machines of one job may start many minutes apart."""
-PART_BYTES = 4 << 20
-"""The store refuses to receive more than 8 MB at a time; the paths of ImageNet's images are 16 MB, compressed."""
 
 
 def world_size() -> int:
@@ -153,8 +151,9 @@ class Launch:
         call = self._num_calls
         if self.rank in ranks:
             data, key = zlib.compress(pickle.dumps(value), level=1), f"{call}/{self.rank}"
-            for start in range(0, len(data), PART_BYTES):
-                self.store.append(f"{key}/data", data[start : start + PART_BYTES])
+            part = 4 << 20  # the store takes 8 MB at a time; the paths of ImageNet's images are 16 MB, compressed
+            for start in range(0, len(data), part):
+                self.store.append(f"{key}/data", data[start : start + part])
             self.store.set(key, "complete")
 
         def take(rank: int) -> T:
