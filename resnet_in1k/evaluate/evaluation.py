@@ -178,6 +178,7 @@ def _evaluation(shares: list[tuple[dict, dict]], source: Source, preprocessing: 
     order = np.argsort(rows["indices"])
     top_ids, confidences, losses = (rows[name][order] for name in ("top_ids", "confidences", "losses"))
     assert np.array_equal(rows["indices"][order], np.arange(len(source))), "each image exactly once"
+
     reasons = {index: reason for _, found in shares for index, reason in found.items()}
     bad = sorted(reasons)
     where = f"{source.name}/{source.split}"
