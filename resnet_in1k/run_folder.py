@@ -44,8 +44,6 @@ class RunFolder:
 
     def check_free(self, resume: bool) -> None:
         """Raise UserError if there is a run that is not to be resumed, or if recipe.json is missing."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--output-dir {self.path} is a file, not a folder; choose another")
         if self.recipe.exists() and not resume:
             raise UserError(
                 f"{self.path} already contains a run; continue it with --resume, or choose another --output-dir"

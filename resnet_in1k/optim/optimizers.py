@@ -42,12 +42,7 @@ def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> Groups:
 
 
 def _momentum(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "lr": recipe.lr,
-        "momentum": recipe.momentum,
-        "nesterov": recipe.nesterov,
-        "weight_decay": recipe.weight_decay,
-    }
+    return {name: getattr(recipe, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
 
 
 def _timm() -> ModuleType:

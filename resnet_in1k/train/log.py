@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
@@ -144,21 +144,8 @@ def _bottleneck(run: Trainer, lap: Lap) -> str:
     return "" if advice == "compute-bound" else f": {advice}"
 
 
-RESUME_ARGUMENTS: dict[str, Callable[[str, int], dict[str, Any]]] = {
-    "tensorboard": lambda run_id, first_step: {"purge_step": first_step},  # hides the steps that are trained again
-    "trackio": lambda run_id, first_step: {"name": run_id, "resume": "allow"},
-    "wandb": lambda run_id, first_step: {"id": run_id, "resume": "allow"},
-}
-"""Arguments with which a tracker continues the run of that id at a step. Other trackers begin a run at each start."""
-
-
 def start_tracker(run: Trainer) -> None:
     """Continue the tracker's run that tracker.json names; if it names none, begin one and write it there."""
-    if run.options.report_to:
-        run.launch.on_main_process(lambda: _start_tracker(run), "starting the tracker")
-
-
-def _start_tracker(run: Trainer) -> None:
     file, name = run.folder.tracker, run.options.report_to
     runs: dict[str, dict[str, str]] = {}  # project and id of a run by the tracker's name
     if file.exists():
@@ -168,11 +155,16 @@ def _start_tracker(run: Trainer) -> None:
     if is_new:  # with an id of its own, because two run folders may have the same name
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         runs[name] = {"project": run.folder.path.name, "id": run_id}
-    arguments = RESUME_ARGUMENTS[name](runs[name]["id"], run.first_step) if name in RESUME_ARGUMENTS else {}
+    run_id = runs[name]["id"]
+    resume_arguments = {  # other trackers begin a run at each start
+        "tensorboard": {"purge_step": run.first_step},  # hides the steps that are trained again
+        "trackio": {"name": run_id, "resume": "allow"},
+        "wandb": {"id": run_id, "resume": "allow"},
+    }
     # Lists as text, which every tracker takes. Not for a resume: TensorBoard would show the settings again as a run.
     settings = {key: str(value) if isinstance(value, tuple) else value for key, value in vars(run.recipe).items()}
     try:
-        run.accelerator.init_trackers(runs[name]["project"], settings if is_new else None, {name: arguments})
+        run.accelerator.init_trackers(runs[name]["project"], settings if is_new else None, resume_arguments)
         if name == "wandb":  # see `track`
             run.accelerator.get_tracker(name, unwrap=True).define_metric("*", step_metric="step")
     except Exception as error:  # each tracker has errors of its own
@@ -180,7 +172,7 @@ def _start_tracker(run: Trainer) -> None:
         raise UserError(
             f"--report-to: the tracker cannot be started ({first_line(error)}); fix that, or omit the flag{advice}"
         ) from None
-    if name in RESUME_ARGUMENTS:
+    if name in resume_arguments:
         files.write_json(file, runs)
 
 

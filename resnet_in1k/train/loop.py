@@ -190,7 +190,8 @@ def start_or_resume(run: Trainer) -> None:
             "machines share and can read"
         )
     run.first_step = run.state.step + 1
-    log.start_tracker(run)
+    if run.options.report_to:
+        run.launch.on_main_process(lambda: log.start_tracker(run), "starting the tracker")
     writer.write_start(run, evaluation_is_pending(run))
     writer.write_lines(run, run.folder.bad_images, map(run.train_source.image_name, run.state.bad_images))
 

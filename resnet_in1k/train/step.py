@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +23,8 @@ from resnet_in1k.utils.validation import lookup
 class TrainStep:
     """Model, loss and optimizer of a run, and one step.
 
-    `model` is the plain model, with clean keys in its state dict whatever Accelerate wraps around it.
+    `model` is the plain model, with clean keys in its state dict whatever Accelerate wraps around it to make
+    `prepared_model`.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class TrainStep:
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
         # Of the loss; without fp16 one that does nothing and has no state.
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
-        self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
+        self.prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
         # DDP would broadcast the norm statistics before each forward, which does not read them.
         # Set here, because the constructor's argument warns since torch 2.15.
-        self._prepared_model.broadcast_buffers = False
+        self.prepared_model.broadcast_buffers = False
         self._frozen_steps = frozen_steps
         self._prepared_head = accelerator.prepare_model(FrozenBody(self.model)) if frozen_steps else None
 
@@ -82,11 +82,11 @@ class TrainStep:
         Returns:
             Mean loss over the B images before the update, (), detached, on the device.
         """
-        network = self._prepared_head if step <= self._frozen_steps else self._prepared_model
+        network = self._prepared_head if step <= self._frozen_steps else self.prepared_model
         network.train()
         set_lr(self.optimizer, lr)
         factors = self._depth.draw(step, len(images)).chunk(self._num_parts) if self._depth else ()
-        losses = []
+        loss_sum = 0.0
         parts = zip(images.chunk(self._num_parts), targets.chunk(self._num_parts), strict=True)
         for number, (part_images, part_targets) in enumerate(parts):
             if self._depth:
@@ -97,16 +97,12 @@ class TrainStep:
                 logits = network(part_images)  # (B / parts, C)
                 loss = self._loss_function(logits, part_targets) / self._num_parts
                 self._accelerator.backward(loss)
-            losses.append(loss.detach())
+            loss_sum = loss_sum + loss.detach()
         if self._max_grad_norm:
             self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
         self._prepared_optimizer.step()
         self._prepared_optimizer.zero_grad(set_to_none=True)
-        return sum(losses[1:], start=losses[0])
-
-    def without_communication(self) -> contextlib.AbstractContextManager[Any]:
-        """In the body each process trains on its own gradients, for measuring: their weights then differ."""
-        return self._accelerator.no_sync(self._prepared_model)
+        return loss_sum
 
     def plain_copy(self) -> ResNet:
         """Copy the model as it is now to a plain ResNet without gradients, on the same device."""
