@@ -85,8 +85,3 @@ OPTIMIZERS: dict[str, Callable[[Groups, Recipe, bool], torch.optim.Optimizer]] =
     "muon": muon,
 }
 """Constructors from (parameter groups, recipe, whether to use fused kernels)."""
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)

@@ -25,18 +25,13 @@ def initial_weights(
     started_with: dict[str, Any],
     launch: Launch,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the weights that `--init-from` names.
+    """Return `init_from` of recipe.json, and the state dict that `--init-from` names, without the last layer if that is
+    new. Both are empty without the flag.
+
+    A run that already has a checkpoint does not need its initial weights, which may have been deleted.
 
     Args:
-        started_with: recipe.json of a run that is resumed, else empty. If the run has a checkpoint, its initial weights
-            are not needed, and may have been deleted.
-
-    Returns:
-        `init_from` of recipe.json: `checkpoint` as given, `origin` if downloaded, `sha256`, `architecture`, `head`; and
-        the state dict, without the last layer if that is new. Both are empty without the flag.
-
-    Raises:
-        UserError: if the weights cannot be read, have another architecture, or differ from those of the run's start.
+        started_with: recipe.json of a run that is resumed, else empty.
     """
     recorded = started_with.get("init_from")
     if started_with and (before := recorded["checkpoint"] if recorded else None) != checkpoint:

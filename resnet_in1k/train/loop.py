@@ -37,7 +37,6 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
         command: script and flags, for recipe.json and the model card.
 
     Raises:
-        UserError: for anything wrong with recipe, data, machine or output folder that a user can fix.
         Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped the run, after everything is saved.
     """
     with StopSignals() as signals, Launch.connect() as launch, translate_errors(), contextlib.ExitStack() as stack:

@@ -26,12 +26,7 @@ from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.train.writer import lock_folder
 from resnet_in1k.utils import files, rng
 from resnet_in1k.utils.console import print_line
-from resnet_in1k.utils.device import (
-    available_memory,
-    local_world_size,
-    reproducible_float32,
-    usable_cores,
-)
+from resnet_in1k.utils.device import available_memory, local_world_size, reproducible_float32, usable_cores
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.format import count, duration, file_size
 from resnet_in1k.utils.launch import Launch, local_rank
@@ -40,7 +35,7 @@ from resnet_in1k.utils.rng import Stream
 
 NUM_SAMPLED_IMAGES = 13
 """Images of each split that are decoded: an odd number has the first, the middle and the last."""
-CPU_TEST_PIXELS = 16 * 224**2
+CPU_TEST_PIXELS = 16 * 224**2  # in a forward pass
 VISIBLE_WITHIN_SECONDS = 10.0
 """A network file system may show a new file that much later."""
 

@@ -11,7 +11,7 @@ from resnet_in1k.model.layers import FrozenBody, StochasticDepth, synchronize_no
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.optim.losses import LOSSES
-from resnet_in1k.optim.optimizers import OPTIMIZERS, parameter_groups, set_lr
+from resnet_in1k.optim.optimizers import OPTIMIZERS, parameter_groups
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils import imagenet, rng
@@ -84,7 +84,8 @@ class TrainStep:
         """
         network = self._prepared_head if step <= self._frozen_steps else self.prepared_model
         network.train()
-        set_lr(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         factors = self._depth.draw(step, len(images)).chunk(self._num_parts) if self._depth else ()
         loss_sum = 0.0
         parts = zip(images.chunk(self._num_parts), targets.chunk(self._num_parts), strict=True)

@@ -101,11 +101,7 @@ class Trainer:
         stack: contextlib.ExitStack,
         command: Sequence[str] = (),
     ):
-        """
-        Args:
-            stack: closing it ends the loader workers and unlocks the run folder; the caller closes it.
-            command: script and flags, for recipe.json.
-        """
+        """The caller closes `stack`, which ends the loader workers and unlocks the run folder."""
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
         self.launch, self.signals, self.stack, self.command = launch, signals, stack, command
         self.folder = options.run_folder(recipe_name)

@@ -11,13 +11,7 @@ from pathlib import Path
 
 from resnet_in1k.evaluate.evaluation import Evaluation
 from resnet_in1k.run_folder import RunFolder, write_recipe
-from resnet_in1k.train.checkpoint import (
-    TrainState,
-    checkpoint_folder,
-    list_checkpoints,
-    save_checkpoint,
-    write_state,
-)
+from resnet_in1k.train.checkpoint import TrainState, checkpoint_folder, list_checkpoints, save_checkpoint, write_state
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
