@@ -44,8 +44,6 @@ class RunFolder:
 
     def check_free(self, resume: bool) -> None:
         """Raise UserError if there is a run that is not to be resumed, or if recipe.json is missing."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--output-dir {self.path} is a file, not a folder; choose another")
         if self.recipe.exists() and not resume:
             raise UserError(
                 f"{self.path} already contains a run; continue it with --resume, or choose another --output-dir"
@@ -61,11 +59,7 @@ class RunFolder:
         files.append_line(self.log, json.dumps(record, allow_nan=False))
 
     def records(self) -> list[dict[str, Any]]:
-        """Read the records of log.jsonl, without a last line that a kill has truncated.
-
-        Raises:
-            UserError: if it cannot be read, or has a line that training did not write.
-        """
+        """Read the records of log.jsonl, without a last line that a kill has truncated."""
         if not self.log.exists():
             return []
         with files.content_errors(self.log):
@@ -95,24 +89,14 @@ def find_run(checkpoint: Path) -> RunFolder | None:
 
 
 def write_recipe(run: RunFolder, name: str, recipe: Recipe, data: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write recipe.json at the start of a run.
-
-    Args:
-        name: of the recipe, before overrides.
-        data: source, counts, class names and fingerprints.
-        facts: about the machine, versions and initial weights.
-    """
+    """Write recipe.json; `name` is the recipe's before overrides, `facts` are about machine, versions and weights."""
     described = {"name": name, **dataclasses.asdict(recipe)}
     files.write_json(run.recipe, {"format_version": FORMAT_VERSION, "recipe": described, "data": data, **facts})
 
 
 def read_recipe(run: RunFolder | Path, recipe_class: type[Recipe] = Recipe) -> tuple[Recipe, dict[str, Any]]:
     """Read the recipe, and all of recipe.json, in a run folder or a file. Fields that an older file does not have are
-    disabled.
-
-    Raises:
-        UserError: if the file is missing, has another format version, or is not a recipe.
-    """
+    disabled."""
     file = run.recipe if isinstance(run, RunFolder) else run
     with files.content_errors(file):
         facts = files.read_json(file)

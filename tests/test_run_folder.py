@@ -26,12 +26,6 @@ def test_a_folder_without_a_run_is_free_and_one_without_its_recipe_is_not(run: R
             run.check_free(resume)
 
 
-def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file, not a folder"):
-        RunFolder(tmp_path / "file").check_free(resume=False)
-
-
 @pytest.mark.parametrize("line", ["{", "[]", '{"kind": "other", "step": 1}'])
 def test_a_line_of_the_log_that_training_did_not_write_is_an_error(run: RunFolder, line: str):
     run.log.write_text(line + "\n")

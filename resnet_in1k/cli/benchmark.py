@@ -186,7 +186,7 @@ class Bench:
         """Measure all processes together, the same without communication, and process 0 alone."""
 
         def step_alone() -> None:
-            with self.train_step.without_communication():
+            with self.accelerator.no_sync(self.train_step.prepared_model):
                 step()
 
         one_process = step_alone if self.launch.is_main_process else None

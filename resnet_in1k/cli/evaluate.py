@@ -12,7 +12,7 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.dataset import Split
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.class_matching import match_classes
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, Evaluation, eval_loader, evaluate_model
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, EvalLoader, Evaluation, evaluate_model
 from resnet_in1k.evaluate.metrics import compute_by_metric
 from resnet_in1k.evaluate.report import write_report
 from resnet_in1k.evaluate.statistics import describe_reproduction
@@ -120,14 +120,14 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
     source = launch.on_main_process(lambda: open_source(data, options.split, val_share), "listing images")
     model, matching = match_classes(network, network.num_outputs, weights.class_names, source, options.ckpt)
-    with eval_loader(source, preprocessing, options.batch_size, choose_workers(options.workers)) as loader:
+    with EvalLoader(source, preprocessing, options.batch_size, choose_workers(options.workers)) as loader:
         accelerator = make_accelerator(launch, "fp32")
         choose_cpu_threads(accelerator.device, options.cpu_threads)
         sizes = f"resized to {preprocessing.resize_size} px, center crop {preprocessing.image_size} px"
         print_line(f"{weights.file}: {network.architecture}, {network.num_outputs} classes")
         print_line("\n".join(filter(None, [f"{data}/{options.split}: {len(source):,} images, {sizes}", matching])))
         model = model.to(accelerator.device, memory_format=torch.channels_last)
-        evaluation = replace(evaluate_model(model, source, loader, accelerator, preprocessing), weights=weights.kind)
+        evaluation = evaluate_model(model, loader, accelerator)
     print_line(evaluation.summary())
     for name, reason in evaluation.bad_images.items():
         print_line(f"counted as wrong: {name} ({reason})")
@@ -142,7 +142,7 @@ def _write_results(evaluation: Evaluation, weights: Weights, options: EvalOption
     source = evaluation.source
     computed = compute_by_metric(evaluation.top_ids, source.labels, len(source.class_names))
     assert computed == evaluation.counts
-    result = evaluation.to_json(files.sha256_of(weights.file)) | computed
+    result = evaluation.to_json(files.sha256_of(weights.file), weights.kind) | computed
     if weights.exported and "exported_from" in weights.exported.facts:
         result |= {"file": weights.file.name, "exported_from": weights.exported.facts["exported_from"]}
     if options.output is not None:

@@ -17,7 +17,7 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_folder import FileSource, open_paths
 from resnet_in1k.data.loader import prefetch_to_device
 from resnet_in1k.data.sampler import eval_specs
-from resnet_in1k.evaluate.evaluation import eval_loader
+from resnet_in1k.evaluate.evaluation import EvalLoader
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
@@ -106,8 +106,8 @@ def _answers(
     workers = 0 if few else choose_workers(options.workers)
     specs = eval_specs(len(source), options.batch_size, preprocessing.image_size)
     with (
-        translate_errors(options.batch_size),
-        eval_loader(source, preprocessing, options.batch_size, workers, if_bad="blank_on_any_error") as loader,
+        translate_errors(options.batch_size, "use a smaller --batch-size"),
+        EvalLoader(source, preprocessing, options.batch_size, workers, if_bad="blank_on_any_error") as loader,
     ):
         device = torch.device(device_type())
         choose_cpu_threads(device, options.cpu_threads)

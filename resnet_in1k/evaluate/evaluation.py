@@ -3,7 +3,7 @@
 import base64
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from resnet_in1k.utils.errors import UserError, translate_errors
 EVAL_BATCH_SIZE = 128
 """Images per process and forward pass. A different batch size, number of processes or type of device changes logits by
 float32 rounding, about 1e-6 relative, so counts change only for images with two classes that close."""
+EVAL_MEMORY_ADVICE = "use a smaller --image-size or, if the command has it, --batch-size"
 SAMPLED_IMAGES = 64  # hashed into samples_sha256 of eval.json
 NO_CLASS = -1
 """Predicted class of an image that cannot be read; never equal to a label."""
@@ -44,10 +45,8 @@ class Evaluation:
     """(N,) float32: probability of the most probable class."""
     loss: float
     """Mean cross entropy without label smoothing."""
-    bad_images: dict[str, str] = field(default_factory=dict)
+    bad_images: dict[str, str]
     """Decoder's error by image name; these images count as wrong and are not part of the loss."""
-    weights: PublishedWeights = "model"
-    """Weights of a training run that were evaluated: the model's own or their moving average."""
 
     @functools.cached_property
     def counts(self) -> dict[str, Any]:
@@ -58,19 +57,15 @@ class Evaluation:
     def top1_accuracy(self) -> float:
         return self.counts["top1_accuracy"]
 
-    @property
-    def top5_accuracy(self) -> float:
-        return self.counts["top5_accuracy"]
-
     def summary(self) -> str:
         bad = f", {len(self.bad_images):,} unreadable, counted as wrong" if self.bad_images else ""
         return (
-            f"top-1 {self.top1_accuracy:.2%}   top-{self.counts['top_k']} {self.top5_accuracy:.2%}   "
+            f"top-1 {self.top1_accuracy:.2%}   top-{self.counts['top_k']} {self.counts['top5_accuracy']:.2%}   "
             f"{self.source.split} loss {self.loss:.4f}   {len(self.source):,} images{bad}"
         )
 
-    def to_json(self, weights_sha256: str) -> dict[str, Any]:
-        """Return the content of eval.json for weights with that sha256."""
+    def to_json(self, weights_sha256: str, weights: PublishedWeights) -> dict[str, Any]:
+        """Return the content of eval.json for weights with that sha256, the model's own or their moving average."""
         is_right = self.top_ids[:, 0] == self.source.labels
         return {
             **self.counts,
@@ -85,31 +80,26 @@ class Evaluation:
             "samples_sha256": samples_sha256(self.source, SAMPLED_IMAGES),
             **vars(self.preprocessing),
             "exif_orientation": "applied",
-            "weights": self.weights,
+            "weights": weights,
             "weights_sha256": weights_sha256,
         }
 
 
-def eval_loader(
-    source: Source, preprocessing: EvalPreprocessing, batch_size: int, num_workers: int, if_bad: IfBad = "blank"
-) -> Loader:
-    """Return a loader for `evaluate_model`; by default an image that cannot be decoded is blank."""
-    return Loader(
-        source,
-        preprocessing.crop_all,
-        batch_size=batch_size,
-        largest_image_size=preprocessing.image_size,
-        num_workers=num_workers,
-        if_bad=if_bad,
-    )
+class EvalLoader(Loader):
+    """Loader for `evaluate_model`; by default an image that cannot be decoded is blank."""
+
+    def __init__(
+        self, source: Source, preprocessing: EvalPreprocessing, batch_size: int, workers: int, if_bad: IfBad = "blank"
+    ):
+        how = {"batch_size": batch_size, "largest_image_size": preprocessing.image_size, "num_workers": workers}
+        super().__init__(source, preprocessing.crop_all, **how, if_bad=if_bad)
+        self.source, self.preprocessing = source, preprocessing
 
 
 def evaluate_model(
     model: torch.nn.Module,
-    source: Source,
-    loader: Loader,
+    loader: EvalLoader,
     accelerator: Accelerator,
-    preprocessing: EvalPreprocessing,
     stop_if_requested: Callable[[int], None] = lambda batches_done: None,
 ) -> Evaluation:
     """Evaluate a plain model, one without Accelerate's wrappers; all processes share the work and return the same.
@@ -118,13 +108,13 @@ def evaluate_model(
     for the rest. An image that no decoder can read counts as wrong, as leaving it out would raise the accuracy.
 
     Args:
-        loader: made by `eval_loader` for `source` and the same preprocessing.
         stop_if_requested: called with the number of batches done, equally often on all processes; it may raise.
 
     Raises:
         UserError: if the loss is not finite, or no image can be decoded.
         ProcessError: if a file cannot be read from its disk, or a batch does not fit into memory.
     """
+    source, preprocessing = loader.source, loader.preprocessing
     rank, num_processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     specs = eval_specs(len(source), loader.batch_size, preprocessing.image_size, rank, num_processes)
     num_batches = -(-len(source) // (num_processes * loader.batch_size))  # of the main process
@@ -143,7 +133,7 @@ def evaluate_model(
 
     bar = bar_below_lines(num_batches, f"evaluate {source.split}")
     forward_size = max(pad_to, min(loader.batch_size, len(source)))
-    with translate_errors(forward_size), torch.inference_mode(), reproducible_float32(), bar:
+    with translate_errors(forward_size, EVAL_MEMORY_ADVICE), torch.inference_mode(), reproducible_float32(), bar:
         for number, (bad, take) in enumerate(prefetch_to_device(loader.batches(specs), device, prepare)):
             if number < num_common_batches:
                 stop_if_requested(number)
@@ -169,13 +159,12 @@ def predict_batch(model: torch.nn.Module, images: Tensor, labels: Tensor, indice
         labels: (B,) int64, as are `indices`, the images' positions in the source.
 
     Returns:
-        `indices`, `labels`, `top_ids` (B, k) int64, `confidences` and `losses` (B,) float32.
+        `indices`, `top_ids` (B, k) int64, `confidences` and `losses` (B,) float32.
     """
     logits = model(images)[: len(labels)]  # (B, C) float32
     top = logits.topk(min(5, logits.shape[1]))
     return {
         "indices": indices,
-        "labels": labels,
         "top_ids": top.indices,
         "confidences": (top.values[:, 0] - logits.logsumexp(dim=1)).exp(),
         "losses": torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
@@ -189,7 +178,6 @@ def _evaluation(shares: list[tuple[dict, dict]], source: Source, preprocessing: 
     order = np.argsort(rows["indices"])
     top_ids, confidences, losses = (rows[name][order] for name in ("top_ids", "confidences", "losses"))
     assert np.array_equal(rows["indices"][order], np.arange(len(source))), "each image exactly once"
-    assert np.array_equal(rows["labels"][order], source.labels)
 
     reasons = {index: reason for _, found in shares for index, reason in found.items()}
     bad = sorted(reasons)

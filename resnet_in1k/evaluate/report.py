@@ -39,11 +39,11 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict[str, float]:
     classes = np.arange(len(names))
     # An unreadable image is a false negative of its class, and no class's false positive.
     scores = precision_recall_fscore_support(labels, first, labels=classes, zero_division=0.0)
-    precision, recall, f1, num_images = scores
+    _, recall, f1, num_images = scores
     confusion = confusion_matrix(labels, first, labels=classes)  # without unreadable images
     summary = {
         "top1_accuracy": evaluation.top1_accuracy,
-        "top5_accuracy": evaluation.top5_accuracy,
+        "top5_accuracy": evaluation.counts["top5_accuracy"],
         "num_images": len(labels),
         "num_bad_images": len(evaluation.bad_images),
         "balanced_accuracy": float(recall[num_images > 0].mean()),
@@ -53,8 +53,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict[str, float]:
     }
     with files.user_errors(f"--report {folder}: "):
         folder.mkdir(parents=True, exist_ok=True)
-        rows = _per_class(evaluation, names, precision, recall, f1)
-        _write_csv(folder / "per_class.csv", PER_CLASS_COLUMNS, rows)
+        _write_csv(folder / "per_class.csv", PER_CLASS_COLUMNS, _per_class(evaluation, names, *scores[:3]))
         _write_csv(folder / "confused_pairs.csv", ("true", "predicted", "num_images"), confused_pairs(confusion, names))
         files.write_json(folder / "report.json", summary)
         for stale in ("worst_mistakes.png", "confusion_matrix.png"):

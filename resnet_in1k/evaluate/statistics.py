@@ -79,10 +79,8 @@ def different_conditions(result: dict[str, Any], recorded: dict[str, Any]) -> st
     images = _difference_of_images(result, recorded)
     if images is not None:  # hashes are more reliable than the name of a folder
         then["data"] = images or now["data"]
-    # The recorded one may come from anywhere, and its names contain anything.
-    return printable(
-        "; ".join(f"{name} {then[name]} there, {now[name]} here" for name in now if then[name] != now[name])
-    )
+    different = [f"{name} {then[name]} there, {now[name]} here" for name in now if then[name] != now[name]]
+    return printable("; ".join(different))  # the recorded one may be from the Hub
 
 
 def describe_reproduction(result: dict[str, Any], recorded: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def build_hub_folder(run: RunFolder, repo_id: str, license: str = "apache-2.0") 
             if (curves := run.curves.with_suffix(".png")).exists():
                 shutil.copyfile(curves, folder / "curves.png")
             files.write_text(folder / "README.md", make_card(record))
-    except (KeyError, TypeError, AttributeError, UndefinedError) as error:  # recipe.json or log.jsonl, edited by hand
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:  # a file edited by hand
         raise UserError(f"the records in {run.path} are incomplete ({type(error).__name__}: {error})") from None
     return run.path / "hub"
 

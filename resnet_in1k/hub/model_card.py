@@ -24,8 +24,6 @@ from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.format import duration
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-ALWAYS_LISTED = {"loss", "optimizer", "lr_schedule", "decay_norms", "decay_biases", "eval_crop_ratio"}
-"""Recipe fields that are listed even with their default values."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,7 @@ class RunRecord:
 
 
 def make_card(record: RunRecord) -> str:
-    """Return README.md with its metadata.
-
-    Raises:
-        KeyError, TypeError, jinja2.UndefinedError: if recipe.json or log.jsonl are incomplete.
-    """
+    """Return README.md; raises KeyError, TypeError or UndefinedError if recipe.json or log.jsonl are incomplete."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"commas": "{:,}".format, "percent": "{:.2%}".format, "duration": duration}
     environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
@@ -110,7 +104,8 @@ def _applied_fields(recipe: Recipe) -> dict[str, Any]:
         "image_size_ramp_end": not recipe.initial_image_size,
         "mix_by_pair": not recipe.mixes,
     }
-    listed = recipe.non_default_fields().keys() | ALWAYS_LISTED
+    always = {"loss", "optimizer", "lr_schedule", "decay_norms", "decay_biases", "eval_crop_ratio"}
+    listed = recipe.non_default_fields().keys() | always
     fields = dataclasses.asdict(recipe)
     return {name: value for name, value in fields.items() if name in listed and not had_no_effect.get(name)}
 
@@ -132,9 +127,8 @@ def published_facts(facts: dict[str, Any]) -> dict[str, Any]:
 def published_command(command: Sequence[str], origin: str | None) -> list[str]:
     """Return the words of a recorded command with path/to/NAME in place of local paths; `origin` is not a path."""
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    flags = itertools.dropwhile(lambda word: not word.startswith("--"), words)
     published = ["scripts/train.py"]
-    for word in flags:
+    for word in itertools.dropwhile(lambda word: not word.startswith("--"), words):
         if published[-1] == "--data":
             word = shlex.split(source_facts(word).data_flag)[0]
         elif "/" in word and word != origin and not word.startswith("hub:"):

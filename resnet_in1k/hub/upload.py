@@ -117,9 +117,8 @@ class Upload:
                 reason = " ".join(str(error).split()).replace(self.token, "…")[:300] or type(error).__name__
                 wait_seconds = seconds_before_retry(error, attempt)
                 if wait_seconds is None or attempt == MAX_ATTEMPTS:
-                    raise UserError(
-                        f"could not {what}: {reason}; {self.progress}; run the same command to complete it"
-                    ) from None
+                    advice = "run the same command to complete it"
+                    raise UserError(f"could not {what}: {reason}; {self.progress}; {advice}") from None
                 print(f"could not {what} ({reason}); trying again in {wait_seconds} s")
                 time.sleep(wait_seconds)
 

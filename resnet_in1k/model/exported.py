@@ -73,7 +73,7 @@ def _load_onnx(file: Path) -> tuple[Callable[[np.ndarray], np.ndarray], list[Any
 
 
 def _load_pt2(file: Path) -> tuple[Callable[[np.ndarray], np.ndarray], list[Any], list[Any], str]:
-    """As `_load_onnx`."""
+    """Return the same of torch.export's archive."""
     variable, facts = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", {FACTS_NAME: ""}
     before = os.environ.get(variable, "")
     os.environ[variable] = "1"  # else torch.export.load executes pickles that the weights-only reader rejects

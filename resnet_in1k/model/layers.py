@@ -1,4 +1,4 @@
-"""What a ResNet has in training only: stochastic depth, synchronized batch norm, a frozen body."""
+"""Parts of a ResNet for training only: stochastic depth, synchronized batch norm, a frozen body."""
 
 import functools
 
@@ -15,9 +15,9 @@ from resnet_in1k.utils.rng import Stream
 
 
 class StochasticDepth:
-    """In training an image skips some residual branches (https://arxiv.org/abs/1603.09382), drawn for (seed, step).
+    """Skip residual branches of images in training, drawn for (seed, step) (https://arxiv.org/abs/1603.09382).
 
-    It works by hooks on the last norm of each branch, so that modules, keys and evaluation stay torchvision's.
+    It works by hooks on the last norm of each branch: modules, keys and evaluation stay torchvision's.
     """
 
     def __init__(self, model: torch.nn.Module, recipe: Recipe, device: torch.device, rank: int, num_processes: int):

@@ -155,14 +155,13 @@ def download(
     from huggingface_hub.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # the error below contains what the client would log about its retries
-    wanted, reason = set(names), None
+    wanted, sizes, reason = set(names), {}, None
     try:
         tree = HfApi(token=client_options.get("token")).list_repo_tree(repository, revision=revision)
         sizes = {each.path: each.size for each in tree if hasattr(each, "size")}
     except Exception as error:  # the client's errors have no common base class
         reason = error
         client_options["local_files_only"] = True  # files of unknown size are only taken from the cache
-        sizes = {}
     if WEIGHTS_NAME in sizes:
         wanted.discard(PICKLE_NAME)
     for name in wanted & sizes.keys():

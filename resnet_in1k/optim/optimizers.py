@@ -42,12 +42,7 @@ def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> Groups:
 
 
 def _momentum(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "lr": recipe.lr,
-        "momentum": recipe.momentum,
-        "nesterov": recipe.nesterov,
-        "weight_decay": recipe.weight_decay,
-    }
+    return {name: getattr(recipe, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
 
 
 def _timm() -> ModuleType:
@@ -90,8 +85,3 @@ OPTIMIZERS: dict[str, Callable[[Groups, Recipe, bool], torch.optim.Optimizer]] =
     "muon": muon,
 }
 """Constructors from (parameter groups, recipe, whether to use fused kernels)."""
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)

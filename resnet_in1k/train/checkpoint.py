@@ -100,24 +100,17 @@ class TrainState:
     """The content of state.json: progress of a run, and everything besides tensors that a resume needs."""
 
     format_version: int = FORMAT_VERSION
-    step: int = 0
-    """Step of the newest checkpoint; 0 before the first."""
+    step: int = 0  # of the newest checkpoint; 0 before the first
     epoch_losses: list[float] = field(default_factory=list)
     """Global mean loss of each step of an epoch that has not been evaluated yet."""
-    best_step: int = 0
-    """Step of the best weights so far; 0 if none were evaluated."""
-    best_top1_accuracy: float = -1.0
-    """Accuracy of the best weights, as a fraction; below 0 if none were evaluated."""
-    best_evaluation: dict[str, Any] | None = None
-    """eval.json of the best weights."""
-    grad_scaler: dict[str, Any] | None = None
-    """State of the loss scaler; None except with fp16."""
+    best_step: int = 0  # of the best weights so far; 0 if none were evaluated
+    best_top1_accuracy: float = -1.0  # as a fraction; below 0 if none were evaluated
+    best_evaluation: dict[str, Any] | None = None  # its eval.json
+    grad_scaler: dict[str, Any] | None = None  # the state of the loss scaler; None except with fp16
     bad_images: list[int] = field(default_factory=list)
     """Sorted indices in the training source of the unreadable images met so far."""
-    recipe_sha256: str = ""
-    """`Recipe.fingerprint()` of the recipe and the initial weights."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    """Hashes of the tensors' files, by name."""
+    recipe_sha256: str = ""  # Recipe.fingerprint() of the recipe and the initial weights
+    sha256: dict[str, str] = field(default_factory=dict)  # of the tensors' files, by name
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:

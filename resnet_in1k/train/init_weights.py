@@ -25,18 +25,13 @@ def initial_weights(
     started_with: dict[str, Any],
     launch: Launch,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the weights that `--init-from` names.
+    """Return `init_from` of recipe.json, and the state dict that `--init-from` names, without the last layer if that is
+    new. Both are empty without the flag.
+
+    A run that already has a checkpoint does not need its initial weights, which may have been deleted.
 
     Args:
-        started_with: recipe.json of a run that is resumed, else empty. If the run has a checkpoint, its initial weights
-            are not needed, and may have been deleted.
-
-    Returns:
-        `init_from` of recipe.json: `checkpoint` as given, `origin` if downloaded, `sha256`, `architecture`, `head`; and
-        the state dict, without the last layer if that is new. Both are empty without the flag.
-
-    Raises:
-        UserError: if the weights cannot be read, have another architecture, or differ from those of the run's start.
+        started_with: recipe.json of a run that is resumed, else empty.
     """
     recorded = started_with.get("init_from")
     if started_with and (before := recorded["checkpoint"] if recorded else None) != checkpoint:
@@ -68,16 +63,14 @@ def initial_weights(
 
 def _fit_head(tensors: dict[str, Tensor], weights: Weights, class_names: tuple[str, ...]) -> str:
     """Select the last layer's rows of the data's classes, or remove the layer; return what was done, as text."""
-    num_outputs, columns = len(tensors["fc.weight"]), None
-    has_names = weights.class_names is not None and len(weights.class_names) == num_outputs
-    if has_names:
-        columns = find_classes(weights.class_names, class_names)
+    num_outputs, names = len(tensors["fc.weight"]), weights.class_names
+    has_names = names is not None and len(names) == num_outputs
+    columns = find_classes(names, class_names) if has_names else None
+    if columns is None:
+        del tensors["fc.weight"], tensors["fc.bias"]
+        reason = "the class names differ" if has_names else "its classes have no names"
+        return f"with a new head of {count(len(class_names), 'class', 'es')}, because {reason}"
     for name in ("fc.weight", "fc.bias"):
-        tensor = tensors.pop(name)
-        if columns is not None:
-            tensors[name] = tensor[list(columns)]
-    if columns is not None:
-        is_complete = len(columns) == num_outputs
-        return "with its head" if is_complete else f"with {len(columns)} of its head's {num_outputs} classes"
-    reason = "the class names differ" if has_names else "its classes have no names"
-    return f"with a new head of {count(len(class_names), 'class', 'es')}, because {reason}"
+        tensors[name] = tensors[name][list(columns)]
+    is_complete = len(columns) == num_outputs
+    return "with its head" if is_complete else f"with {len(columns)} of its head's {num_outputs} classes"

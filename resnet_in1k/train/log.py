@@ -1,10 +1,10 @@
 """The log of a training run: records in log.jsonl and for a tracker, and lines on the terminal."""
 
 import contextlib
-import math
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def write_steps(run: Trainer, step: int) -> None:
         "kind": "train",
         "epoch": counts.epoch_of(step),
         "step": step,
-        "loss": mean(run.state.epoch_losses[-num_steps:]),
+        "loss": fmean(run.state.epoch_losses[-num_steps:]),
         "lr": lr_at(step, counts),
         "images_per_second": measured_steps * run.recipe.global_batch_size / (lap["load"] + lap["train"]),
         "load_seconds": lap["load"] / measured_steps,
@@ -60,10 +60,10 @@ def write_epoch(run: Trainer, evaluations: dict[PublishedWeights, Evaluation]) -
         "kind": "epoch",
         "epoch": run.counts.epoch_of(state.step),
         "step": state.step,
-        "train_loss": mean(state.epoch_losses),
+        "train_loss": fmean(state.epoch_losses),
         "val_loss": evaluation.loss,
         "top1_accuracy": evaluation.top1_accuracy,
-        "top5_accuracy": evaluation.top5_accuracy,
+        "top5_accuracy": evaluation.counts["top5_accuracy"],
         "load_seconds": lap["load"],
         "train_seconds": lap["train"],
         "val_seconds": lap["val"],
@@ -76,7 +76,7 @@ def write_epoch(run: Trainer, evaluations: dict[PublishedWeights, Evaluation]) -
     for name, other in others.items():
         record[f"{name}_val_loss"] = other.loss
         record[f"{name}_top1_accuracy"] = other.top1_accuracy
-        record[f"{name}_top5_accuracy"] = other.top5_accuracy
+        record[f"{name}_top5_accuracy"] = other.counts["top5_accuracy"]
     _write(run, record)
     print_line(
         f"epoch {record['epoch']}/{recipe.epochs} done  train loss {record['train_loss']:.4f}  {evaluation.summary()}\n"
@@ -144,30 +144,8 @@ def _bottleneck(run: Trainer, lap: Lap) -> str:
     return "" if advice == "compute-bound" else f": {advice}"
 
 
-def mean(values: list[float]) -> float:
-    """Exactly rounded mean, so that it does not depend on how the values were collected."""
-    return math.fsum(values) / len(values)
-
-
-RESUME_ARGUMENTS: dict[str, Callable[[str, int], dict[str, Any]]] = {
-    "tensorboard": lambda run_id, first_step: {"purge_step": first_step},  # hides the steps that are trained again
-    "trackio": lambda run_id, first_step: {"name": run_id, "resume": "allow"},
-    "wandb": lambda run_id, first_step: {"id": run_id, "resume": "allow"},
-}
-"""Arguments with which a tracker continues the run of that id at a step. Other trackers begin a run at each start."""
-
-
 def start_tracker(run: Trainer) -> None:
-    """Continue the tracker's run that tracker.json names; if it names none, begin one and write it there.
-
-    Raises:
-        UserError: on all processes, if it cannot be started, such as without a login, or if tracker.json is damaged.
-    """
-    if run.options.report_to:
-        run.launch.on_main_process(lambda: _start_tracker(run), "starting the tracker")
-
-
-def _start_tracker(run: Trainer) -> None:
+    """Continue the tracker's run that tracker.json names; if it names none, begin one and write it there."""
     file, name = run.folder.tracker, run.options.report_to
     runs: dict[str, dict[str, str]] = {}  # project and id of a run by the tracker's name
     if file.exists():
@@ -177,11 +155,16 @@ def _start_tracker(run: Trainer) -> None:
     if is_new:  # with an id of its own, because two run folders may have the same name
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         runs[name] = {"project": run.folder.path.name, "id": run_id}
-    arguments = RESUME_ARGUMENTS[name](runs[name]["id"], run.first_step) if name in RESUME_ARGUMENTS else {}
+    run_id = runs[name]["id"]
+    resume_arguments = {  # other trackers begin a run at each start
+        "tensorboard": {"purge_step": run.first_step},  # hides the steps that are trained again
+        "trackio": {"name": run_id, "resume": "allow"},
+        "wandb": {"id": run_id, "resume": "allow"},
+    }
     # Lists as text, which every tracker takes. Not for a resume: TensorBoard would show the settings again as a run.
     settings = {key: str(value) if isinstance(value, tuple) else value for key, value in vars(run.recipe).items()}
     try:
-        run.accelerator.init_trackers(runs[name]["project"], settings if is_new else None, {name: arguments})
+        run.accelerator.init_trackers(runs[name]["project"], settings if is_new else None, resume_arguments)
         if name == "wandb":  # see `track`
             run.accelerator.get_tracker(name, unwrap=True).define_metric("*", step_metric="step")
     except Exception as error:  # each tracker has errors of its own
@@ -189,7 +172,7 @@ def _start_tracker(run: Trainer) -> None:
         raise UserError(
             f"--report-to: the tracker cannot be started ({first_line(error)}); fix that, or omit the flag{advice}"
         ) from None
-    if name in RESUME_ARGUMENTS:
+    if name in resume_arguments:
         files.write_json(file, runs)
 
 

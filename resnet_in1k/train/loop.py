@@ -5,7 +5,6 @@ the device); augment/pipeline with the operations that it lists; train/step; mod
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +21,10 @@ from resnet_in1k.run_folder import check_resumable
 from resnet_in1k.train import log, writer
 from resnet_in1k.train.checkpoint import load_newest_checkpoint
 from resnet_in1k.train.plan import describe_plan, forecast
-from resnet_in1k.train.preflight import check_same_program, out_of_memory_message, preflight
+from resnet_in1k.train.preflight import check_same_program, memory_advice, preflight
 from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.utils.console import bar_below_lines, print_line
-from resnet_in1k.utils.errors import Preempted, ProcessError, UserError, is_out_of_memory, translate_errors
+from resnet_in1k.utils.errors import Preempted, UserError, translate_errors
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.signals import StopSignals
 
@@ -38,31 +37,26 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
         command: script and flags, for recipe.json and the model card.
 
     Raises:
-        UserError: for anything wrong with recipe, data, machine or output folder that a user can fix.
         Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped the run, after everything is saved.
     """
-    run = None
     with StopSignals() as signals, Launch.connect() as launch, translate_errors(), contextlib.ExitStack() as stack:
+        check_same_program(launch, recipe, options, options.run_folder(recipe_name))
+        run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
+        print_line(describe_plan(run))
+        if run.started_with and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
+            print_line(note)
         try:
-            check_same_program(launch, recipe, options, options.run_folder(recipe_name))
-            run = Trainer(recipe_name, recipe, options, launch, signals, stack, command)
-            print_line(describe_plan(run))
-            if run.started_with and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
-                print_line(note)
-            preflight(run)
-            stop_if_requested(run, step=0, poll=0)
-            if options.dry_run:
-                print_line(forecast(run))
-            else:
-                start_or_resume(run)
-                training_loop(run)
+            with translate_errors(run.counts.per_device_batch_size, memory_advice(run.counts)):
+                preflight(run)
+                stop_if_requested(run, step=0, poll=0)
+                if options.dry_run:
+                    print_line(forecast(run))
+                else:
+                    start_or_resume(run)
+                    training_loop(run)
         except Preempted:  # all processes raise it together, so they can wait for one another
             end(run)
             raise
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ProcessError(out_of_memory_message(error, run.counts if run else None)) from None
         end(run)
         return run.folder.path
 
@@ -116,11 +110,8 @@ def stop_if_requested(run: Trainer, step: int, poll: int) -> None:
 
 
 def collect(run: Trainer, step: int) -> None:
-    """Gather the losses and bad images of all processes up to `step` into the state.
-
-    Raises:
-        UserError: if a loss is not finite, or too many images are bad.
-    """
+    """Gather the losses and bad images of all processes up to `step` into the state; raises UserError for a loss that
+    is not finite, or too many bad images."""
     if run.uncollected_losses:
         losses = run.accelerator.reduce(torch.stack(run.uncollected_losses), reduction="mean").tolist()
         run.uncollected_losses.clear()
@@ -165,16 +156,13 @@ def evaluate(run: Trainer) -> None:
     with run.stopwatch.section("val"):
         for name, model in run.models.items():
             run.eval_model.load_state_dict(model.state_dict())
-            evaluation = evaluate_model(
+            evaluations[name] = evaluate_model(
                 run.eval_model,
-                run.val_source,
                 run.eval_loader,
                 run.accelerator,
-                run.preprocessing,
                 # Everything is saved: a run that stops here repeats this evaluation when it is resumed.
                 stop_if_requested=lambda batches_done: stop_if_requested(run, state.step, poll=batches_done),
             )
-            evaluations[name] = dataclasses.replace(evaluation, weights=name)
     log.write_epoch(run, evaluations)
     state.epoch_losses.clear()
     published = evaluations[run.recipe.publish]
@@ -190,11 +178,7 @@ def evaluation_is_pending(run: Trainer) -> bool:
 
 
 def start_or_resume(run: Trainer) -> None:
-    """Load the newest checkpoint, if there is one, and record that the run starts or is resumed.
-
-    Raises:
-        UserError: if there are checkpoints, but none can be used.
-    """
+    """Load the newest checkpoint, if there is one, and record that the run starts or is resumed."""
     state = load_newest_checkpoint(run.folder.checkpoints, run.groups, run.state.recipe_sha256)
     if state is not None:
         run.state = state
@@ -205,7 +189,8 @@ def start_or_resume(run: Trainer) -> None:
             "machines share and can read"
         )
     run.first_step = run.state.step + 1
-    log.start_tracker(run)
+    if run.options.report_to:
+        run.launch.on_main_process(lambda: log.start_tracker(run), "starting the tracker")
     writer.write_start(run, evaluation_is_pending(run))
     writer.write_lines(run, run.folder.bad_images, map(run.train_source.image_name, run.state.bad_images))
 

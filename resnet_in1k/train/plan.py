@@ -8,7 +8,6 @@ import torch
 
 from resnet_in1k.optim.lr import describe_lr, lr_at
 from resnet_in1k.recipes.published import RECIPES
-from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
 from resnet_in1k.train.preflight import evaluate_batch, take_step
 from resnet_in1k.train.step import adjusted_ema_decay
@@ -64,20 +63,13 @@ def describe_plan(run: Trainer) -> str:
 def describe_schedule(counts: StepCounts) -> str:
     """Return a table of epochs: learning rate at the first and the last step, and the training image size."""
     lines = ["schedule      epoch  learning rate, from its first step to its last"]
-    for epoch in _epochs_to_show(counts.recipe):
+    epochs = counts.recipe.epochs
+    for epoch in sorted({*range(1, epochs, math.ceil(epochs / MAX_ROWS)), epochs}):
         last_step = epoch * counts.steps_per_epoch
         first, last = lr_at(last_step - counts.steps_per_epoch + 1, counts), lr_at(last_step, counts)
         size = train_image_size(counts.recipe, epoch)
         lines.append(f"              {epoch:5d}  {first:9.3g} → {last:<9.3g}  {size} px")
     return "\n".join(lines)
-
-
-def _epochs_to_show(recipe: Recipe) -> list[int]:
-    """Return about MAX_ROWS epochs, evenly spaced, and those around a change of the learning rate or image size."""
-    evenly = range(1, recipe.epochs + 1, math.ceil(recipe.epochs / MAX_ROWS))
-    drops = (int(milestone) + 1 for milestone in recipe.lr_milestones)
-    shown = {*evenly, *drops, round(recipe.warmup_epochs), recipe.image_size_ramp_end, recipe.epochs}
-    return sorted(epoch for epoch in shown if 1 <= epoch <= recipe.epochs)
 
 
 def forecast(run: Trainer) -> str:

@@ -26,21 +26,16 @@ from resnet_in1k.train.trainer import Trainer, TrainOptions
 from resnet_in1k.train.writer import lock_folder
 from resnet_in1k.utils import files, rng
 from resnet_in1k.utils.console import print_line
-from resnet_in1k.utils.device import (
-    available_memory,
-    local_world_size,
-    reproducible_float32,
-    usable_cores,
-)
+from resnet_in1k.utils.device import available_memory, local_world_size, reproducible_float32, usable_cores
 from resnet_in1k.utils.errors import UserError, translate_errors
-from resnet_in1k.utils.format import count, duration, file_size, first_line
+from resnet_in1k.utils.format import count, duration, file_size
 from resnet_in1k.utils.launch import Launch, local_rank
 from resnet_in1k.utils.pool import worker_context
 from resnet_in1k.utils.rng import Stream
 
 NUM_SAMPLED_IMAGES = 13
 """Images of each split that are decoded: an odd number has the first, the middle and the last."""
-CPU_TEST_PIXELS = 16 * 224**2
+CPU_TEST_PIXELS = 16 * 224**2  # in a forward pass
 VISIBLE_WITHIN_SECONDS = 10.0
 """A network file system may show a new file that much later."""
 
@@ -73,10 +68,7 @@ def preflight(run: Trainer) -> None:
     """Check machines, data and disk, take a step, save and load a checkpoint, and print the results.
 
     From here on the run folder is locked by this run, unless it is a dry run. The cheapest checks come first. The step
-    comes before the disk, because optimizers make their state in it.
-
-    Raises:
-        UserError: if a check fails.
+    comes before the disk, because optimizers make their state in it. Each check raises UserError if it fails.
     """
     launch = run.launch
     check_same_data(launch, (run.train_source, run.val_source))
@@ -127,11 +119,7 @@ def check_run_folder_is_shared(launch: Launch, folder: RunFolder) -> None:
 
 
 def check_machines(run: Trainer) -> dict[str, str]:
-    """Let the first process of each machine read images there and check its cores and memory.
-
-    Raises:
-        UserError: on all processes, naming the first machine that fails.
-    """
+    """Let the first process of each machine read images there and check its memory. All raise the error of one."""
     images = machine = problem = ""
     if local_rank() == 0:
         try:
@@ -152,11 +140,7 @@ def check_machines(run: Trainer) -> dict[str, str]:
 
 
 def check_images(source: Source, on_bad_image: OnBadImage) -> str:
-    """Decode a sample, with the first, the middle and the last image.
-
-    Raises:
-        ProcessError: for a training image, unless bad ones are to be skipped; in validation they count as wrong.
-    """
+    """Decode a sample, with the first, the middle and the last image; bad ones are an error where they would be one."""
     bad: dict[int, str] = {}
     if_bad: IfBad = "fail" if source.split == "train" and on_bad_image == "fail" else "blank"
     indices = spread_over(source, NUM_SAMPLED_IMAGES)
@@ -184,11 +168,7 @@ def check_memory(num_workers: int, shared_bytes: int) -> str:
 
 
 def check_disk(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Check that the newest checkpoints, the best, the one being written and the best weights fit on the disk.
-
-    Raises:
-        UserError: if they do not fit.
-    """
+    """Check that the newest checkpoints, the best, the one being written and the best weights fit on the disk."""
     group_bytes = {name: sum(tensor.nbytes for tensor in group.values()) for name, group in tensors.items()}
     folder, num_checkpoints = files.nearest_existing(run.folder.path), run.options.keep_checkpoints + 2
     existing = sum(file.stat().st_size for file in run.folder.checkpoints.rglob("*") if file.is_file())
@@ -207,9 +187,6 @@ def smoke_test(run: Trainer) -> str:
     This must precede the first step of a resumed run, too: from its second step on, DistributedDataParallel sends
     gradients in the order in which they were ready in the first, and another order rounds the sums of four processes
     differently.
-
-    Raises:
-        UserError: if the step fails in a way that other settings avoid.
     """
     start_seconds, image_size = time.monotonic(), run.recipe.image_size
     try:
@@ -255,9 +232,6 @@ def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]])
     """Save these tensors as a checkpoint where the run will, load it, and compare all tensors.
 
     The run must have other tensors before, or the comparison could not fail; afterwards it has these.
-
-    Raises:
-        UserError: if the loaded tensors differ from the saved ones.
     """
     start_seconds, folder = time.monotonic(), files.nearest_existing(run.folder.path)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
@@ -268,17 +242,13 @@ def save_load_compare(run: Trainer, tensors: Mapping[str, Mapping[str, Tensor]])
     return f"saved, reloaded and verified in {time.monotonic() - start_seconds:.1f} s"
 
 
-def out_of_memory_message(error: RuntimeError, counts: StepCounts | None) -> str:
-    """Return the next number of accumulation steps to try; `counts` is None before the first step."""
-    reason = first_line(error)
-    if counts is None:
-        return f"out of memory before the first step ({reason}); does something else use this device?"
-    images = counts.per_device_batch_size
-    if images == 1:
-        return f"out of memory with 1 image in a forward pass ({reason}); use a smaller --image-size"
-    steps = accumulation_steps(counts.recipe.global_batch_size, counts.num_processes, images - 1)
+def memory_advice(counts: StepCounts) -> str:
+    """Return what to do if a forward pass of training does not fit into memory."""
+    if counts.per_device_batch_size == 1:
+        return "use a smaller --image-size"
+    batch = counts.recipe.global_batch_size
+    steps = accumulation_steps(batch, counts.num_processes, counts.per_device_batch_size - 1)
     return (
-        f"out of memory with {images} images in a forward pass ({reason}); "
         f"--gradient-accumulation-steps {steps} makes it {counts.per_process_batch_size // steps} and keeps the global "
-        f"batch of {counts.recipe.global_batch_size}; what was saved is intact, resume with --resume"
+        f"batch of {batch}; what was saved is intact, resume with --resume"
     )

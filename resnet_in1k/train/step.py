@@ -1,9 +1,7 @@
 """One optimizer step: forward in mixed precision, loss, backward, update; and the moving average of the weights."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +11,7 @@ from resnet_in1k.model.layers import FrozenBody, StochasticDepth, synchronize_no
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights import weights_to_save
 from resnet_in1k.optim.losses import LOSSES
-from resnet_in1k.optim.optimizers import OPTIMIZERS, parameter_groups, set_lr
+from resnet_in1k.optim.optimizers import OPTIMIZERS, parameter_groups
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.utils import imagenet, rng
@@ -25,7 +23,8 @@ from resnet_in1k.utils.validation import lookup
 class TrainStep:
     """Model, loss and optimizer of a run, and one step.
 
-    `model` is the plain model, with clean keys in its state dict whatever Accelerate wraps around it.
+    `model` is the plain model, with clean keys in its state dict whatever Accelerate wraps around it to make
+    `prepared_model`.
     """
 
     def __init__(
@@ -36,12 +35,10 @@ class TrainStep:
         *,
         gradient_accumulation_steps: int = 1,
         compile: bool = False,
-        initial: Mapping[str, Tensor] | None = None,
         frozen_steps: int = 0,
     ):
         """
         Args:
-            initial: weights to start from instead of random ones, with or without the last layer.
             frozen_steps: number of first steps that train only the last layer.
         """
         device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -53,8 +50,6 @@ class TrainStep:
         self._depth = (
             StochasticDepth(self.model, recipe, device, rank, num_processes) if recipe.stochastic_depth else None
         )
-        if initial:
-            self.model.load_state_dict({**self.model.state_dict(), **initial})
         self._max_grad_norm = recipe.max_grad_norm
         # Not under a gradient scaler: if it skips the first step, fused SGD uses momentum that was never written.
         fused = accelerator.scaler is None and "fused_optimizers" in capabilities(device.type)
@@ -66,10 +61,10 @@ class TrainStep:
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
         # Of the loss; without fp16 one that does nothing and has no state.
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
-        self._prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
+        self.prepared_model, self._prepared_optimizer = accelerator.prepare(self.model, self.optimizer)
         # DDP would broadcast the norm statistics before each forward, which does not read them.
         # Set here, because the constructor's argument warns since torch 2.15.
-        self._prepared_model.broadcast_buffers = False
+        self.prepared_model.broadcast_buffers = False
         self._frozen_steps = frozen_steps
         self._prepared_head = accelerator.prepare_model(FrozenBody(self.model)) if frozen_steps else None
 
@@ -87,11 +82,12 @@ class TrainStep:
         Returns:
             Mean loss over the B images before the update, (), detached, on the device.
         """
-        network = self._prepared_head if step <= self._frozen_steps else self._prepared_model
+        network = self._prepared_head if step <= self._frozen_steps else self.prepared_model
         network.train()
-        set_lr(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         factors = self._depth.draw(step, len(images)).chunk(self._num_parts) if self._depth else ()
-        losses = []
+        loss_sum = 0.0
         parts = zip(images.chunk(self._num_parts), targets.chunk(self._num_parts), strict=True)
         for number, (part_images, part_targets) in enumerate(parts):
             if self._depth:
@@ -102,16 +98,12 @@ class TrainStep:
                 logits = network(part_images)  # (B / parts, C)
                 loss = self._loss_function(logits, part_targets) / self._num_parts
                 self._accelerator.backward(loss)
-            losses.append(loss.detach())
+            loss_sum = loss_sum + loss.detach()
         if self._max_grad_norm:
             self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
         self._prepared_optimizer.step()
         self._prepared_optimizer.zero_grad(set_to_none=True)
-        return sum(losses[1:], start=losses[0])
-
-    def without_communication(self) -> contextlib.AbstractContextManager[Any]:
-        """In the body each process trains on its own gradients, for measuring: their weights then differ."""
-        return self._accelerator.no_sync(self._prepared_model)
+        return loss_sum
 
     def plain_copy(self) -> ResNet:
         """Copy the model as it is now to a plain ResNet without gradients, on the same device."""
@@ -124,8 +116,8 @@ class TrainStep:
     def rolled_back(self) -> Iterator[None]:
         """Undo all steps of the body at its end. Only before the first step of a run."""
         assert not self.optimizer.state, "the optimizer has state, which would be lost"
-        weights, scaler_state = weights_to_save(self.model), self.scaler.state_dict()
-        optimizer_state = deepcopy(self.optimizer.state_dict())
+        weights, optimizer_state = weights_to_save(self.model), self.optimizer.state_dict()
+        scaler_state = self.scaler.state_dict()
         try:
             yield
         finally:
@@ -167,13 +159,13 @@ class MovingAverage:
         """Update after optimizer step `step`. Until warm-up ends, the average is a copy, as in torchvision."""
         if step % self._every_steps:
             return
-        averages, values = list(self.model.state_dict().values()), list(model.state_dict().values())
+        averages, values = self.model.state_dict(), model.state_dict()
         is_copy = step <= self._last_copied_step
         # Integer counters of the norms cannot be averaged. All in few kernels, and without a value from the host.
-        copied = [place for place, tensor in enumerate(averages) if is_copy or not tensor.is_floating_point()]
-        torch._foreach_copy_([averages[place] for place in copied], [values[place] for place in copied])
-        if not is_copy:
-            averaged = [place for place, tensor in enumerate(averages) if tensor.is_floating_point()]
+        averaged = [name for name, tensor in averages.items() if tensor.is_floating_point() and not is_copy]
+        copied = list(averages.keys() - averaged)
+        torch._foreach_copy_([averages[name] for name in copied], [values[name] for name in copied])
+        if averaged:
             torch._foreach_lerp_(
-                [averages[place] for place in averaged], [values[place] for place in averaged], self._weight
+                [averages[name] for name in averaged], [values[name] for name in averaged], self._weight
             )

@@ -17,7 +17,7 @@ from resnet_in1k.data.loader import Loader
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.data.sampler import BatchSpec, train_specs
 from resnet_in1k.data.tar_shards import ShardSource
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, eval_loader
+from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, EvalLoader
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
@@ -95,11 +95,7 @@ class TrainOptions:
 
 
 class Trainer:
-    """All parts of a run: data, loaders, model, optimizer and progress. The loop drives them.
-
-    Raises:
-        UserError: if the run folder, the data, the batch size or the machine is unsuitable.
-    """
+    """All parts of a run: data, loaders, model, optimizer and progress. The loop drives them."""
 
     def __init__(
         self,
@@ -111,17 +107,12 @@ class Trainer:
         stack: contextlib.ExitStack,
         command: Sequence[str] = (),
     ):
-        """
-        Args:
-            stack: closing it ends the loader workers and unlocks the run folder; the caller closes it.
-            command: script and flags, for recipe.json.
-        """
+        """The caller closes `stack`, which ends the loader workers and unlocks the run folder."""
         self.recipe_name, self.recipe, self.options = recipe_name, recipe, options
         self.launch, self.signals, self.stack, self.command = launch, signals, stack, command
         self.folder = options.run_folder(recipe_name)
         self.start_seconds = time.monotonic()
         self._open_data()
-        self._start_workers()
         self._make_parts()
         self.first_step = 1  # that this process takes: after a resume a later one
         # What is not collected from all processes yet: losses, (), on the device; decoder errors by image.
@@ -132,6 +123,7 @@ class Trainer:
         self.shown_curves: Any = None  # a notebook's handle of the curves
 
     def _open_data(self) -> None:
+        """Start the loader workers, before there is a process group: see Loader."""
         options = self.options
         self.launch.on_main_process(lambda: self.folder.check_free(options.resume), "reading the run folder")
         # recipe.json of a run that is resumed.
@@ -143,20 +135,17 @@ class Trainer:
             if not isinstance(self.train_source, ShardSource):
                 raise UserError(f"--shuffle-window needs --data shards:…; {options.data} is not stored in shards")
             self.train_source = replace(self.train_source, in_windows=True)
-
-    def _start_workers(self) -> None:
-        """Start the loader workers, before there is a process group: see Loader."""
-        accumulation = self.options.gradient_accumulation_steps
-        num_images = len(self.train_source)
-        self.counts = StepCounts(self.recipe, self.launch.world_size, accumulation, num_images)
+        self.counts = StepCounts(
+            self.recipe, self.launch.world_size, options.gradient_accumulation_steps, len(self.train_source)
+        )
         self.preprocessing = EvalPreprocessing.from_recipe(self.recipe)
-        self.num_workers = device.choose_workers(self.options.workers)
+        self.num_workers = device.choose_workers(options.workers)
         # One loader for all epochs: the end of an epoch does not interrupt the workers.
         self.train_loader = self.stack.enter_context(
-            train_loader(self.train_source, self.counts, self.num_workers, self.options.on_bad_image)
+            train_loader(self.train_source, self.counts, self.num_workers, options.on_bad_image)
         )
         self.eval_loader = self.stack.enter_context(
-            eval_loader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.num_workers)
+            EvalLoader(self.val_source, self.preprocessing, EVAL_BATCH_SIZE, self.num_workers)
         )
 
     def _make_parts(self) -> None:
@@ -181,9 +170,9 @@ class Trainer:
             self.accelerator,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             compile=options.compile,
-            initial=weights,
             frozen_steps=counts.frozen_steps,
         )
+        self.train_step.model.load_state_dict(weights, strict=False)  # without the last layer, if that is new
         # Evaluation uses a plain copy, without DDP and mixed precision, with exactly the saved weights.
         self.eval_model = self.train_step.plain_copy()
         self.average = MovingAverage(self.train_step.plain_copy(), counts) if recipe.ema_decay else None

@@ -11,13 +11,7 @@ from pathlib import Path
 
 from resnet_in1k.evaluate.evaluation import Evaluation
 from resnet_in1k.run_folder import RunFolder, write_recipe
-from resnet_in1k.train.checkpoint import (
-    TrainState,
-    checkpoint_folder,
-    list_checkpoints,
-    save_checkpoint,
-    write_state,
-)
+from resnet_in1k.train.checkpoint import TrainState, checkpoint_folder, list_checkpoints, save_checkpoint, write_state
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
@@ -101,7 +95,8 @@ def finish_epoch(run: Trainer, evaluation: Evaluation, is_best: bool) -> None:
             save_figure(figure, folder.curves.with_suffix(suffix))
         run.shown_curves = show_in_notebook(figure, run.shown_curves)
         if is_best:
-            state.best_evaluation = evaluation.to_json(state.sha256[f"{evaluation.weights}.safetensors"])
+            publish = run.recipe.publish
+            state.best_evaluation = evaluation.to_json(state.sha256[f"{publish}.safetensors"], publish)
         write_state(checkpoint_folder(folder.checkpoints, state.step), state)
         _publish_best(folder, state)
         _prune(run)

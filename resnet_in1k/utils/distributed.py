@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -37,10 +38,18 @@ def make_accelerator(
         if mixed_precision == "no" and has_fast_bf16(device):
             mixed_precision = "bf16"
     try:
-        if launch.world_size > 1:
+        if launch.world_size > 1 and not torch.distributed.is_initialized():
             if device == "cpu":
                 choose_gloo_interface()
-            launch.start_process_group(torch.distributed.get_default_backend_for_device(device))
+            launch.wait_for_everyone("starting")  # here, not in C++, where the end of a launcher is not noticed
+            torch.distributed.init_process_group(
+                torch.distributed.get_default_backend_for_device(device),
+                store=torch.distributed.PrefixStore("group", launch.store),
+                rank=launch.rank,
+                world_size=launch.world_size,
+                # NCCL's default of 10 minutes would end a run when one worker's network storage hangs for that long.
+                timeout=timedelta(minutes=30),
+            )
         accelerator = Accelerator(
             cpu=device == "cpu",
             mixed_precision=mixed_precision,

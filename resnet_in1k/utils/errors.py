@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from resnet_in1k.utils.format import first_line
+from resnet_in1k.utils.format import count, first_line
+
+OUT_OF_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
+"""Words of an allocation that failed in any library of a GPU, or on the CPU."""
 
 
 class UserError(Exception):
@@ -27,18 +30,16 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def translate_errors(num_images: int = 0) -> Iterator[None]:
-    """Raise ProcessError for a RuntimeError of torch that means a dead loader worker, a lost process or, in a forward
-    pass of `num_images` for evaluation, too little memory."""
+def translate_errors(num_images: int = 0, advice: str = "does something else use this device?") -> Iterator[None]:
+    """Raise ProcessError for a RuntimeError of torch that means too little memory for a forward pass of `num_images`,
+    where `advice` is what to do, a dead loader worker, or a lost process."""
     try:
         yield
     except RuntimeError as error:
         text, reason, process = " ".join(str(error).split()), first_line(error), f"process {os.environ.get('RANK', 0)}"
-        if num_images and is_out_of_memory(error):
-            message = (
-                f"out of memory with {num_images} images in a forward pass for evaluation ({reason}); use a smaller "
-                "--image-size or, if the command has it, --batch-size"
-            )
+        if isinstance(error, torch.OutOfMemoryError) or re.search(OUT_OF_MEMORY, text):
+            batch = f" with {count(num_images, 'image')} in a forward pass" if num_images else ""
+            message = f"out of memory{batch} ({reason}); {advice}"
         elif "DataLoader worker (pid" in reason:
             message = (
                 f"a loader worker died ({reason.rstrip('. ')}); if memory or /dev/shm is short (free -g, df -h "
@@ -57,9 +58,3 @@ def translate_errors(num_images: int = 0) -> Iterator[None]:
                 "shows whether shared memory is short, and GLOO_SOCKET_IFNAME chooses the network interface"
             )
         raise ProcessError(message) from None
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for an allocation that failed on the CPU, or in any library of a GPU."""
-    words = "out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
-    return isinstance(error, torch.OutOfMemoryError) or bool(re.search(words, str(error)))

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
-import torch.distributed
 from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 
 import resnet_in1k
@@ -33,8 +32,6 @@ REPORT_SECONDS = 60.0
 """First report of a waiting process; the interval then doubles."""
 CONNECT_SECONDS = 1800.0
 """Time-out of connecting: the machines of one job may start many minutes apart."""
-PART_BYTES = 4 << 20
-"""The store refuses to receive more than 8 MB at a time; the paths of ImageNet's images are 16 MB, compressed."""
 
 
 def world_size() -> int:
@@ -66,7 +63,7 @@ class Launch:
     def __init__(self, store: Store | None = None, rank: int = 0, world_size: int = 1):
         """Without a store the process is alone."""
         self.rank, self.world_size, self.machine = rank, world_size, socket.gethostname()
-        self._store = store or HashStore()
+        self.store = store or HashStore()
         self._num_calls = self._num_polls = 0
 
     @classmethod
@@ -74,25 +71,12 @@ class Launch:
         """Join the other processes at MASTER_ADDR:MASTER_PORT. Raises UserError if process 0 cannot be reached."""
         launch = cls(None, rank(), world_size())
         if launch.world_size > 1:
-            launch._store = launch._connect_store()
+            launch.store = launch._connect_store()
         return launch
 
     @property
     def is_main_process(self) -> bool:
         return self.rank == 0
-
-    def start_process_group(self, backend: str) -> None:
-        """Start torch's process group, once, if there are several processes."""
-        if self.world_size > 1 and not torch.distributed.is_initialized():
-            self.wait_for_everyone("starting")  # here, not in C++, where the end of a launcher is not noticed
-            torch.distributed.init_process_group(
-                backend,
-                store=PrefixStore("group", self._store),
-                rank=self.rank,
-                world_size=self.world_size,
-                # NCCL's default of 10 minutes would end a run when one worker's network storage hangs for that long.
-                timeout=timedelta(minutes=30),
-            )
 
     def __enter__(self) -> "Launch":
         return self
@@ -100,12 +84,12 @@ class Launch:
     def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
         with contextlib.suppress(DistError):  # the store has ended with its process: nobody is left to inform
             if isinstance(error, Exception):
-                self._store.set("failed", f"process {self.rank} on {self.machine}: {first_line(error)}")
-            left = self._store.add("left", 1)
+                self.store.set("failed", f"process {self.rank} on {self.machine}: {first_line(error)}")
+            left = self.store.add("left", 1)
             deadline = time.monotonic() + 5  # process 0 may serve the store: the others may still read from it
             while self.is_main_process and left < self.world_size and time.monotonic() < deadline:
                 time.sleep(0.05)
-                left = self._store.add("left", 0)
+                left = self.store.add("left", 0)
 
     def on_main_process(self, work: Callable[[], T], doing: str, advice: str = "") -> T:
         """Call `work` on the main process and return its value on all processes, where it arrives as a pickle.
@@ -144,16 +128,16 @@ class Launch:
         """
         self._num_polls += 1
         if reason:
-            self._store.set("stop", reason)
+            self.store.set("stop", reason)
         if self.is_main_process:
-            reason = self._store.get("stop").decode() if self._store.check(["stop"]) else ""
-            self._store.set("poll", f"{self._num_polls} {reason}")
+            reason = self.store.get("stop").decode() if self.store.check(["stop"]) else ""
+            self.store.set("poll", f"{self._num_polls} {reason}")
             return reason
 
         def newest_poll() -> tuple[int, str] | None:
-            if not self._store.check(["poll"]):
+            if not self.store.check(["poll"]):
                 return None
-            number, _, decided = self._store.get("poll").decode().partition(" ")
+            number, _, decided = self.store.get("poll").decode().partition(" ")
             return (int(number), decided) if int(number) >= self._num_polls else None
 
         number, decided = self._wait(newest_poll, "process 0 (exchanging signals)")
@@ -167,14 +151,15 @@ class Launch:
         call = self._num_calls
         if self.rank in ranks:
             data, key = zlib.compress(pickle.dumps(value), level=1), f"{call}/{self.rank}"
-            for start in range(0, len(data), PART_BYTES):
-                self._store.append(f"{key}/data", data[start : start + PART_BYTES])
-            self._store.set(key, "complete")
+            part = 4 << 20  # the store takes 8 MB at a time; the paths of ImageNet's images are 16 MB, compressed
+            for start in range(0, len(data), part):
+                self.store.append(f"{key}/data", data[start : start + part])
+            self.store.set(key, "complete")
 
         def take(rank: int) -> T:
             key = f"{call}/{rank}"
-            self._wait(lambda: self._store.check([key]) or None, f"process {rank} ({doing})")
-            return pickle.loads(zlib.decompress(self._store.get(f"{key}/data")))
+            self._wait(lambda: self.store.check([key]) or None, f"process {rank} ({doing})")
+            return pickle.loads(zlib.decompress(self.store.get(f"{key}/data")))
 
         return [value if rank == self.rank else take(rank) for rank in ranks]
 
@@ -190,8 +175,8 @@ class Launch:
             if waited > next_check:
                 next_check = waited + FAILURE_POLL_SECONDS
                 # The process that failed may have given its value before: then continue.
-                if self._store.check(["failed"]) and get() is None:
-                    raise ProcessError(f"stopped because {self._store.get('failed').decode()}")
+                if self.store.check(["failed"]) and get() is None:
+                    raise ProcessError(f"stopped because {self.store.get('failed').decode()}")
                 if launcher_has_ended():
                     raise ProcessError(f"stopped while waiting for {waits_for}: the launcher has ended")
             if waited > next_report:

@@ -136,7 +136,7 @@ def test_what_has_just_changed_is_not_cached(folder: Path, tmp_path: Path, monke
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_changes_while_it_is_listed_is_not_cached(cached: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_changes_while_it_is_listed_is_seen_the_next_time(cached: Path, monkeypatch: pytest.MonkeyPatch):
     """Whatever the file system's clock: an image that is added after its folder was read would be missed forever."""
     shutil.rmtree(cached.parent / "cache")
     real = module.images_below

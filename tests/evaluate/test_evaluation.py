@@ -13,7 +13,7 @@ from torch.nn import functional
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.registry import open_source
-from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation, eval_loader, evaluate_model, padded, predict_batch
+from resnet_in1k.evaluate.evaluation import NO_CLASS, EvalLoader, Evaluation, evaluate_model, padded, predict_batch
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.utils.errors import UserError
 
@@ -27,9 +27,9 @@ def evaluate(
     num_workers: int = 0,
     mixed_precision: str = "no",
 ) -> Evaluation:
-    with eval_loader(source, preprocessing, batch_size, num_workers) as loader:
+    with EvalLoader(source, preprocessing, batch_size, num_workers) as loader:
         accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
-        return evaluate_model(model, source, loader, accelerator, preprocessing)
+        return evaluate_model(model, loader, accelerator)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_bad_image_counts_as_wrong_and_not_in_the_loss(val: Source):
     assert list(evaluation.bad_images) == [f"dirty/train[{index}]" for index in (0, 3, 11)]
     assert evaluation.top_ids[3].tolist() == [NO_CLASS] * 5
     assert evaluation.confidences[3] == 0
-    assert evaluation.to_json("")["num_bad_images"] == 3
+    assert evaluation.to_json("", "model")["num_bad_images"] == 3
     assert evaluation.summary().endswith("12 images, 3 unreadable, counted as wrong")
 
 

@@ -30,7 +30,7 @@ def test_calibration_error_by_hand():
 
 
 def evaluation_of(top_ids: list[list[int]], confidences: list[float], source: Source) -> Evaluation:
-    return Evaluation(source, PREPROCESSING, np.array(top_ids), np.array(confidences, dtype=np.float32), loss=1.0)
+    return Evaluation(source, PREPROCESSING, np.array(top_ids), np.array(confidences, dtype=np.float32), 1.0, {})
 
 
 def test_worst_mistakes_are_the_most_confident_and_readable():

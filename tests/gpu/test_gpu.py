@@ -21,7 +21,7 @@ from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.data.registry import open_source
-from resnet_in1k.evaluate.evaluation import eval_loader, evaluate_model, padded, predict_batch
+from resnet_in1k.evaluate.evaluation import EvalLoader, evaluate_model, padded, predict_batch
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.run_folder import RunFolder
@@ -178,8 +178,8 @@ def test_evaluation_uses_full_batches_only(accelerator: Accelerator):
     model.fc.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     evaluations = []
     for batch_size in (128, 355):
-        with eval_loader(source, preprocessing, batch_size, num_workers=0) as loader:
-            evaluations.append(evaluate_model(model, source, loader, accelerator, preprocessing))
+        with EvalLoader(source, preprocessing, batch_size, workers=0) as loader:
+            evaluations.append(evaluate_model(model, loader, accelerator))
     assert sizes == [128, 128, 128, 355]
     assert evaluations[0].counts["num_images"] == 355
     first, second = (evaluation.counts["top1_correct"] for evaluation in evaluations)

@@ -13,7 +13,7 @@ def main(data: Path, output: Path, names: list[str]) -> None:
     from helpers.training import narrow_resnet18, rewind, run, small_version
     from resnet_in1k.utils import launch
 
-    store = launch.Launch.connect()._store
+    store = launch.Launch.connect().store
     for name in names:
         recipe, how = small_version(name)
         for again in ("", "-resumed"):

@@ -86,24 +86,15 @@ def test_an_impossible_preprocessing_is_an_error(weights: Path, changes: dict):
         resolve_checkpoint(weights)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("image_size", "0"),
-        ("image_size", "1e999"),
-        ("image_size", "true"),
-        ("resize_size", "73.5"),
-        ("resize_size", "null"),
-        ("resize_size", str(10**400)),
-    ],
-)
-def test_a_recorded_evaluation_of_impossible_sizes_is_an_error_at_once(weights: Path, name: str, size: str):
+def test_a_recorded_evaluation_of_impossible_sizes_is_an_error_at_once(weights: Path):
     """The search for a crop ratio would not end for a fractional resize size; JSON's 1e999 is infinite."""
-    record_evaluation(weights, **{name: "SIZE"})
-    file = weights.parent / "eval.json"
-    file.write_text(file.read_text().replace('"SIZE"', size))
-    with pytest.raises(UserError, match=r"eval\.json cannot be read \(ValueError: a crop of"):
-        resolve_checkpoint(weights)
+    for name, sizes in (("image_size", ("0", "1e999", "true")), ("resize_size", ("73.5", "null", str(10**400)))):
+        for size in sizes:
+            record_evaluation(weights, **{name: "SIZE"})
+            file = weights.parent / "eval.json"
+            file.write_text(file.read_text().replace('"SIZE"', size))
+            with pytest.raises(UserError, match=r"eval\.json cannot be read \(ValueError: a crop of"):
+                resolve_checkpoint(weights)
 
 
 @pytest.mark.parametrize(

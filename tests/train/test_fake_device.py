@@ -80,7 +80,6 @@ def test_prediction(size: int):
     assert guard.num_copies == 0
     assert {(name, tensor.shape, tensor.device) for name, tensor in kept.items()} == {
         ("indices", (size,), META),
-        ("labels", (size,), META),
         ("top_ids", (size, 5), META),
         ("confidences", (size,), META),
         ("losses", (size,), META),

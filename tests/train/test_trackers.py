@@ -10,27 +10,20 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
-from helpers.threads import run_launch, this_rank
 
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.log import start_tracker, track
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import Launch
 
 CONFIG = {"model": "resnet18", "lr": 0.1}
 
 
-def run_in(folder: Path, accelerator: object, name: str, first_step: int = 1, launch: Launch | None = None):
-    """As much of a run as its tracker needs."""
+def start(name: str, folder: Path, first_step: int = 1) -> SimpleNamespace:
+    """As training does: in a process of its own, so with an accelerator of its own. As much of a run as that needs."""
     folder.mkdir(exist_ok=True, parents=True)
     run = {"folder": RunFolder(folder), "options": SimpleNamespace(report_to=name), "first_step": first_step}
-    run |= {"recipe": SimpleNamespace(**CONFIG), "console": SimpleNamespace(print=pytest.fail)}
-    return SimpleNamespace(accelerator=accelerator, launch=launch or Launch(), **run)
-
-
-def start(name: str, folder: Path, first_step: int = 1) -> SimpleNamespace:
-    """As training does: in a process of its own, so with an accelerator of its own."""
-    run = run_in(folder, Accelerator(cpu=True, log_with=name, project_dir=folder), name, first_step)
+    run |= {"accelerator": Accelerator(cpu=True, log_with=name, project_dir=folder)}
+    run = SimpleNamespace(recipe=SimpleNamespace(**CONFIG), **run)
     start_tracker(run)
     return run
 
@@ -128,19 +121,3 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str):
     with pytest.raises(UserError, match=words) as error:
         start("tensorboard", tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_the_main_process_alone_starts_it_and_writes_the_file(tmp_path: Path):
-    started = []
-    accelerator = SimpleNamespace(
-        log_with=[LoggerType.TENSORBOARD], trackers=[], init_trackers=lambda *_: started.append(this_rank())
-    )
-
-    def body(launch: Launch) -> None:
-        # Folders of their own, to see who writes.
-        start_tracker(run_in(tmp_path / str(launch.rank), accelerator, "tensorboard", launch=launch))
-
-    assert run_launch(body, body) == [None, None]
-    assert started == [0]
-    assert (tmp_path / "0/tracker.json").exists()
-    assert not (tmp_path / "1/tracker.json").exists()

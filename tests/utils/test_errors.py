@@ -4,7 +4,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 
 from resnet_in1k.utils.errors import ProcessError, translate_errors
 
-IN_EVALUATION = r"^out of memory with 12 images in a forward pass for evaluation \(.+\); use a smaller --image-size"
+MEMORY = r"^out of memory with 12 images in a forward pass \(.+\); use less$"
 LOST = r"^process 3 lost its connection to the other processes \({}\): one has ended, .* resume with --resume$"
 CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_DEBUG=INFO prints more, .*/dev/shm"
 
@@ -12,10 +12,10 @@ CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_D
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (torch.OutOfMemoryError("CUDA error"), IN_EVALUATION),
-        (RuntimeError("CUDA error: out of memory"), IN_EVALUATION),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), IN_EVALUATION),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), IN_EVALUATION),
+        (torch.OutOfMemoryError("CUDA error"), MEMORY),
+        (RuntimeError("CUDA error: out of memory"), MEMORY),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), MEMORY),
         (
             RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
             r"^a loader worker died \(.*\); .*/dev/shm.*fewer --workers$",
@@ -46,12 +46,12 @@ CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_D
 )
 def test_error_of_torch_is_explained_in_one_line(monkeypatch: pytest.MonkeyPatch, error: RuntimeError, words: str):
     monkeypatch.setenv("RANK", "3")
-    with pytest.raises(ProcessError, match=words) as raised, translate_errors(12):
+    with pytest.raises(ProcessError, match=words) as raised, translate_errors(12, "use less"):
         raise error
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["Timed out in user code", "mat1 and mat2 shapes cannot be multiplied"])
 def test_error_of_another_kind_is_not_explained(text: str):
-    with pytest.raises(RuntimeError, match=f"^{text}$"), translate_errors(12):
+    with pytest.raises(RuntimeError, match=f"^{text}$"), translate_errors(12, "use less"):
         raise RuntimeError(text)
