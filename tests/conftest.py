@@ -22,6 +22,8 @@ from helpers.processes import ROOT, SLOW, accelerate_launch, start
 from helpers.training import TINY, reset_accelerate_state, run
 from sklearn.datasets import load_sample_images
 
+from resnet_in1k.cli.evaluate import EvalOptions, evaluate
+from resnet_in1k.cli.export import ExportOptions, export
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils.device import usable_cores
@@ -154,3 +156,17 @@ def trained_by_two(
 def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """TINY on 37 images, in this process: two epochs of four steps."""
     return run(TINY, image_folder, tmp_path_factory.mktemp("run") / "finished", checkpoint_every=3, keep_checkpoints=9)
+
+
+@pytest.fixture(scope="session")
+def exported(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A copy of the run with its network in both formats, and their evaluations."""
+    reset_accelerate_state()
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    run = RunFolder(Path(shutil.copytree(finished.path, folder, ignore=shutil.ignore_patterns("checkpoints"))))
+    for format, tolerance in (("onnx", 1e-4), ("pt2", 0)):
+        network = run.path / f"model.{format}"
+        assert export(ExportOptions(ckpt=str(run.path), format=format, output=network)) <= tolerance
+        output = run.path / f"eval.{format}.json"
+        evaluate(EvalOptions(ckpt=str(network), workers=0, batch_size=5, output=output))
+    return run

@@ -16,8 +16,9 @@ class Digits:
     @staticmethod
     def facts(data: str) -> SourceFacts:
         limits = (
-            "The digits are those of scikit-learn: 8 × 8 pixels, written by 13 people and enlarged "
-            "(the test set of https://archive.ics.uci.edu/dataset/80): a demonstration, not a reader of handwriting."
+            "The digits are those of scikit-learn: 13 people wrote them, and each has 8 × 8 pixels, enlarged here (the "
+            "test set of https://archive.ics.uci.edu/dataset/80). The model is a demonstration, not a reader of "
+            "handwriting."
         )
         return SourceFacts("digits", "digits", limits)
 
@@ -44,7 +45,7 @@ class Synthetic:
 
     @staticmethod
     def facts(data: str) -> SourceFacts:
-        limits = "Its images are noise: there is nothing to recognize, and the weights are good for timing only."
+        limits = "The images are noise. There is nothing to recognize, and the weights are of use for timing only."
         return SourceFacts("synthetic", "synthetic", limits)
 
     @staticmethod

@@ -66,7 +66,7 @@ def _parse(data: str) -> list[str]:
 
 
 def facts(data: str) -> SourceFacts:
-    name, limits = _parse(data)[0], "Who took the training images, where and of what: see the page of the dataset."
+    name, limits = _parse(data)[0], "See the page of the dataset for who took the training images, where, and of what."
     if Path(name).exists():
         rest, name = data.removeprefix(f"hf:{name}"), Path(name).name
         data = f"hf:path/to/{name}{rest}"

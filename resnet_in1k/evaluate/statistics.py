@@ -41,12 +41,12 @@ def describe_paired(counts: tuple[int, int], first: str, second: str) -> str:
     only_first, only_second = counts
     if not any(counts):
         return f"{first} and {second}: both are right on the same images"
+    pair = f"only {first} is right on {count(only_first, 'image')}, only {second} on {only_second:,}"
+    if only_first == only_second:
+        return f"{pair}: both have the same accuracy"
     p_value = binomtest(only_first, only_first + only_second).pvalue
     verdict = "is not" if p_value > 0.05 else "is"
-    return (
-        f"only {first} is right on {count(only_first, 'image')}, only {second} on {only_second:,}: the difference "
-        f"{verdict} statistically significant (p = {p_value:.2g})"
-    )
+    return f"{pair}: the difference {verdict} statistically significant (p = {p_value:.2g})"
 
 
 def _difference_of_images(first: dict[str, Any], second: dict[str, Any]) -> str | None:

@@ -24,6 +24,8 @@ from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.format import duration
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+PROJECT_URL = ""
+"""Address of this project's repository, which cards then link to; "" as long as there is none."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def make_card(record: RunRecord) -> str:
     starts = [facts, *facts.get("resumed", [])] if facts else []
     named = RECIPES.get(facts["recipe"]["name"]) if facts else None
     card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        project_url=PROJECT_URL,
         record=record,
         result=result,
         source=source_facts(result["data"]),
@@ -82,7 +85,7 @@ def make_card(record: RunRecord) -> str:
         precision=PRECISIONS[facts["mixed_precision"]] if facts else None,
         num_bad_train_images=len(files.read_text(run.bad_images).splitlines()) if run.bad_images.exists() else 0,
         has_curves=run.curves.with_suffix(".png").exists(),
-        command=shlex.join(facts.get("command", ())) if facts else "",
+        command=_train_command(facts) if facts and "command" in facts else "",
         classes=sorted((row for row in rows if row[2]), key=lambda row: (-row[1] / row[2], row[0])),
     )
     return card.rstrip() + "\n"
@@ -90,24 +93,41 @@ def make_card(record: RunRecord) -> str:
 
 def _applied_fields(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's fields that had an effect, and differ from their defaults or are always listed."""
-    schedule = recipe.lr_schedule
-    had_no_effect = {
-        "lr_batch_rule": True,
-        "lr_step_epochs": schedule in ("multi_step", "cosine", "linear", "polynomial"),
-        "lr_step_factor": schedule in ("cosine", "linear", "polynomial"),
-        "lr_milestones": schedule in ("step", "cosine", "linear", "polynomial"),
-        "lr_floor": schedule in ("step", "multi_step"),
-        "lr_power": schedule in ("step", "multi_step", "cosine", "linear"),
-        "warmup_start_factor": not recipe.warmup_epochs,
-        "ema_every_steps": not recipe.ema_decay,
-        "image_size_ramp_start": not recipe.initial_image_size,
-        "image_size_ramp_end": not recipe.initial_image_size,
-        "mix_by_pair": not recipe.mixes,
+    falls, has_momentum = recipe.lr_schedule not in ("step", "multi_step"), recipe.optimizer not in ("adamw", "lamb")
+    is_rand_augment = recipe.augment_policy.endswith("rand_augment")
+    had_effect = {
+        "lr_batch_rule": False,
+        "lr_step_epochs": recipe.lr_schedule == "step",
+        "lr_step_factor": not falls,
+        "lr_milestones": recipe.lr_schedule == "multi_step",
+        "lr_floor": falls,
+        "lr_power": recipe.lr_schedule == "polynomial",
+        "warmup_start_factor": recipe.warmup_epochs,
+        "momentum": has_momentum,
+        "nesterov": has_momentum,
+        "decay_norms": recipe.weight_decay,
+        "decay_biases": recipe.weight_decay,
+        "ema_every_steps": recipe.ema_decay,
+        "bce_target_threshold": recipe.loss == "binary_cross_entropy",
+        "image_size_ramp_start": recipe.initial_image_size,
+        "image_size_ramp_end": recipe.initial_image_size,
+        "rand_augment_num_ops": is_rand_augment,
+        "rand_augment_magnitude": is_rand_augment,
+        "rand_augment_magnitude_std": recipe.augment_policy == "timm_rand_augment",
+        "mix_by_pair": recipe.mixes,
     }
     always = {"loss", "optimizer", "lr_schedule", "decay_norms", "decay_biases", "eval_crop_ratio"}
     listed = recipe.non_default_fields().keys() | always
     fields = dataclasses.asdict(recipe)
-    return {name: value for name, value in fields.items() if name in listed and not had_no_effect.get(name)}
+    return {name: value for name, value in fields.items() if name in listed and had_effect.get(name, True)}
+
+
+def _train_command(facts: dict[str, Any]) -> str:
+    """Return the recorded command in the form in which the installed package is started."""
+    start, processes = ["resnet-in1k", "train"], facts["world_size"]
+    if processes > 1:
+        start = f"accelerate launch --multi_gpu --num_processes {processes} -m resnet_in1k train".split()
+    return shlex.join([*start, *facts["command"][1:]])
 
 
 def published_facts(facts: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from helpers.training import reset_accelerate_state
 from safetensors.torch import load_file
 
 from resnet_in1k.cli import export as export_module
@@ -21,20 +20,6 @@ from resnet_in1k.model.weights import write_tensors
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import sha256_of
-
-
-@pytest.fixture(scope="module")
-def exported(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A copy of the run with its network in both formats, and their evaluations."""
-    reset_accelerate_state()
-    folder = tmp_path_factory.mktemp("exported") / "run"
-    run = RunFolder(Path(shutil.copytree(finished.path, folder, ignore=shutil.ignore_patterns("checkpoints"))))
-    for format, tolerance in (("onnx", 1e-4), ("pt2", 0)):
-        network = run.path / f"model.{format}"
-        assert export(ExportOptions(ckpt=str(run.path), format=format, output=network)) <= tolerance
-        output = run.path / f"eval.{format}.json"
-        evaluate(EvalOptions(ckpt=str(network), workers=0, batch_size=5, output=output))
-    return run
 
 
 @pytest.mark.slow

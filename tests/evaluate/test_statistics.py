@@ -21,7 +21,12 @@ def test_mcnemar_by_hand():
     assert describe_paired(found, "a", "b") == (
         "only a is right on 1 image, only b on 9: the difference is statistically significant (p = 0.021)"
     )
-    assert describe_paired((1, 1), "a", "b").endswith("the difference is not statistically significant (p = 1)")
+    assert describe_paired((2, 3), "a", "b").endswith("the difference is not statistically significant (p = 1)")
+
+
+def test_equal_accuracies_have_no_significance():
+    assert describe_paired((2, 2), "a", "b") == "only a is right on 2 images, only b on 2: both have the same accuracy"
+    assert describe_paired((0, 0), "a", "b") == "a and b: both are right on the same images"
 
 
 def test_different_images_are_not_compared():

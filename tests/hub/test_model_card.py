@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from resnet_in1k.hub import model_card
 from resnet_in1k.hub.hub_folder import make_config, read_run
 from resnet_in1k.hub.model_card import RunRecord, make_card, published_facts
 from resnet_in1k.run_folder import RunFolder, read_recipe
@@ -51,9 +52,38 @@ def test_the_card_describes_this_run(record: RunRecord, finished: RunFolder, ima
     assert_rendered_cleanly(text)
 
 
+def test_only_fields_that_had_an_effect_are_listed(record: RunRecord):
+    listed = make_card(record)
+    for field in ("momentum", "decay_norms", "decay_biases", "lr_schedule"):
+        assert f"| `{field}` |" in listed
+    recipe = replace(record.recipe, optimizer="adamw", weight_decay=0.0, rand_augment_magnitude=5, lr_schedule="step")
+    listed = make_card(replace(record, recipe=recipe))
+    for field in ("momentum", "decay_norms", "decay_biases", "rand_augment_magnitude"):
+        assert f"| `{field}` |" not in listed
+    assert "gradient accumulation" not in listed
+    assert "| `lr_step_factor` |" in make_card(replace(record, recipe=replace(recipe, lr_step_factor=0.2)))
+    facts = record.facts | {"gradient_accumulation_steps": 4}
+    assert "| gradient accumulation steps | 4 |" in make_card(replace(record, facts=facts))
+
+
+def test_an_address_and_exported_networks_are_named_only_if_there_are_any(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+):
+    text = make_card(record)
+    assert not re.search(r"onnx|torch\.export|pip install|\]\(http", text, re.I)
+    monkeypatch.setattr(model_card, "PROJECT_URL", "https://example.com/resnet-in1k")
+    exported = record.evaluation | {"file": "net.onnx"}
+    text = make_card(replace(record, exported=[exported]))
+    assert "loads in [resnet-in1k](https://example.com/resnet-in1k), torchvision" in text
+    assert "Install it with `pip install git+https://example.com/resnet-in1k`." in text
+    assert 'onnxruntime.InferenceSession(hf_hub_download("me/tiny", "net.onnx"))' in text
+    assert "torch.export" not in text
+    assert_rendered_cleanly(text)
+
+
 def test_resumes_unreadable_images_and_the_price_are_listed(record: RunRecord, tmp_path: Path):
     plain = make_card(record)
-    assert not re.search(r"\| (unreadable images|resumed|cost) \|", plain)
+    assert not re.search(r"\| (unreadable training images|resumed|cost) \|", plain)
     facts = record.facts | {"resumed": [record.facts | {"world_size": 2}]}
     run = RunFolder(tmp_path)
     run.bad_images.write_text("a\nb\nc\n")
@@ -61,7 +91,7 @@ def test_resumes_unreadable_images_and_the_price_are_listed(record: RunRecord, t
         run.append(line | ({"dollars": 1.25} if line["kind"] == "epoch" else {}))
     text = make_card(replace(record, facts=facts, run=run))
     assert f"| hardware (processes × device) | 1 × {facts['hardware']}; 2 × {facts['hardware']} |" in text
-    assert "| unreadable images | 3 |" in text
+    assert "| unreadable training images | 3 |" in text
     assert "| resumed | once; " in text
     assert "| cost | 2.50 dollars |" in text
 
@@ -74,8 +104,8 @@ def test_the_recorded_command_is_published_without_local_folders(record: RunReco
     facts = record.facts | {"command": words, "world_size": 2, "init_from": initial}
     text = make_card(replace(record, facts=published_facts(facts)))
     assert (
-        "\naccelerate launch --num_processes 2 scripts/train.py --recipe a3 --data 'path/to/my data' --lr 0.1 "
-        "--output_dir path/to/x --init-from path/to/base --backup path/to/x --no-nesterov\n"
+        "\naccelerate launch --multi_gpu --num_processes 2 -m resnet_in1k train --recipe a3 --data 'path/to/my data' "
+        "--lr 0.1 --output_dir path/to/x --init-from path/to/base --backup path/to/x --no-nesterov\n"
     ) in text
     resumed = facts | {"resumed": [{"after_step": 4, "command": [*words, "--resume"], "init_from": initial}]}
     published = json.dumps(published_facts(resumed))
@@ -89,13 +119,13 @@ def test_names_that_others_can_use_stay_in_the_command(record: RunRecord):
     initial = {"checkpoint": words[-1], "origin": words[-1], "sha256": "12", "head": "with its head"}
     facts = published_facts(record.facts | {"command": words, "init_from": initial})
     text = make_card(replace(record, facts=facts))
-    assert "train.py --recipe hub:me/base --data digits --init-from timm/resnet18.a1_in1k\n" in text
+    assert "\nresnet-in1k train --recipe hub:me/base --data digits --init-from timm/resnet18.a1_in1k\n" in text
 
 
 def test_a_share_for_validation_is_in_both_commands(record: RunRecord):
     facts = record.facts | {"data": record.facts["data"] | {"val_share": 0.2}}
     text = make_card(replace(record, facts=facts))
-    assert len(re.findall(r"^.*scripts/(?:train|evaluate)\.py .*--data \S+ --val-share 0\.2\b", text, re.M)) == 2
+    assert len(re.findall(r"^resnet-in1k (?:train|evaluate) .*--data \S+ --val-share 0\.2\b", text, re.M)) == 2
     assert "--val-share" not in make_card(record)
 
 
@@ -104,9 +134,8 @@ def test_weights_trained_elsewhere_have_a_card_too(finished: RunFolder, tmp_path
         shutil.copy(path, tmp_path)
     text = make_card(read_run(RunFolder(tmp_path), "me/tiny", "mit"))
     assert "trained elsewhere and evaluated on" in text
-    assert "This repository contains" not in text
     assert "The training is not recorded" in text
-    assert "scripts/train.py" not in text
+    assert "resnet-in1k train" not in text
 
 
 @pytest.mark.parametrize(("architecture", "num_features"), [("resnet34", 512), ("resnet50", 2048)])
@@ -126,6 +155,8 @@ def test_weights_of_imagenet_are_compared_with_torchvisions(architecture: str, n
     assert (config["pretrained_cfg"]["crop_pct"], config["pretrained_cfg"]["input_size"]) == (0.875, [3, 224, 224])
     assert_rendered_cleanly(card)
     assert "type: ILSVRC/imagenet-1k" in card
+    terms = "non-commercial research and education. Whether they bind weights that were trained on the images"
+    assert terms in card
     if architecture == "resnet50":
         assert "| torchvision IMAGENET1K_V1 | 256 px, crop 224 px | 76.13% | +3.87 points |" in card
         assert "| torchvision IMAGENET1K_V2 | 232 px, crop 224 px | 80.86% | -0.86 points |" in card
@@ -133,6 +164,7 @@ def test_weights_of_imagenet_are_compared_with_torchvisions(architecture: str, n
     other = make_card(replace(record, evaluation=result | {"num_images": 49_000, "data": "data/imagenetv2"}))
     assert "ILSVRC" not in other
     assert "IMAGENET1K" not in other
+    assert terms not in other
 
 
 @pytest.mark.parametrize("origin", ["", "timm/resnet18.a1_in1k", "torchvision/resnet18"])

@@ -255,19 +255,16 @@ def test_an_existing_public_repository_is_not_used_as_private(hub: HubServer, ru
 
 
 CONSUMER = """
-import re, subprocess, sys
+import re, sys
 import numpy as np, timm, torch, torchvision
 from PIL import Image
-card, repo, run, root = open(sys.argv[1]).read(), *sys.argv[2:]
-blocks = re.findall(r"```python\\n(.*?)```", card, re.S)
-assert len(blocks) == 5, len(blocks)
-for command in re.search(r"```bash\\n(python scripts/export.*?)```", card, re.S)[1].splitlines():
-    _, script, *flags = command.split()
-    subprocess.run([sys.executable, f"{root}/{script}", *flags], check=True)
+run = sys.argv[1]
+blocks = re.findall(r"```python\\n(.*?)```", open(f"{run}/hub/README.md").read(), re.S)
+assert len(blocks) == 6, len(blocks)
 names = [{} for _ in blocks]
 for block, space in zip(blocks, names):
     exec(block, space)
-by_timm, by_transformers, ours, by_torchvision, exported = names
+by_timm, by_transformers, ours, by_torchvision, onnx, pt2 = names
 
 from resnet_in1k import ResNet
 from resnet_in1k.augment.normalize import normalize
@@ -288,8 +285,8 @@ with torch.inference_mode():
         parameter.data = parameter.data.clone()
     assert torch.equal(pipe.model(pixels).logits, expected)
     of_zeros = trained(torch.zeros(1, 3, 32, 32))
-assert torch.equal(exported["logits_of_export"], of_zeros)
-assert np.allclose(exported["logits_of_onnx"], of_zeros.numpy(), atol=1e-4)
+assert torch.equal(pt2["logits"], of_zeros)
+assert np.allclose(onnx["logits"], of_zeros.numpy(), atol=1e-4)
 assert not ours["model"].training
 predicted = pipe("image.jpg")
 best = expected.softmax(1)[0].topk(5)
@@ -307,12 +304,14 @@ print("all equal")
 
 @pytest.mark.slow
 def test_the_cards_code_runs_and_all_libraries_give_the_trained_models_logits(
-    hub: HubServer, run: RunFolder, image_folder: Path, tmp_path: Path
+    hub: HubServer, exported: RunFolder, image_folder: Path, tmp_path: Path
 ):
+    run = RunFolder(Path(shutil.copytree(exported.path, tmp_path / "run")))
+    build_hub_folder(run, REPO)
     publish(run)
     shutil.copy(image_folder / "val/ant/0.jpg", tmp_path / "image.jpg")
     result = subprocess.run(
-        [sys.executable, "-c", CONSUMER, str(run.path / "hub/README.md"), REPO, str(run.path), str(ROOT)],
+        [sys.executable, "-c", CONSUMER, str(run.path)],
         cwd=tmp_path, env={**os.environ, **hub.env(tmp_path / "consumer"), "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=280,
     )  # fmt: skip
