@@ -108,8 +108,6 @@ def test_resized_copies_are_not_taken_for_the_recorded_images(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "is not in a run folder that names its data; give --data"),
-        ({"data": "digits"}, "has 6 classes, but 10 class names are in digits"),
         ({"data": "nowhere"}, "no such folder"),
         ({"data": "digits", "output": Path("no/such/folder.json")}, "--output no/such/folder.json: no folder no/such"),
         ({"data": "digits", "report": Path(__file__)}, "--report .* is a file, not a folder"),

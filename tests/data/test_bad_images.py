@@ -18,13 +18,6 @@ from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import ProcessError
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_training_fails_at_a_bad_image_and_names_it(source: Source, tiny: Recipe, num_workers: int):
-    broken = packed_source([source.read(0).tobytes(), b"", b"x"])
-    with pytest.raises(ProcessError, match=r"dirty/train\[[12]\] cannot be read as an image \(.{8,}\); replace or"):
-        train_batches(broken, replace(tiny, global_batch_size=3), 1, num_workers=num_workers)
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Recipe, num_workers: int):
     """With any number of workers, by the crop that was drawn for its sample, and from the start after the last one."""

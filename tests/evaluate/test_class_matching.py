@@ -68,7 +68,6 @@ def test_lists_of_imagenets_names_may_differ_in_a_tenth():
     [
         (["a", "b"], ["a", "c"], 2, "only in the run: b; only in data/mine: c"),
         (["a", "b"], ["a", "b", "c"], 2, "only in data/mine: c"),
-        (None, ["a"], 2, "has 2 classes, but 1 class names are in data/mine"),
         (["a"], ["a"], 2, "has 2 classes, but 1 class names are recorded"),
         (WNIDS, ["1000"], 1000, "only in data/mine: 1000"),
     ],

@@ -223,7 +223,6 @@ def test_an_interrupt_reports_the_progress(hub: HubServer, run: RunFolder, monke
     ("token", "message"),
     [
         ("hf_wrong", "could not sign in: Invalid user token."),
-        ("", "no token for the Hub: run `hf auth login`, or set HF_TOKEN"),
         (READ_TOKEN, "could not prepare the repository: 403 Forbidden: "),
         (OTHER_USERS_TOKEN, "could not prepare the repository: 403 Forbidden: You don't have the rights"),
     ],

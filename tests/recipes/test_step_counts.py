@@ -39,12 +39,6 @@ def test_batch_that_cannot_be_divided_is_refused(num_processes: int, parts: int,
         StepCounts(RECIPE, num_processes, parts, 100)
 
 
-def test_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match=r"^23 training images are fewer than --global-batch-size 24; use a smaller"):
-        StepCounts(RECIPE, 1, 1, 23)
-    assert StepCounts(RECIPE, 1, 1, 24).steps_per_epoch == 1
-
-
 def ramp(initial: int, final: int, start: int, end: int) -> Recipe:
     return replace(
         RECIPE,

@@ -222,8 +222,6 @@ def test_resuming_with_other_settings_is_refused_with_the_differences(tiny, fini
         run(replace(tiny, epochs=1), image_folder, finished.path, resume=True)
     with pytest.raises(UserError, match=r"was started with other settings: precision float32 → bfloat16 autocast"):
         run(tiny, image_folder, finished.path, resume=True, precision="bf16")
-    with pytest.raises(UserError, match="already contains a run"):
-        run(tiny, image_folder, finished.path)
 
 
 def test_more_epochs_are_allowed_where_the_schedule_does_not_depend_on_them(

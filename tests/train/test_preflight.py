@@ -67,9 +67,6 @@ def test_disk_that_is_too_small_is_refused_and_existing_checkpoints_need_no_more
 
 def test_workers_need_memory():
     assert preflight.check_memory(1, 10**6).endswith(" available, 1 MB of shared memory needed")
-    words = r"too little memory for 999 loader workers: .* available, 5,000\.0 GB of shared.*fewer --workers"
-    with pytest.raises(UserError, match=words):
-        preflight.check_memory(999, 5 * 10**12)
     assert "0 loader workers" in preflight.check_memory(0, 5 * 10**12)
 
 

@@ -81,9 +81,6 @@ def test_process_that_is_far_behind_stops_at_the_same_call():
 
 def test_unreachable_main_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match="2 processes were launched without MASTER_ADDR, MASTER_PORT and LOCAL_RANK"):
-        Launch.connect()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "9")  # discard: nobody listens there
     monkeypatch.setenv("RANK", "1")
