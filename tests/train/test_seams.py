@@ -1,6 +1,7 @@
-"""New recipe fields, sources, augmentations, losses, optimizers, schedules, tensor groups: added from outside.
+"""New recipe fields, losses, optimizers, schedules and tensor groups, added from outside.
 
-Each is what somebody would write in a file of its own and one line in a table.
+Each is what somebody would write in a file of its own and one line in a table. tests/docs/test_contributing.py adds a
+recipe, an augmentation and a dataset.
 """
 
 import dataclasses
@@ -15,10 +16,6 @@ from helpers.processes import assert_same_end
 from helpers.training import losses, rewind, run
 from safetensors.torch import load_file
 
-from resnet_in1k.augment import pipeline
-from resnet_in1k.augment.operations import Operation
-from resnet_in1k.data.dataset import SourceFacts
-from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.optim.lr import LR_SCHEDULES
 from resnet_in1k.optim.optimizers import OPTIMIZERS
@@ -55,78 +52,6 @@ def test_recipe_field(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp
     folder = run(on, image_folder, tmp_path / "new")
     assert json.loads(folder.recipe.read_text())["recipe"]["new_field"] == 1.0
     run(on, image_folder, folder.path, resume=True)
-
-
-class BrightOrDark:
-    """Images in two classes that only their brightness distinguishes, in memory, as raw bytes of a PPM file."""
-
-    name, class_names, note = "bright_or_dark", ("dark", "bright"), ""
-
-    def __init__(self, split: str, number: int):
-        self.split, self.labels = split, np.arange(number) % 2
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> np.ndarray:
-        pixels = np.random.default_rng(index).integers(0, 80, (20, 30, 3)) + 150 * self.labels[index]
-        return np.frombuffer(b"P6 30 20 255\n" + pixels.astype(np.uint8).tobytes(), dtype=np.uint8)
-
-    def image_name(self, index: int) -> str:
-        return f"{self.split} image {index}"
-
-    def fingerprint(self) -> str:
-        return f"{self.split} {len(self)}"
-
-
-class BrightOrDarkType:
-    def open_split(self, data: str, split: str) -> BrightOrDark:
-        return BrightOrDark(split, int(data.partition(":")[2]) if split == "train" else 10)
-
-    def facts(self, data: str) -> SourceFacts:
-        return SourceFacts(name="bright or dark", data_flag=data, limits="It is generated.")
-
-
-def test_source(tiny: Recipe, tmp_path: Path, monkeypatch):
-    """By its prefix, with workers; and its facts are on the card."""
-    from resnet_in1k.hub.hub_folder import build_hub_folder
-
-    monkeypatch.setitem(SOURCES, "bright_or_dark", BrightOrDarkType())
-    recipe = replace(tiny, brightness=0, contrast=0, lr=0.01, epochs=3)
-    folder = run(recipe, "bright_or_dark:64", tmp_path / "run", workers=1)
-    result = json.loads(folder.evaluation.read_text())
-    assert (result["data"], result["num_images"], result["top1_accuracy"]) == ("bright_or_dark", 10, 1.0)
-    card = (build_hub_folder(folder, "me/brightness") / "README.md").read_text()
-    assert "bright or dark" in card
-    assert "It is generated." in card
-
-
-def draw_swap(recipe: Recipe, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    return {"swap_weight": torch.rand(recipe.global_batch_size, 1, generator=generator)}
-
-
-def swap_neighbors(images, targets, draws):
-    """Mix the neighbors of a batch, so targets become probabilities."""
-    weight = draws["swap_weight"].view(-1, 2)[:, :1].repeat(1, 2).view(-1, 1)
-    neighbor = torch.arange(len(images)) ^ 1
-    mixed = images * weight.view(-1, 1, 1, 1) + images[neighbor] * (1 - weight).view(-1, 1, 1, 1)
-    dense = torch.nn.functional.one_hot(targets, 6).float()
-    return mixed, dense * weight + dense[neighbor] * (1 - weight)
-
-
-def test_augmentation_with_dense_targets(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
-    """Trained, accumulated and resumed exactly; the draws of the other operations are as without it."""
-    before = pipeline.Augmentation(tiny, 6).draw(step=3)
-    # "lr" is never 0; a real one has a field of its own.
-    swap = Operation("swap_neighbors", ("lr",), draw_swap, swap_neighbors)
-    monkeypatch.setattr(pipeline, "OPERATIONS", [swap, *pipeline.OPERATIONS])
-    name, *others = (after := pipeline.Augmentation(tiny, 6).draw(step=3))
-    assert [name, *before] == ["swap_weight", *others]
-    assert all(torch.equal(after[name], before[name]) for name in before)
-
-    how = {"gradient_accumulation_steps": 2}
-    folder = run(tiny, image_folder, tmp_path / "run", keep_checkpoints=9, **how)
-    assert_same_end(resumed(folder, 4, tmp_path / "copy", tiny, image_folder, **how), folder)
 
 
 def test_loss_optimizer_and_schedule(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
