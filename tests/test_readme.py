@@ -3,8 +3,8 @@
 import importlib
 import re
 import shlex
+import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,6 @@ from resnet_in1k.cli.push_to_hub import PushOptions
 from resnet_in1k.cli.train import GivenRecipe, find_recipe
 from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.train.trainer import TrainOptions
 
 README, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,10 +40,6 @@ def commands(page: Path) -> list[list[str]]:
     """Return the words of each line, joined with the next one if it ends with a backslash."""
     lines = "".join(code_blocks(page, "bash")).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines]
-
-
-def flags_of(cls: type) -> set[str]:
-    return {"--" + field.name.replace("_", "-") for field in fields(cls)}
 
 
 OPTIONS = {
@@ -111,8 +106,8 @@ def check_launcher(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_first_command_plans_a_run(run_script, image_folder: Path, tmp_path: Path):
-    """As README gives it, on the images of these tests, far fewer than a batch of the tutorial."""
-    command = next(command for command in COMMANDS if "--dry-run" in command)
+    """As README gives it, on the images of these tests, far fewer than a batch of the recipe."""
+    command = next(command for command in COMMANDS if {"scripts/train.py", "--dry-run"} <= {*command})
     place = command.index("scripts/train.py")
     small = ["--model", "resnet18", "--global-batch-size", "8", "--image-size", "32"]
     ours = ["--data", image_folder, *small, "--output-dir", tmp_path / "run"]
@@ -122,59 +117,43 @@ def test_first_command_plans_a_run(run_script, image_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_the_path_of_own_images(image_folder: Path, tmp_path: Path, monkeypatch, capsys):
-    """The section's lines, word by word, but for the launcher, the paths, and few small images for a ResNet-18.
-
-    A folder by class is divided, fine-tuned in two ways, compared, made ready for publication, used in three lines."""
-    section = re.search(r"^## Your own images\n(.*?)^## ", README.read_text(encoding="utf-8"), re.M | re.S)[1]
+def test_the_path_of_own_photos(image_folder: Path, tmp_path: Path, monkeypatch, capsys):
+    """The section's lines, word by word, but for the paths, and few small images for a ResNet-18."""
+    text = README.read_text(encoding="utf-8")
+    section = re.search(r"^## Own photos\n(.*?)^## ", text, re.M | re.S)[1].replace("\\\n", " ")
     write_tensors(weights_to_save(ResNet("resnet18", 1000)), tmp_path / "base.safetensors")
     mine = {
-        "torchvision/resnet50.IMAGENET1K_V2": str(tmp_path / "base.safetensors"),
-        "path/to/images": str(image_folder / "train"),
-        "photo.jpg": str(next((image_folder / "val").rglob("*.jpg"))),
-        "runs/": f"{tmp_path}/runs/",
-        "compared.png": f"{tmp_path}/compared.png",
+        "torchvision/resnet50.IMAGENET1K_V2": "base.safetensors",
+        "--data photos": f"--data {image_folder}/train",
+        "new.jpg": str(next((image_folder / "val").rglob("*.jpg"))),
     }
     for theirs, ours in mine.items():
         assert theirs in section
         section = section.replace(theirs, ours)
     small = ["--model", "resnet18", "--epochs", "2", "--image-size", "32", "--global-batch-size", "8", "--workers", "0"]
     (shell,), (python,) = (re.findall(rf"```{name}\n(.*?)```", section, re.S) for name in ("bash", "python"))
-    printed = []
-    for line in shell.splitlines():
-        words = shlex.split(line)
-        place = next(place for place, word in enumerate(words) if word.startswith("scripts/"))
-        name = Path(words[place]).stem
-        more = small if name == "train" else []
-        monkeypatch.setattr(sys, "argv", [*words[place:], *more])
+    monkeypatch.chdir(tmp_path)
+    printed = {}
+    for _, script, *flags in map(shlex.split, shell.splitlines()[1:]):
+        name = Path(script).stem
+        monkeypatch.setattr(sys, "argv", [script, *flags, *(small if name == "train" else [])])
         reset_accelerate_state()
         importlib.import_module(f"resnet_in1k.cli.{name}").main()
-        printed.append(capsys.readouterr().out)
-    finetuned, _, compared, published = printed
-    assert "with a new head of 6 classes, because its classes have no names" in finetuned
-    assert re.search(r"^mine +\d+\.\d\d% .*\nprobe +\d+\.\d\d% ", compared, re.M)
-    assert "image by image:" in compared
-    assert (tmp_path / "compared.png").is_file()
-    assert "dry run: nothing was sent" in published
-    assert "fine-tuned on train" in (tmp_path / "runs/mine/hub/README.md").read_text()
+        printed[name] = capsys.readouterr().out
+    assert "with a new head of 6 classes, because its classes have no names" in printed["train"]
+    assert "dry run: nothing was sent" in printed["push_to_hub"]
+    assert Path("runs/photos/report/per_class.csv").is_file()
+    assert Path("new.png").is_file()
     names: dict[str, object] = {}
     exec(python, names)
-    answer = names["model"].predict(mine["photo.jpg"], top_k=6)
+    answer = names["model"].predict(mine["new.jpg"], top_k=6)
     assert {name for name, _ in answer} == {"ant", "bee", "cat", "dog", "eel", "fox"}
     assert sum(share for _, share in answer) == pytest.approx(1)
 
 
-def test_table_of_flags_is_complete():
-    table = README.read_text(encoding="utf-8")
-    documented = set(re.findall(r"^\| `(--[a-z-]+)`", table, re.M))
-    assert documented == flags_of(TrainOptions) | {"--recipe", "--list-recipes"}
-    for script in ("evaluate", "predict", "compare", "push_to_hub", "export", "prepare_data"):
-        (sentence,) = re.findall(rf"^`scripts/{script}.py\b.*?\.\n\n", table, re.S | re.M)
-        documented = {"--ckpt", *re.findall(r"`(--[a-z0-9-]+)`", sentence)}
-        assert documented - flags_of(OPTIONS[f"scripts/{script}.py"]) <= {"--ckpt"}
-        assert flags_of(OPTIONS[f"scripts/{script}.py"]) - documented <= {"--images", "--items"}  # given without a flag
-    recipe_flags = re.search(r"^\| any field of the recipe.*$", table, re.M)
-    assert set(re.findall(r"`(--[a-z-]+)`", recipe_flags[0])) - {"--help"} <= flags_of(Recipe)
+@pytest.mark.slow
+def test_generated_pages_are_those_of_the_code():
+    subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, check=True)
 
 
 def test_chinese_readme_has_the_same_commands_tables_and_links():
@@ -197,7 +176,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_a_file_and_a_heading(page: Path):
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"(?:\]\(|^\[[^\]]+\]: )([^)\s]+)", page.read_text(encoding="utf-8"), re.M):
         file, _, anchor = target.partition("#")
         if not file.startswith("https://"):
             linked = page.parent / file if file else page
