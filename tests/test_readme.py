@@ -105,18 +105,6 @@ def check_launcher(words: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_first_command_plans_a_run(run_script, image_folder: Path, tmp_path: Path):
-    """As README gives it, on the images of these tests, far fewer than a batch of the recipe."""
-    command = next(command for command in COMMANDS if {"scripts/train.py", "--dry-run"} <= {*command})
-    place = command.index("scripts/train.py")
-    small = ["--model", "resnet18", "--global-batch-size", "8", "--image-size", "32"]
-    ours = ["--data", image_folder, *small, "--output-dir", tmp_path / "run"]
-    result = run_script(*command[place:], *ours, config=Path(command[command.index("--config_file") + 1]).name)
-    assert result.returncode == 0, result.stderr
-    assert "\n  steps         4 an epoch" in result.stdout
-
-
-@pytest.mark.slow
 def test_the_path_of_own_photos(image_folder: Path, tmp_path: Path, monkeypatch, capsys):
     """The section's lines, word by word, but for the paths, and few small images for a ResNet-18."""
     text = README.read_text(encoding="utf-8")

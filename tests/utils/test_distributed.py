@@ -48,24 +48,14 @@ def test_accumulation_of_the_launch_does_not_divide_the_loss(monkeypatch: pytest
     assert weight.grad == 3
 
 
-@pytest.mark.parametrize(
-    ("device", "visible", "refused"),
-    [
-        ("cuda", 1, "only 1 GPU can be seen; set num_processes: 1 .*, or show more by CUDA_VISIBLE_DEVICES"),
-        ("mps", 2, "only 2 GPUs can be seen; set num_processes: 2 "),
-        ("cuda", 4, None),
-        ("cpu", 0, None),
-    ],
-)
-def test_too_few_gpus_are_refused_with_their_number(monkeypatch, device: str, visible: int, refused: str | None):
-    monkeypatch.setattr(distributed, "device_type", lambda: device)
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: visible)
+def test_too_few_devices_are_refused_with_their_number(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    if refused is None:
+    monkeypatch.setattr(distributed, "device_type", lambda: "mps")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    distributed.check_launch()
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"^4 processes .* only 2 GPUs can be seen; set num_processes: 2 "):
         distributed.check_launch()
-    else:
-        with pytest.raises(UserError, match=f"^4 processes .* {refused}"):
-            distributed.check_launch()
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
