@@ -3,7 +3,7 @@
     python docs/generate.py           writes docs/reference.md, and the tables of memory in docs/hardware.md
     python docs/generate.py --check   exits with 1 if one of them would change
 
-The tables of README.md and README.zh-CN.md have the same numbers: tests/docs/test_generate.py compares them.
+README.md has recipe_rows(); tests/docs/test_generate.py compares them, and tests/test_readme.py README.zh-CN.md.
 """
 
 import dataclasses
@@ -67,6 +67,7 @@ RUN_FOLDER_KEYS = {
         "compress_gradients": "true if gradients were sent as bf16",
         "hardware": "name of the GPU, or of the CPU with its cores",
         "cpu_threads": "threads per process",
+        "dollars_per_hour": "as given to `--dollars-per-hour`",
         "versions": "of Python, torch, torchvision, accelerate and safetensors",
         "commit": "of this project; null outside a checkout",
         "init_from": "initial weights, if they were given: `checkpoint`, `origin`, `sha256`, `architecture`, `head`",
