@@ -43,4 +43,5 @@ def in_notebook() -> bool:
 
 
 def _is_interactive() -> bool:
-    return sys.stderr.isatty() or in_notebook()
+    # In a notebook a bar without ipywidgets, which tqdm imports if it can, would leave a line between those of the log.
+    return sys.stderr.isatty() or (in_notebook() and "ipywidgets" in sys.modules)

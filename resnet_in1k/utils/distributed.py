@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, GradientAccumulationPlugin
 
@@ -50,6 +51,7 @@ def make_accelerator(
                 # NCCL's default of 10 minutes would end a run when one worker's network storage hangs for that long.
                 timeout=timedelta(minutes=30),
             )
+        AcceleratorState._reset_state()  # an earlier call, as in a notebook, may have had another precision
         accelerator = Accelerator(
             cpu=device == "cpu",
             mixed_precision=mixed_precision,

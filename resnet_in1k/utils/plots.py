@@ -4,6 +4,7 @@ Figures are made without pyplot, so they need no display and leave no global sta
 """
 
 import functools
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,8 +89,12 @@ def draw_curves(records: Sequence[dict[str, Any]], title: str, top_k: int = 5) -
 
 def show_in_notebook(figure: "Figure", handle: Any = None) -> Any:
     """In a notebook, show a figure in place of that of the handle, if any, and return the handle of the figure."""
-    if in_notebook() and handle is None:
-        return sys.modules["IPython"].display.display(figure, display_id=True)
-    if handle is not None:
-        handle.update(figure)
+    if not in_notebook():
+        return None
+    display, png = sys.modules["IPython"].display, io.BytesIO()
+    figure.savefig(png, format="png")  # a notebook shows a Figure as text, unless it has activated matplotlib
+    image = display.Image(png.getvalue())
+    if handle is None:
+        return display.display(image, display_id=True)
+    handle.update(image)
     return handle

@@ -1,5 +1,7 @@
 """The figure of a run, saved and in a notebook."""
 
+import base64
+import io
 import warnings
 from pathlib import Path
 
@@ -60,7 +62,9 @@ def test_in_a_notebook_one_figure_is_updated_in_place(monkeypatch: pytest.Monkey
         first, second = shell.display_pub.outputs
     finally:
         InteractiveShell.clear_instance()
-    assert "Figure" in first["data"]["text/plain"]
+    shown = [base64.b64decode(output["data"]["image/png"]) for output in (first, second)]  # a picture, not its name
+    assert [Image.open(io.BytesIO(png)).size for png in shown] == [(1200, 675)] * 2
+    assert shown[0] != shown[1]
     assert (first.get("update"), second.get("update")) == (False, True)
     assert first["transient"]["display_id"] == second["transient"]["display_id"]
 

@@ -39,6 +39,14 @@ def test_precision_follows_the_launch_then_the_device(monkeypatch, launched, ask
     assert chosen["mixed_precision"] == expected
 
 
+def test_one_process_may_train_and_then_evaluate_in_another_precision():
+    """As a notebook does; Accelerate itself refuses a second precision."""
+    assert [distributed.make_accelerator(Launch(), asked).mixed_precision for asked in ("bf16", "fp32")] == [
+        "bf16",
+        "no",
+    ]
+
+
 def test_accumulation_of_the_launch_does_not_divide_the_loss(monkeypatch: pytest.MonkeyPatch):
     """Accelerate's backward divides by its own number of accumulation steps; the step divides already."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
