@@ -252,7 +252,6 @@ def recipe_rows() -> str:
         optimizer_tensors = 1 if recipe.optimizer in ("sgd", "lars", "muon") else 2
         fitting = images_that_fit(recipe.model, recipe.image_size, 24, optimizer_tensors, bool(recipe.ema_decay))
         hardware = published.hardware if published.top1 else "–"
-        ours = RECIPES[name].measured.partition(",")[0]
         cells = (
             f"`{name}`",
             f"{recipe.epochs}",
@@ -260,7 +259,6 @@ def recipe_rows() -> str:
             accuracy,
             hardware,
             f"{fitting:,}",
-            ours,
         )
         rows.append(f"| {' | '.join(cells)} |\n")
     return "".join(rows)
@@ -273,7 +271,7 @@ def memory_tables() -> str:
     return (
         "\nComputed from the sizes of the tensors; not measured on a GPU yet. Activations of a training step in bf16, "
         f"per image:\n\n{table(('model', *(f'{size} px' for size in IMAGE_SIZES)), per_image)}\n"
-        "Images of 224 px in a forward pass that fit, with SGD, in bf16, with 1.5 GB left for CUDA itself:\n\n"
+        "Images of 224 px that fit in one forward pass, with SGD, in bf16, with 1.5 GB left for CUDA itself:\n\n"
         f"{table(('model', *(f'{gigabytes} GB' for gigabytes in GPU_GIGABYTES)), fitting)}"
     )
 

@@ -65,7 +65,7 @@ ELSEWHERE = [
 def test_every_command_can_be_given(command: list[str], tmp_path: Path, monkeypatch):
     """To the real parsers: the launcher's, and the script's, which also checks the values."""
     monkeypatch.chdir(tmp_path)
-    for name in ("old", "tutorial"):  # made by the commands before those that write to them
+    for name in ("old", "photos"):  # made by the commands before those that write to them
         (tmp_path / "runs" / name).mkdir(parents=True)
     monkeypatch.setattr(train, "find_recipe", recipe_without_the_hub)
     if command[0] == "make":
@@ -121,7 +121,7 @@ def test_the_path_of_own_photos(image_folder: Path, tmp_path: Path, monkeypatch,
     (shell,), (python,) = (re.findall(rf"```{name}\n(.*?)```", section, re.S) for name in ("bash", "python"))
     monkeypatch.chdir(tmp_path)
     printed = {}
-    for _, script, *flags in map(shlex.split, shell.splitlines()[1:]):
+    for _, script, *flags in map(shlex.split, shell.splitlines()):
         name = Path(script).stem
         monkeypatch.setattr(sys, "argv", [script, *flags, *(small if name == "train" else [])])
         reset_accelerate_state()
