@@ -38,7 +38,7 @@ class InferenceOptions:
 
     ckpt: str
     """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, torchvision/MODEL.WEIGHTS,
-    USER/NAME on the Hub or, for evaluate.py, an exported .onnx or .pt2."""
+    USER/NAME on the Hub; for evaluation also an exported .onnx or .pt2."""
     batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=within(at_least=1))
     """Images per process and forward pass; changes results by float32 rounding only."""
     workers: int | None = field(default=None, metadata=within(at_least=0))

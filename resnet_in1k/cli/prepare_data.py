@@ -54,7 +54,7 @@ class PrepareOptions:
     data: str | None = None
     """Instead of the archives: images as for training."""
     val_share: float = field(default=0.0, metadata=within(at_least=0, below=1))
-    """Fraction of --data without a val split that becomes one; with --verify: no val split is needed."""
+    """If --data has no validation split, hold out this share as one; with --verify no split is needed."""
     output: Path | None = None
     """The folder to write. The originals are not changed; files on the same file system become hard links."""
     resize: int | None = field(default=None, metadata=within(at_least=32))

@@ -104,8 +104,9 @@ class Arguments:
     GROUPS: ClassVar = {"recipe": "Run"}
 
     recipe: str = DEFAULT_RECIPE
-    """Name of a recipe; or the recipe of a run: hub:USER/NAME, a run folder or its recipe.json. If --epochs,
-    --global-batch-size or --image-size are given, other fields are scaled to fit them."""
+    """Name of a recipe (see --list-recipes; `tutorial` is a weak baseline), or the recipe of a run: hub:USER/NAME, a
+    run folder or its recipe.json. If --epochs, --global-batch-size or --image-size are given, other fields are scaled
+    to fit them."""
     list_recipes: bool = False
     """Print the named recipes as a table, then exit."""
     options: TrainOptions

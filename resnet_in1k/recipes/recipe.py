@@ -29,10 +29,16 @@ class Recipe:
     GROUPS: ClassVar = {
         "model": "Model",
         "epochs": "Schedule",
+        "seed": "Run",
         "optimizer": "Optimizer",
+        "head_lr_factor": "Fine-tuning",
+        "max_grad_norm": "Optimizer",
+        "ema_decay": "Moving average",
         "loss": "Loss",
         "image_size": "Image size",
         "crop_scale_min": "Augmentation",
+        "sampling": "Data",
+        "repeated_augmentation": "Augmentation",
     }
     BASIC: ClassVar = ("model", "epochs", "global_batch_size", "lr", "seed", "image_size", "augment_policy", "sampling")
     DEFAULTS_VARY: ClassVar = True
@@ -100,7 +106,7 @@ class Recipe:
     ema_every_steps: int = field(default=1, metadata=within(at_least=1))
     """Optimizer steps between two updates of the average."""
     publish: PublishedWeights = "model"
-    """Weights that are the run's result: the model or its moving average. Both are evaluated."""
+    """Weights that are kept as the run's result: the model or its moving average. Both are evaluated."""
 
     loss: str = "cross_entropy"
     """Training loss: cross_entropy or binary_cross_entropy."""

@@ -37,7 +37,7 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
         command: script and flags, for recipe.json and the model card.
 
     Raises:
-        Preempted: if SIGTERM, SIGINT or SIGUSR1 stopped the run, after everything is saved.
+        Preempted: if SIGTERM, SIGINT, SIGUSR1 or SIGHUP stopped the run, after everything is saved.
     """
     with StopSignals() as signals, Launch.connect() as launch, translate_errors(), contextlib.ExitStack() as stack:
         check_same_program(launch, recipe, options, options.run_folder(recipe_name))

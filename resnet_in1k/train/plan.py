@@ -97,7 +97,8 @@ def forecast(run: Trainer) -> str:
     price = run.options.dollars_per_hour
     return (
         f"{describe_schedule(counts)}\n"
-        f"forecast      about {duration(total)} on this hardware, of which validation {duration(eval_seconds)}"
+        f"forecast      about {duration(total)} on this hardware without saving, of which validation "
+        f"{duration(eval_seconds)}"
         + (f"; {total / 3600 * price:,.2f} dollars at {price:g} dollars per hour" if price else "")
         + f"\n              measured now, images/s: training steps {steps}; loading {load_rate:,.0f}; validation "
         f"{eval_rate:,.0f}"

@@ -39,8 +39,17 @@ from resnet_in1k.utils.validation import check_options, within
 class TrainOptions:
     """Data, machine and output of a run: everything outside the recipe."""
 
-    GROUPS: ClassVar = {"output_dir": "Run", "data": "Data", "workers": "Hardware", "log_every": "Logging"}
-    BASIC: ClassVar = ("output_dir", "resume", "dry_run", "init_from", "data", "val_share", "workers", "precision")
+    GROUPS: ClassVar = {
+        "output_dir": "Run",
+        "data": "Data",
+        "workers": "Hardware",
+        "log_every": "Logging",
+        "dollars_per_hour": "Run",
+    }
+    BASIC: ClassVar = (
+        *("output_dir", "resume", "dry_run", "dollars_per_hour", "checkpoint_every", "init_from", "data", "val_share"),
+        *("workers", "precision", "gradient_accumulation_steps"),
+    )
 
     output_dir: Path | None = None
     """Run folder; default runs/<recipe>. A folder that contains a run needs --resume."""
@@ -49,7 +58,8 @@ class TrainOptions:
     dry_run: bool = False
     """Print the plan, run the preflight, estimate time and cost on this machine, then exit."""
     init_from: str | None = None
-    """Start from these weights: the values of evaluate.py's --ckpt. The last layer is kept if the class names agree."""
+    """Start from these weights: a run folder, a .safetensors or .pth file, torchvision/resnet50.IMAGENET1K_V2 or
+    USER/NAME on the Hub. The last layer is kept if the class names agree."""
     checkpoint_every: int = field(default=0, metadata=within(at_least=0))
     """Optimizer steps between two checkpoints, in addition to the end of each epoch; 0 for epochs only."""
     keep_checkpoints: int = field(default=2, metadata=within(at_least=1))
@@ -76,7 +86,7 @@ class TrainOptions:
     compress_gradients: bool = False
     """Send gradients between processes as bf16: half the bytes, and sums of 8 significant bits instead of 24."""
     compile: bool = False
-    """Compile the model by torch.compile; this makes the start slower."""
+    """Compile the model by torch.compile: a slower start, then faster steps on a GPU."""
     cpu_threads: int | None = field(default=None, metadata=within(at_least=1))
     """CPU threads per process; default for training on the CPU: all physical cores, divided among the processes."""
 
@@ -85,7 +95,7 @@ class TrainOptions:
     report_to: str | None = None
     """An Accelerate tracker to log to, such as tensorboard, trackio or wandb."""
     dollars_per_hour: float = field(default=0.0, metadata=within(at_least=0))
-    """Price of all machines of the run; times are then also printed as a price, and recorded."""
+    """Price of all machines of the run together; the forecast, the log and the model card then have a price."""
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import threading
 import time
 from types import FrameType
@@ -9,7 +10,7 @@ from types import FrameType
 from resnet_in1k.utils.console import in_notebook
 from resnet_in1k.utils.launch import Launch, launcher_has_ended
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 POLL_EVERY = 4
 """Steps or batches between two exchanges of pending signals, with several processes."""
 ECHO_SECONDS = 2.0
@@ -17,7 +18,8 @@ ECHO_SECONDS = 2.0
 
 
 class StopSignals:
-    """Catch SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 in the body of a `with`; a second one ends the process at once.
+    """Catch SIGTERM, SIGINT (Ctrl-C), SIGUSR1, and SIGHUP unless it is ignored (nohup), in the body of a `with`; a
+    second one ends the process at once.
 
     A handler runs only in the process that received the signal, so it just stores its name. `stop_requested`
     exchanges the names without a collective, so that all processes stop at the same step. Python runs no handler
@@ -31,7 +33,8 @@ class StopSignals:
         os.set_blocking(self._wakeup_fd, False)
         threading.Thread(target=_exit_at_second_signal, args=(received,), daemon=True).start()
         self._previous_wakeup_fd = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
-        self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+        self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in {*SIGNALS} - ignored}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,6 +47,8 @@ class StopSignals:
         if self._stopped_by and in_notebook():
             raise KeyboardInterrupt
         self._stopped_by = self._stopped_by or signal.Signals(number).name
+        if number == signal.SIGHUP:
+            _replace_lost_terminal()
 
     def stop_requested(self, launch: Launch, count: int) -> str:
         """Return the signal that any process has received, else ""; the same on all processes, which call it with the
@@ -51,6 +56,13 @@ class StopSignals:
         if launcher_has_ended():
             self._stopped_by = self._stopped_by or "the end of its launcher"
         return "" if count % POLL_EVERY and launch.world_size > 1 else launch.stop_requested(self._stopped_by)
+
+
+def _replace_lost_terminal() -> None:
+    """Send what is printed nowhere if it went to a terminal: after SIGHUP, a line of the log would be an error."""
+    for number in (1, 2):
+        if stat.S_ISCHR(os.fstat(number).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _exit_at_second_signal(received: int) -> None:

@@ -80,7 +80,8 @@ def test_forecast_is_the_sum_of_its_parts(tiny: Recipe, image_folder: Path, tmp_
     out = capsys.readouterr().out
     seconds = 2 * 32 * (1 / 0.04 + 1 / 0.02) + 32 * (1 / 0.01 + 1 / 0.02) + 3 * 12 * (1 / 0.1 + 1 / 0.02)
     assert (seconds // 3600, round(seconds % 3600 / 60)) == (3, 16)
-    assert "about 3 h 16 min on this hardware, of which validation 36 min 0 s; 4.90 dollars at 1.5 dollars" in out
+    assert "about 3 h 16 min on this hardware without saving, of which validation 36 min 0 s" in out
+    assert "; 4.90 dollars at 1.5 dollars" in out
     assert "training steps 0 at 32 px, 0 at 64 px" in out
     assert not (tmp_path / "run").exists()
 

@@ -1,14 +1,16 @@
 """Signals to real training processes: saved, status 75, and the resumed run ends as if never interrupted."""
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
-from helpers.processes import ROOT, TWO_PROCESSES, accelerate_launch, assert_same_end, at, rank_of, start
+from helpers.processes import ROOT, SLOW, TWO_PROCESSES, accelerate_launch, assert_same_end, at, rank_of, start
 from helpers.training import losses, run
 
 from resnet_in1k.data.dataset import Source
@@ -83,6 +85,26 @@ def test_run_whose_launcher_is_killed_saves_and_ends(image_folder: Path, tmp_pat
     (step,) = re.findall(r"^stopped by the end of its launcher after step (\d) of 8", errors, re.M)
     assert int(step) < 8
     assert (tmp_path / f"run/checkpoints/step_0000000{step}").is_dir()
+
+
+def test_run_whose_terminal_is_lost_saves_and_ends(image_folder: Path, tmp_path: Path):
+    """As by a broken SSH connection: what the run prints from then on has nowhere to go."""
+    terminal, ours = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "scripts/train.py", *SLOW, "--data", str(image_folder), "--output-dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        stdin=ours,
+        stdout=ours,
+        stderr=ours,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(ours)
+    with open(terminal, encoding="utf-8", newline="\n") as lines:
+        next(line for line in lines if "step 2/8" in line)
+    assert process.wait(120) == 75
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    assert checkpoint.name < "step_00000008"
 
 
 @pytest.mark.usefixtures("narrow")
