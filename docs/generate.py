@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from resnet_in1k.cli.arguments import field_help, flag, grouped_fields, option_classes  # noqa: E402
 from resnet_in1k.recipes.published import RECIPES  # noqa: E402
+from resnet_in1k.recipes.step_counts import accumulation_steps  # noqa: E402
 
 OPTIONS = {
     "train": "Arguments",
@@ -251,6 +252,7 @@ def recipe_rows() -> str:
         accuracy = f"{published.top1:.2f}% ({PUBLISHED_BY[name]})" if name in PUBLISHED_BY else "–"
         optimizer_tensors = 1 if recipe.optimizer in ("sgd", "lars", "muon") else 2
         fitting = images_that_fit(recipe.model, recipe.image_size, 24, optimizer_tensors, bool(recipe.ema_decay))
+        fitting = min(fitting, RECIPES[name].images_per_forward_pass or fitting)
         hardware = published.hardware if published.top1 else "–"
         cells = (
             f"`{name}`",
@@ -258,7 +260,7 @@ def recipe_rows() -> str:
             f"{first_size}{recipe.image_size}",
             accuracy,
             hardware,
-            f"{fitting:,}",
+            f"{accumulation_steps(recipe.global_batch_size, 1, fitting)}",
         )
         rows.append(f"| {' | '.join(cells)} |\n")
     return "".join(rows)
