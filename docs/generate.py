@@ -8,7 +8,6 @@ README.md has recipe_rows(); tests/docs/test_generate.py compares them, and test
 
 import dataclasses
 import functools
-import importlib
 import inspect
 import re
 import sys
@@ -23,21 +22,11 @@ from torchvision import models
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from resnet_in1k.__main__ import COMMANDS, options_of  # noqa: E402
 from resnet_in1k.cli.arguments import field_help, flag, grouped_fields, option_classes  # noqa: E402
 from resnet_in1k.recipes.published import RECIPES  # noqa: E402
 from resnet_in1k.recipes.step_counts import accumulation_steps  # noqa: E402
 
-OPTIONS = {
-    "train": "Arguments",
-    "evaluate": "EvalOptions",
-    "predict": "PredictOptions",
-    "compare": "CompareOptions",
-    "export": "ExportOptions",
-    "push_to_hub": "PushOptions",
-    "prepare_data": "PrepareOptions",
-    "benchmark": "BenchmarkOptions",
-}
-"""The class of options of each command's module."""
 IMAGE_SIZES = (128, 160, 192, 224)
 GPU_GIGABYTES = (24, 40, 80)
 RESERVED_BYTES = 1.5e9
@@ -152,15 +141,15 @@ def reference() -> str:
         "# Reference\n\nThis page lists all flags of the commands, and all keys of the files in a run folder.\n"
         "`python docs/generate.py` writes it from the code. [training.md](training.md#the-run-folder) lists the files."
         "\n",
-        *(command_reference(name, options) for name, options in OPTIONS.items()),
+        *map(command_reference, COMMANDS),
         "## Keys of the run folder\n",
         *(f"### {file}\n\n{table(('key', 'meaning'), keys.items())}" for file, keys in RUN_FOLDER_KEYS.items()),
     ]
     return "\n".join(parts)
 
 
-def command_reference(name: str, options_class: str) -> str:
-    cls = getattr(importlib.import_module(f"resnet_in1k.cli.{name}"), options_class)
+def command_reference(command: str) -> str:
+    cls, name = options_of(command), command.replace("-", "_")
     description = " ".join(inspect.getdoc(cls).partition("Examples:\n")[0].split())
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for each in option_classes(cls):

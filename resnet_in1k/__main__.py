@@ -5,7 +5,17 @@ import importlib
 import sys
 from pathlib import Path
 
-COMMANDS = ("train", "evaluate", "predict", "compare", "export", "push-to-hub", "prepare-data", "benchmark")
+COMMANDS = {
+    "train": "train_options.Arguments",
+    "evaluate": "options.EvalOptions",
+    "predict": "options.PredictOptions",
+    "compare": "options.CompareOptions",
+    "export": "options.ExportOptions",
+    "push-to-hub": "options.PushOptions",
+    "prepare-data": "options.PrepareOptions",
+    "benchmark": "train_options.BenchmarkOptions",
+}
+"""The options of each command, which resnet_in1k/cli/COMMAND.py runs."""
 
 
 def main() -> None:
@@ -23,9 +33,19 @@ def main() -> None:
 
 
 def run(command: str) -> None:
-    from resnet_in1k.cli.arguments import run_script
+    from resnet_in1k.cli.arguments import parse_given, run_script
 
-    run_script(importlib.import_module(f"resnet_in1k.cli.{command.replace('-', '_')}").main)
+    def main() -> None:
+        parse_given(options_of(command))  # --help and a misspelt flag, before the imports that take seconds
+        importlib.import_module(f"resnet_in1k.cli.{command.replace('-', '_')}").main()
+
+    run_script(main)
+
+
+def options_of(command: str) -> type:
+    """Return the dataclass whose fields are the flags of a command."""
+    module, _, name = COMMANDS[command].partition(".")
+    return getattr(importlib.import_module(f"resnet_in1k.cli.{module}"), name)
 
 
 def describe_commands() -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import files
-from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.validation import PRECISIONS
 
 RECIPE_NAME = "recipe.json"
 EVALUATION_NAME = "eval.json"

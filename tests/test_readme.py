@@ -13,15 +13,10 @@ from helpers.training import reset_accelerate_state
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from resnet_in1k import ResNet
+from resnet_in1k.__main__ import COMMANDS as cli_commands
+from resnet_in1k.__main__ import options_of
 from resnet_in1k.cli import arguments as cli
 from resnet_in1k.cli import train
-from resnet_in1k.cli.benchmark import BenchmarkOptions
-from resnet_in1k.cli.compare import CompareOptions
-from resnet_in1k.cli.evaluate import EvalOptions
-from resnet_in1k.cli.export import ExportOptions
-from resnet_in1k.cli.predict import PredictOptions
-from resnet_in1k.cli.prepare_data import PrepareOptions
-from resnet_in1k.cli.push_to_hub import PushOptions
 from resnet_in1k.cli.train import GivenRecipe, find_recipe
 from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.recipes.recipe import Recipe
@@ -41,15 +36,7 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-OPTIONS = {
-    "scripts/benchmark.py": BenchmarkOptions,
-    "scripts/compare.py": CompareOptions,
-    "scripts/evaluate.py": EvalOptions,
-    "scripts/export.py": ExportOptions,
-    "scripts/predict.py": PredictOptions,
-    "scripts/prepare_data.py": PrepareOptions,
-    "scripts/push_to_hub.py": PushOptions,
-}
+OPTIONS = {f"scripts/{name.replace('-', '_')}.py": options_of(name) for name in cli_commands if name != "train"}
 COMMANDS = commands(README)
 ELSEWHERE = [
     *(command for page in PAGES if page not in (README, CHINESE) for command in commands(page)),

@@ -54,7 +54,12 @@ def test_files_and_functions_can_be_held_in_mind():
 @pytest.mark.slow
 def test_heavy_libraries_are_imported_only_when_used():
     heavy = ["torch", "accelerate", "evaluate", "datasets", "matplotlib", "sklearn", "timm"]
-    for code, unused in [("import resnet_in1k", heavy), ("from resnet_in1k import ResNet", heavy[1:])]:
+    flags = "import resnet_in1k.cli.options, resnet_in1k.cli.train_options"  # for --help
+    for code, unused in [
+        ("import resnet_in1k", heavy),
+        (flags, heavy),
+        ("from resnet_in1k import ResNet", heavy[1:]),
+    ]:
         code = f"import sys; {code}; print([m for m in {unused} if m in sys.modules])"
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
         assert result.stdout == "[]\n", result.stderr

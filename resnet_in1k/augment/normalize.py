@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from resnet_in1k.utils import imagenet
-
-RGB = tuple[float, float, float]
+from resnet_in1k.utils.imagenet import RGB
 
 
 def normalize(images: Tensor, mean: RGB = imagenet.MEAN, std: RGB = imagenet.STD) -> Tensor:

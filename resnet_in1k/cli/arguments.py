@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from resnet_in1k.utils.console import program
 from resnet_in1k.utils.errors import Preempted, ProcessError, UserError
 from resnet_in1k.utils.format import printable
-from resnet_in1k.utils.launch import local_rank, rank
+from resnet_in1k.utils.process import local_rank, program, rank
 
 T = TypeVar("T")
 
@@ -35,7 +34,6 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 def run_script(main: Callable[[], Any]) -> None:
     """Call `main`. UserError becomes one line on standard error and exit status 2, Preempted one line and status 75."""
-    from torch.distributed.elastic.multiprocessing.errors import record
 
     def main_with_short_traceback() -> None:
         try:
@@ -43,11 +41,15 @@ def run_script(main: Callable[[], Any]) -> None:
         except (UserError, Preempted) as error:
             raise type(error)(str(error)) from None
 
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # a launcher of several processes repeats the message in its own report
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        main_with_short_traceback = record(main_with_short_traceback)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be UTF-8
     try:
         try:
-            record(main_with_short_traceback)()  # a launcher of several processes repeats the message in its own report
+            main_with_short_traceback()
         finally:
             sys.stdout.flush()  # here, where its error can be handled
     except UserError as error:
@@ -71,7 +73,7 @@ def parse(cls: type[T]) -> T:
     """Parse the command line into an instance of `cls`.
 
     Raises:
-        UserError: for an unknown flag, naming the nearest one, for a missing flag, with an example, or a wrong value.
+        UserError: as parse_given does, and for values that contradict each other.
     """
     given = parse_given(cls)
     values = {}
@@ -81,8 +83,6 @@ def parse(cls: type[T]) -> T:
             values[field.name] = dataclasses.replace(field.default, **own)
         elif field.name in given:
             values[field.name] = given[field.name]
-        elif field.default is dataclasses.MISSING:
-            raise UserError(f"{flag(field.name)} is missing; for example:  {_examples(cls)[0]}")
     return cls(**values)
 
 
@@ -90,7 +90,7 @@ def parse_given(cls: type) -> dict[str, Any]:
     """Return the values that the command line gives, by field of `cls` and of the dataclasses in it.
 
     Raises:
-        UserError: for an unknown flag or a wrong value.
+        UserError: for an unknown flag, naming the nearest one, for a missing flag, with an example, or a wrong value.
     """
     words = [_with_dashes(word) for word in sys.argv[1:]]
     given, unknown = _make_parser(cls, shows_all="--help-all" in words).parse_known_intermixed_args(words)
@@ -100,6 +100,10 @@ def parse_given(cls: type) -> dict[str, Any]:
         known = [flag(field.name) for each in option_classes(cls) for field in dataclasses.fields(each)]
         nearest = difflib.get_close_matches(word.partition("=")[0], known, n=1)
         raise UserError(f"unknown flag {word}; " + (f"did you mean {nearest[0]}?" if nearest else "see --help"))
+    for field in dataclasses.fields(cls):
+        is_flag = not dataclasses.is_dataclass(field.type) and "positional" not in field.metadata
+        if is_flag and field.default is dataclasses.MISSING and not hasattr(given, field.name):
+            raise UserError(f"{flag(field.name)} is missing; for example:  {_examples(cls)[0]}")
     return vars(given)
 
 

@@ -11,10 +11,10 @@ import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count, repeat
 from time import perf_counter
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
 from resnet_in1k.augment.pipeline import Augmentation
-from resnet_in1k.cli.arguments import POSITIONAL, parse
+from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.train_options import BenchmarkOptions
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
 from resnet_in1k.data.loader import PREFETCH_FACTOR, Batch, Tensors, prefetch_to_device
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.data.sampler import train_specs
 from resnet_in1k.recipes.published import RECIPES
-from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import provenance
 from resnet_in1k.train.step import MovingAverage, TrainStep
@@ -41,58 +41,13 @@ from resnet_in1k.utils import device as devices
 from resnet_in1k.utils import imagenet
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError, translate_errors
-from resnet_in1k.utils.launch import Launch, rank
+from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.pool import worker_context
+from resnet_in1k.utils.process import rank
 from resnet_in1k.utils.timing import Lap, Stopwatch, bottleneck, synchronize, waiting_share
-from resnet_in1k.utils.validation import check_options, within
 
 LR = 0.01
 TUTORIAL = RECIPES["tutorial"].recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
-    """Measure the speed of this machine. Every field of the recipe is a flag.
-
-    Examples:
-        {prog} input --data photos
-        {prog} step --optimizer muon
-        {prog} train --data photos --workers 1 --json
-    """
-
-    GROUPS: ClassVar = {"what": "Benchmark", "workers": "Hardware"}
-
-    what: Literal["input", "step", "train"] = field(metadata=POSITIONAL)
-    """input: encoded files to batches on the device; step: training on one batch, also by several processes; train:
-    both."""
-    data: str = "synthetic"
-    """Images, named as for training; a folder needs train/ only."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
-    batch_size: int | None = field(default=None, metadata=within(at_least=1))
-    """Images per step and process, in place of --global-batch-size; by default 16 on a CPU, 256 elsewhere."""
-    steps: int | None = field(default=None, metadata=within(at_least=1))
-    """Steps per repetition; by default 30 for input; for step and train 3 on a CPU, 50 elsewhere."""
-    repetitions: int = field(default=5, metadata=within(at_least=1))
-    """Repetitions of each measurement, after one that is not counted."""
-
-    workers: int | None = field(default=None, metadata=within(at_least=1))
-    """Loader workers; by default as for training."""
-    precision: devices.PrecisionFlag = "auto"
-    """Our training precision; the tutorial's is float32."""
-    compile: bool = False
-    """Compile our model by torch.compile."""
-    compress_gradients: bool = False
-    """Send gradients between several processes as bf16."""
-    cpu_threads: int | None = field(default=None, metadata=within(at_least=1))
-    """Threads for computing on the CPU; by default all physical cores."""
-
-    recipe: Recipe = TUTORIAL
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if self.recipe.shuffle_window:
-            raise UserError("--shuffle-window: benchmark.py reads images in random order")
 
 
 def main() -> None:

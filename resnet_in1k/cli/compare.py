@@ -2,46 +2,25 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from resnet_in1k.cli.arguments import POSITIONAL, parse
+from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.options import CompareOptions
 from resnet_in1k.evaluate.statistics import confidence_interval, describe_paired, paired
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.utils import files
-from resnet_in1k.utils.console import program
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration
 from resnet_in1k.utils.plots import save_figure
+from resnet_in1k.utils.process import program
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """Compare runs and evaluations.
-
-    Examples:
-        {prog} runs/tutorial runs/a3
-        {prog} runs/tutorial runs/a3 --picture compared.png
-        {prog} ours.json theirs.json
-    """
-
-    items: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
-    """Run folders, weights with an eval.json in the same folder, or eval.json files."""
-    picture: Path | None = None
-    """Plot the runs' accuracy over epochs and over minutes to this .png or .svg."""
-
-    def __post_init__(self) -> None:
-        if len(self.items) < 2:
-            raise UserError("nothing to compare; name at least two runs, weights or eval.json files")
-        if self.picture is not None and self.picture.suffix not in (".png", ".svg"):
-            raise UserError(f"--picture {self.picture}: must end in .png or .svg")
 
 
 @dataclass(frozen=True)

@@ -1,101 +1,23 @@
 """Evaluate saved weights; write eval.json and, if asked for, a report."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import ClassVar
-
 import torch
 
-from resnet_in1k.augment.normalize import RGB
 from resnet_in1k.cli.arguments import parse
-from resnet_in1k.data.crop import EvalPreprocessing
-from resnet_in1k.data.dataset import Split
+from resnet_in1k.cli.options import EvalOptions
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.evaluate.class_matching import match_classes
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE, EvalLoader, Evaluation, evaluate_model
+from resnet_in1k.evaluate.evaluation import EvalLoader, Evaluation, evaluate_model
 from resnet_in1k.evaluate.metrics import compute_by_metric
 from resnet_in1k.evaluate.report import write_report
 from resnet_in1k.evaluate.statistics import describe_reproduction
 from resnet_in1k.model.resnet import load_model
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
-from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
 from resnet_in1k.utils import files
 from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.launch import Launch
-from resnet_in1k.utils.validation import check_options, within
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceOptions:
-    """Common to evaluate.py and predict.py: the weights, the machine, and preprocessing, which is by default that of
-    the weights' own evaluation or config.json."""
-
-    GROUPS: ClassVar = {"ckpt": "Weights", "batch_size": "Hardware", "image_size": "Preprocessing"}
-    BASIC: ClassVar = ("ckpt", "image_size", "data", "split", "output", "report", "images", "top_k", "json", "picture")
-
-    ckpt: str
-    """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, torchvision/MODEL.WEIGHTS,
-    USER/NAME on the Hub; for evaluation also an exported .onnx or .pt2."""
-    batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=within(at_least=1))
-    """Images per process and forward pass; changes results by float32 rounding only."""
-    workers: int | None = field(default=None, metadata=within(at_least=0))
-    """Loader workers per process; by default from the number of CPU cores."""
-    cpu_threads: int | None = field(default=None, metadata=within(at_least=1))
-    """Threads for computing on the CPU, per process; by default all physical cores, shared among the processes."""
-    image_size: int | None = field(default=None, metadata=within(at_least=1))
-    """Side of the center crop, in pixels; by default as the weights were evaluated."""
-    eval_crop_ratio: float | None = field(default=None, metadata=within(above=0, at_most=1))
-    """The short side is resized to image_size / this before the crop; by default as the weights were evaluated."""
-    eval_interpolation: Interpolation | None = None
-    """Interpolation of resizing; by default as the weights were evaluated."""
-    mean: RGB | None = None
-    """Mean of the RGB values from 0 to 1, subtracted by normalization; by default as the weights were evaluated."""
-    std: RGB | None = None
-    """Standard deviation that normalization divides by; by default as the weights were evaluated."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def change(self, recorded: EvalPreprocessing) -> EvalPreprocessing:
-        changes = {"interpolation": self.eval_interpolation, "mean": self.mean, "std": self.std}
-        found = recorded.at(self.image_size or recorded.image_size)
-        if self.eval_crop_ratio:
-            changes["resize_size"] = resize_size_for(found.image_size, self.eval_crop_ratio)
-        return replace(found, **{name: value for name, value in changes.items() if value})
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions(InferenceOptions):
-    """Evaluate saved weights; every image counts once.
-
-    Examples:
-        {prog} --ckpt runs/tutorial
-        {prog} --ckpt USER/NAME --data data/imagenet --output eval.json
-        {prog} --ckpt torchvision/resnet50.IMAGENET1K_V2 --data data/imagenet --report report
-    """
-
-    GROUPS: ClassVar = {**InferenceOptions.GROUPS, "data": "Data", "output": "Results"}
-
-    data: str | None = None
-    """Data, named as for training; by default the data of the run."""
-    split: Split = "val"
-    """Split to evaluate on."""
-    val_share: float | None = field(default=None, metadata=within(at_least=0, below=1))
-    """Fraction of the images to hold out where the data has no val split; by default the run's."""
-    output: Path | None = None
-    """Write the result to this file, in the format of a run folder's eval.json."""
-    report: Path | None = None
-    """Write accuracy by class, confused pairs, calibration and figures of the worst mistakes to this folder."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.output is not None and not self.output.absolute().parent.is_dir():
-            raise UserError(f"--output {self.output}: no folder {self.output.parent}")
-        if self.report is not None and self.report.exists() and not self.report.is_dir():
-            raise UserError(f"--report {self.report} is a file, not a folder")
 
 
 def main() -> None:

@@ -2,49 +2,22 @@
 
 import json
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.options import ExportOptions
 from resnet_in1k.model.exported import FACTS_NAME, load_exported
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.validation import check_options, within
 
 MAX_DIFFERENCE = {"onnx": 1e-4, "pt2": 0.0, "safetensors": 0.0}
 """Largest difference of the logits, relative to the largest logit; ONNX Runtime adds in another order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """Export weights; the file is kept only if its logits agree.
-
-    Examples:
-        {prog} --ckpt runs/tutorial --format onnx --output resnet50.onnx
-        {prog} --ckpt runs/tutorial --format pt2 --output resnet50.pt2 --image-size 288
-        {prog} --ckpt old.pth --format safetensors --output runs/old/model.safetensors
-    """
-
-    ckpt: str
-    """Weights, as for evaluate.py; also an old .pth, with or without `module.` in its keys."""
-    format: Literal["onnx", "pt2", "safetensors"]
-    """onnx: for ONNX Runtime; pt2: for torch.export.load; safetensors: with torchvision's keys."""
-    output: Path
-    """The file to write."""
-    image_size: int | None = field(default=None, metadata=within(at_least=1))
-    """Side of the images for .onnx and .pt2, in pixels; by default that of the weights' evaluation."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if self.output.suffix != f".{self.format}":
-            raise UserError(f"--output {self.output}: must end in .{self.format} for --format {self.format}")
 
 
 def export(options: ExportOptions) -> float:

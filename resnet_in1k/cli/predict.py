@@ -3,16 +3,15 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from resnet_in1k.augment.normalize import normalize
-from resnet_in1k.cli.arguments import POSITIONAL, parse
-from resnet_in1k.cli.evaluate import InferenceOptions
+from resnet_in1k.cli.arguments import parse
+from resnet_in1k.cli.options import PredictOptions
 from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.image_folder import FileSource, open_paths
 from resnet_in1k.data.loader import prefetch_to_device
@@ -21,44 +20,12 @@ from resnet_in1k.evaluate.evaluation import EvalLoader
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
-from resnet_in1k.utils.console import program
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, device_type, reproducible_float32
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.format import count
 from resnet_in1k.utils.imagenet import human_names
-from resnet_in1k.utils.launch import world_size
 from resnet_in1k.utils.plots import image_grid, save_figure
-from resnet_in1k.utils.validation import within
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions(InferenceOptions):
-    """Classify images.
-
-    Examples:
-        {prog} --ckpt runs/tutorial photo.jpg
-        {prog} --ckpt USER/NAME photographs --picture seen.png
-        {prog} --ckpt runs/tutorial photographs --json --top-k 1
-    """
-
-    GROUPS: ClassVar = {**InferenceOptions.GROUPS, "images": "Images", "top_k": "Results"}
-
-    images: tuple[Path, ...] = field(default=(), metadata=POSITIONAL)
-    """Image files, and folders of images at any depth."""
-    top_k: int = field(default=5, metadata=within(at_least=1))
-    """Number of classes to print per image."""
-    json: bool = False
-    """Print one JSON object per image and line."""
-    picture: Path | None = None
-    """Draw the images with their three most probable classes to this .png or .svg."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.images:
-            raise UserError("no image given; name files or folders")
-        if self.picture is not None and self.picture.suffix not in (".png", ".svg"):
-            raise UserError(f"--picture {self.picture}: must end in .png or .svg")
-
+from resnet_in1k.utils.process import program, world_size
 
 Prediction = dict[str, Any]
 """`file`, and either `predictions`, the most probable classes, or `error`."""

@@ -8,92 +8,23 @@ import io
 import itertools
 import shlex
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from resnet_in1k.cli.arguments import parse
-from resnet_in1k.data.dataset import Source, Split
+from resnet_in1k.cli.options import PrepareOptions
+from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.image_folder import FileSource
 from resnet_in1k.data.registry import open_source, open_train_and_val
 from resnet_in1k.prepare import write
 from resnet_in1k.prepare.imagenet import differences, open_archives, open_kaggle
 from resnet_in1k.prepare.verify import Problem, open_for_verification, verify
 from resnet_in1k.utils import files
-from resnet_in1k.utils.console import program
 from resnet_in1k.utils.device import usable_cores
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count, printable, shorten
-from resnet_in1k.utils.validation import check_options, within
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """Prepare images for training, or verify them.
-
-    Examples:
-        {prog} --kaggle path/to/kaggle --output data/imagenet
-        {prog} --data photos --val-share 0.2 --resize 256 --output data/photos
-        {prog} --verify data/imagenet --report problems.csv
-    """
-
-    GROUPS: ClassVar = {"train_tar": "Input", "output": "Output", "verify": "Verification", "processes": "Hardware"}
-
-    train_tar: Path | None = None
-    """ILSVRC2012_img_train.tar; needs the next two."""
-    val_tar: Path | None = None
-    """ILSVRC2012_img_val.tar."""
-    devkit_tar: Path | None = None
-    """ILSVRC2012_devkit_t12.tar.gz, which has the labels of the validation images."""
-    allow_partial: bool = False
-    """Other checksums or counts than the original's, in archives or Kaggle's copy: a warning instead of an error."""
-    kaggle: Path | None = None
-    """Instead of the archives: the folder of Kaggle's unpacked archive, with ILSVRC/ and LOC_val_solution.csv."""
-    data: str | None = None
-    """Instead of the archives: images as for training."""
-    val_share: float = field(default=0.0, metadata=within(at_least=0, below=1))
-    """If --data has no validation split, hold out this share as one; with --verify no split is needed."""
-    output: Path | None = None
-    """The folder to write. The originals are not changed; files on the same file system become hard links."""
-    resize: int | None = field(default=None, metadata=within(at_least=32))
-    """Shorter side of training images in pixels: larger images become smaller copies."""
-    resize_val: bool = False
-    """Resize the validation images, too; accuracies are then not comparable with those on originals."""
-    shards: int | None = field(default=None, metadata=within(at_least=1))
-    """Write tar shards of about this many megabytes, for --data shards:OUTPUT, instead of a folder of classes."""
-    verify: str | None = None
-    """Decode all images of this folder or other --data and list what is wrong; write nothing else."""
-    report: Path | None = None
-    """Write the list of --verify to this .csv file."""
-    processes: int | None = field(default=None, metadata=within(at_least=1))
-    """Number of worker processes; by default one for each core."""
-
-    @property
-    def archives(self) -> list[Path]:
-        return [path for path in (self.train_tar, self.val_tar, self.devkit_tar) if path]
-
-    def resize_to(self, split: Split) -> int:
-        """Return the shorter side in pixels, 0 for unchanged images."""
-        return self.resize if self.resize and (split == "train" or self.resize_val) else 0
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        inputs = [bool(self.archives), self.kaggle is not None, self.data is not None, self.verify is not None]
-        takes_output = self.output or self.resize or self.shards
-        for is_wrong, problem in (
-            (len(self.archives) not in (0, 3), "--train-tar, --val-tar and --devkit-tar belong together"),
-            (sum(inputs) != 1, "give either the three archives, or --kaggle, or --data, or --verify"),
-            (self.verify is None and self.output is None, "--output: the folder to write is not given"),
-            (self.resize_val and self.resize is None, "--resize-val needs --resize"),
-            (self.verify and takes_output, "--verify writes nothing: omit --output, --resize and --shards"),
-            (self.report and self.verify is None, "--report needs --verify"),
-            (self.val_share and not (self.data or self.verify), "--val-share needs --data or --verify"),
-            (self.allow_partial and not any(inputs[:2]), "--allow-partial needs the archives or --kaggle"),
-        ):
-            if is_wrong:
-                raise UserError(problem)
+from resnet_in1k.utils.process import program
 
 
 def prepare_data(options: PrepareOptions) -> bool:

@@ -5,10 +5,11 @@ import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from resnet_in1k.cli.arguments import parse_given
 from resnet_in1k.cli.compare import differences
+from resnet_in1k.cli.train_options import DEFAULT_RECIPE, Arguments
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.evaluate.statistics import describe_distance, distance
 from resnet_in1k.model.resolve import REPOSITORY, download
@@ -17,16 +18,13 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import accumulation_steps, scaled
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.train.loop import train
-from resnet_in1k.train.trainer import TrainOptions
+from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.utils import files, imagenet
-from resnet_in1k.utils.console import program
-from resnet_in1k.utils.device import PRECISION_FLAGS
 from resnet_in1k.utils.errors import UserError
-from resnet_in1k.utils.launch import rank, world_size
-from resnet_in1k.utils.validation import lookup
+from resnet_in1k.utils.process import program, rank, world_size
+from resnet_in1k.utils.validation import PRECISION_FLAGS, lookup
 
 HUB = "hub:"
-DEFAULT_RECIPE = "tutorial"
 
 
 @dataclass(frozen=True)
@@ -89,28 +87,6 @@ def _options_like(given: str, file: Path, facts: dict[str, Any]) -> dict[str, An
     }
     # A path in a downloaded recipe.json could name any folder of this machine.
     return options | ({"data": data["source"]} if is_local or data["source"] in SOURCES else {})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Train a ResNet by a named recipe. Every field of the recipe is a flag; the recipe's value is its default.
-
-    Examples:
-        {prog} --recipe demo
-        {prog} --recipe sprint --data photos --val-share 0.2 --output-dir runs/photos --dry-run
-        {prog} --recipe a3 --data data/imagenet --resume
-    """
-
-    GROUPS: ClassVar = {"recipe": "Run"}
-
-    recipe: str = DEFAULT_RECIPE
-    """Name of a recipe (see --list-recipes; `tutorial` is a weak baseline), or the recipe of a run: hub:USER/NAME, a
-    run folder or its recipe.json. If --epochs, --global-batch-size or --image-size are given, other fields are scaled
-    to fit them."""
-    list_recipes: bool = False
-    """Print the named recipes as a table, then exit."""
-    options: TrainOptions
-    fields: Recipe
 
 
 def parse_flags() -> tuple[GivenRecipe, Arguments]:

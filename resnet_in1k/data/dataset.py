@@ -8,15 +8,15 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from resnet_in1k.utils import files
+from resnet_in1k.utils.validation import Split
 
-Split = Literal["train", "val"]
 CACHE_KIND = "listing-4"
 """Prefix of the files of cached listings, with the version of their format."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")

@@ -16,11 +16,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import ProcessError
+from resnet_in1k.utils.validation import OnBadImage
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded (half a gigabyte of RGB): Pillow's own limit for a decompression bomb."""
-OnBadImage = Literal["fail", "skip"]
-"""What training does with an image that cannot be read."""
 IfBad = Literal[OnBadImage, "blank", "blank_on_any_error"]
 """What a loader does with an image that cannot be decoded: `fail`; `skip` to the next image of the source that can be
 decoded; `blank`: zeros, which evaluation counts as wrong. A file that its disk cannot read fails in all of these;

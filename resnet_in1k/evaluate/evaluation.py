@@ -24,9 +24,6 @@ from resnet_in1k.utils.console import bar_below_lines
 from resnet_in1k.utils.device import reproducible_float32
 from resnet_in1k.utils.errors import UserError, translate_errors
 
-EVAL_BATCH_SIZE = 128
-"""Images per process and forward pass. A different batch size, number of processes or type of device changes logits by
-float32 rounding, about 1e-6 relative, so counts change only for images with two classes that close."""
 EVAL_MEMORY_ADVICE = "use a smaller --image-size or, if the command has it, --batch-size"
 SAMPLED_IMAGES = 64  # hashed into samples_sha256 of eval.json
 NO_CLASS = -1
@@ -104,8 +101,9 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluate a plain model, one without Accelerate's wrappers; all processes share the work and return the same.
 
-    The same weights give the same bits on the same machine with the same libraries and batch size; see EVAL_BATCH_SIZE
-    for the rest. An image that no decoder can read counts as wrong, as leaving it out would raise the accuracy.
+    The same weights give the same bits on the same machine with the same libraries and batch size; see
+    EVAL_BATCH_SIZE in recipes/step_counts.py for others. An image that no decoder can read counts as wrong, as leaving
+    it out would raise the accuracy.
 
     Args:
         stop_if_requested: called with the number of batches done, equally often on all processes; it may raise.

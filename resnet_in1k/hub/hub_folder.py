@@ -23,8 +23,8 @@ from resnet_in1k.model.weights import WEIGHTS_NAME
 from resnet_in1k.recipes.recipe import crop_ratio_for
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
-from resnet_in1k.utils.console import program
 from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.process import program
 
 
 @files.user_errors()

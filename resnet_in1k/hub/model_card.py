@@ -20,8 +20,8 @@ from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils import files, imagenet
-from resnet_in1k.utils.device import PRECISIONS
 from resnet_in1k.utils.format import duration
+from resnet_in1k.utils.validation import PRECISIONS
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PROJECT_URL = ""

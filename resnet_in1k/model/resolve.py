@@ -18,7 +18,7 @@ from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, find
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import file_size, first_line, printable
-from resnet_in1k.utils.launch import rank
+from resnet_in1k.utils.process import rank
 
 DEFAULT_PREPROCESSING = EvalPreprocessing(image_size=224, resize_size=256)
 MAX_IMAGE_SIZE, MAX_RESIZE_RATIO = 4096, 10

@@ -17,10 +17,11 @@ from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.train.writer import write_lines
 from resnet_in1k.utils import files
-from resnet_in1k.utils.console import print_line, program
+from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration, first_line, shorten
 from resnet_in1k.utils.launch import SAVED_IS_INTACT
+from resnet_in1k.utils.process import program
 from resnet_in1k.utils.timing import Lap, bottleneck, waiting_share
 
 

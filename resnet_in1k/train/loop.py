@@ -20,9 +20,10 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import check_resumable
 from resnet_in1k.train import log, writer
 from resnet_in1k.train.checkpoint import load_newest_checkpoint
+from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.plan import describe_plan, forecast
 from resnet_in1k.train.preflight import check_same_program, memory_advice, preflight
-from resnet_in1k.train.trainer import Trainer, TrainOptions
+from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils.console import bar_below_lines, print_line
 from resnet_in1k.utils.errors import Preempted, UserError, translate_errors
 from resnet_in1k.utils.launch import Launch

@@ -12,9 +12,10 @@ from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
 from resnet_in1k.train.preflight import evaluate_batch, take_step
 from resnet_in1k.train.step import adjusted_ema_decay
 from resnet_in1k.train.trainer import Trainer
-from resnet_in1k.utils.device import PRECISIONS, hardware_name, missing_capabilities
+from resnet_in1k.utils.device import hardware_name, missing_capabilities
 from resnet_in1k.utils.format import count, duration
 from resnet_in1k.utils.timing import synchronize
+from resnet_in1k.utils.validation import PRECISIONS
 
 MAX_ROWS = 16
 CPU_STEPS, DEVICE_STEPS = 2, 20

@@ -16,21 +16,22 @@ from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.data.dataset import Source, sample_sums, spread_over
 from resnet_in1k.data.decode import IfBad, OnBadImage, read_image
 from resnet_in1k.data.loader import Batch, prefetch_to_device
-from resnet_in1k.evaluate.evaluation import EVAL_BATCH_SIZE
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
-from resnet_in1k.recipes.step_counts import StepCounts, accumulation_steps
+from resnet_in1k.recipes.step_counts import EVAL_BATCH_SIZE, StepCounts, accumulation_steps
 from resnet_in1k.run_folder import RunFolder, provenance
 from resnet_in1k.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from resnet_in1k.train.trainer import Trainer, TrainOptions
+from resnet_in1k.train.options import TrainOptions
+from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.train.writer import lock_folder
 from resnet_in1k.utils import files, rng
 from resnet_in1k.utils.console import print_line
-from resnet_in1k.utils.device import available_memory, local_world_size, reproducible_float32, usable_cores
+from resnet_in1k.utils.device import available_memory, reproducible_float32, usable_cores
 from resnet_in1k.utils.errors import UserError, translate_errors
 from resnet_in1k.utils.format import count, duration, file_size
-from resnet_in1k.utils.launch import Launch, local_rank
+from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.pool import worker_context
+from resnet_in1k.utils.process import local_rank, local_world_size
 from resnet_in1k.utils.rng import Stream
 
 NUM_SAMPLED_IMAGES = 13

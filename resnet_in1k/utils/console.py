@@ -5,16 +5,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from resnet_in1k.utils.launch import rank
+from resnet_in1k.utils.process import rank
 
 tqdm.monitor_interval = 0  # no thread of tqdm: workers are forked later
-
-
-def program(command: str) -> str:
-    """Return the start of a command line, in the form in which this program was started."""
-    start = sys.argv[0].rpartition(" ")[0]
-    # The package's __main__.py has put one of these two there.
-    return f"{start} {command}" if start in ("resnet-in1k", "python -m resnet_in1k") else f"python scripts/{command}.py"
 
 
 def print_line(text: str) -> None:

@@ -5,18 +5,14 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
+
+from resnet_in1k.utils.process import local_world_size
 
 ACCELERATE_DEVICES = ("cuda", "xpu", "mps", "npu", "mlu", "musa", "sdaa", "hpu", "neuron")
 """Device types that Accelerate supports; on any other accelerator it uses the CPU."""
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-
-PrecisionFlag = Literal["auto", "fp32", "bf16", "fp16"]
-PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
-PRECISION_FLAGS: dict[str | None, PrecisionFlag] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
-"""Descriptions and values of --precision by Accelerate's names, which recipe.json records as mixed_precision."""
 
 
 @contextlib.contextmanager
@@ -131,11 +127,6 @@ def hardware_name(device: torch.device) -> str:
         return get_name(device) if get_name else device.type.upper()
     instructions = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return f"{instructions.get('cpu_name', 'CPU')}, {usable_cores()} cores"
-
-
-def local_world_size() -> int:
-    """Number of processes of this launch on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def usable_cores() -> int:

@@ -13,10 +13,12 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-from resnet_in1k.utils.device import PrecisionFlag, device_type, has_fast_bf16, local_world_size
+from resnet_in1k.utils.device import device_type, has_fast_bf16
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count, first_line
 from resnet_in1k.utils.launch import Launch
+from resnet_in1k.utils.process import local_world_size
+from resnet_in1k.utils.validation import PrecisionFlag
 
 
 def make_accelerator(

@@ -5,8 +5,6 @@ import os
 import re
 from collections.abc import Iterator
 
-import torch
-
 from resnet_in1k.utils.format import count, first_line
 
 OUT_OF_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
@@ -36,6 +34,8 @@ def translate_errors(num_images: int = 0, advice: str = "does something else use
     try:
         yield
     except RuntimeError as error:
+        import torch  # not at the top: --help does not need it
+
         text, reason, process = " ".join(str(error).split()), first_line(error), f"process {os.environ.get('RANK', 0)}"
         if isinstance(error, torch.OutOfMemoryError) or re.search(OUT_OF_MEMORY, text):
             batch = f" with {count(num_images, 'image')} in a forward pass" if num_images else ""

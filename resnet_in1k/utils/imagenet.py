@@ -7,6 +7,7 @@ from typing import Any
 
 NUM_TRAIN_IMAGES, NUM_VAL_IMAGES = 1_281_167, 50_000
 
+RGB = tuple[float, float, float]
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Mean and standard deviation per channel, for RGB values from 0 to 1, as in torchvision and timm."""

@@ -22,6 +22,7 @@ import resnet_in1k
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import ProcessError, UserError
 from resnet_in1k.utils.format import duration, first_line
+from resnet_in1k.utils.process import rank, world_size
 
 T = TypeVar("T")
 
@@ -32,19 +33,6 @@ REPORT_SECONDS = 60.0
 """First report of a waiting process; the interval then doubles."""
 CONNECT_SECONDS = 1800.0
 """Time-out of connecting: the machines of one job may start many minutes apart."""
-
-
-def world_size() -> int:
-    """Number of processes of this launch on all machines, as the launcher set it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def launcher_has_ended() -> bool:

@@ -1,4 +1,4 @@
-"""Checks of values that a user gives: the range of a field, and names of registered functions."""
+"""Values that a user gives, and their checks: the range of a field, names of registered functions."""
 
 import dataclasses
 import difflib
@@ -10,6 +10,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from resnet_in1k.utils.errors import UserError
 
 T = TypeVar("T")
+Split = Literal["train", "val"]
+OnBadImage = Literal["fail", "skip"]
+"""What training does with an image that cannot be read."""
+PrecisionFlag = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
+PRECISION_FLAGS: dict[str | None, PrecisionFlag] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+"""Descriptions and values of --precision by Accelerate's names, which recipe.json records as mixed_precision."""
 COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 from helpers.processes import ROOT
 
-from resnet_in1k.__main__ import COMMANDS, main
+from resnet_in1k.__main__ import COMMANDS, main, options_of
 from resnet_in1k.augment.auto_augment import POLICIES
 from resnet_in1k.cli import arguments as cli
 from resnet_in1k.optim.losses import LOSSES
@@ -110,12 +110,7 @@ def test_help_lists_the_names_of_each_table():
 
 def test_every_flag_has_a_group_a_help_and_an_example():
     for name in COMMANDS:
-        module = importlib.import_module(f"resnet_in1k.cli.{name.replace('-', '_')}")
-        (options,) = (
-            each
-            for key, each in vars(module).items()
-            if key.endswith(("Options", "Arguments")) and each.__module__ == module.__name__ and "Inference" not in key
-        )
+        options = options_of(name)
         assert inspect.getdoc(options).partition("Examples:\n")[2].count("{prog}") == 3
         for cls in cli.option_classes(options):
             texts = cli.field_help(cls)
