@@ -20,8 +20,8 @@ from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import IfBad, read_image
 from resnet_in1k.data.sampler import BatchSpec
 from resnet_in1k.utils.device import capabilities, device_type
-from resnet_in1k.utils.errors import ProcessError, UserError
-from resnet_in1k.utils.pool import init_worker, shared_bytes, worker_context
+from resnet_in1k.utils.errors import ProcessError
+from resnet_in1k.utils.pool import check_semaphores, init_worker, shared_bytes, worker_context
 
 PREFETCH_FACTOR = 4
 """Batches in preparation per worker."""
@@ -95,11 +95,8 @@ class Loader:
 
     def __enter__(self) -> "Loader":
         if self._num_workers:
-            try:
-                iter(self._loader)  # starts the workers; there are no jobs yet
-            except OSError as error:  # no semaphore for their queues
-                reason = f"{error.strerror}; is there a /dev/shm, and is it full (df -h /dev/shm)?"
-                raise UserError(f"loader workers cannot be started: {reason}") from None
+            check_semaphores()
+            iter(self._loader)  # starts the workers; there are no jobs yet
         return self
 
     def __exit__(self, *_: object) -> None:

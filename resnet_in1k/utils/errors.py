@@ -45,6 +45,9 @@ def translate_errors(num_images: int = 0, advice: str = "does something else use
                 f"a loader worker died ({reason.rstrip('. ')}); if memory or /dev/shm is short (free -g, df -h "
                 "/dev/shm), use fewer --workers"
             )
+        elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            cure = "install one (apt install g++), or leave out --compile" if "Compiler" in text else "leave it out"
+            message = f"--compile failed ({reason}); {cure}"
         elif not isinstance(error, torch.distributed.DistError) and "gloo" not in text:
             raise
         elif re.search("Connection (closed|reset|was likely closed)|Broken pipe|[Tt]imed out|remote process", text):

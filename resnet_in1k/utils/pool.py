@@ -59,6 +59,17 @@ def shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.uint8).share_memory_()
 
 
+def check_semaphores() -> None:
+    """Raise UserError if processes cannot have queues: each needs a semaphore in /dev/shm."""
+    try:
+        multiprocessing.get_context(worker_context()).Semaphore()
+    except OSError as error:
+        raise UserError(
+            f"processes cannot be started: {error.strerror}; make room in /dev/shm (df -h /dev/shm), or do without "
+            "them: --workers 0, for prepare_data.py --processes 1"
+        ) from None
+
+
 def run_parallel(work: Callable[[T], R], jobs: Sequence[T], num_processes: int) -> Iterator[R]:
     """Yield the results in the order of the jobs. With one process or job, everything happens in this process.
 
@@ -67,6 +78,7 @@ def run_parallel(work: Callable[[T], R], jobs: Sequence[T], num_processes: int) 
     if num_processes == 1 or len(jobs) <= 1:
         yield from map(work, jobs)
         return
+    check_semaphores()
     context = multiprocessing.get_context(worker_context())
     pool = ProcessPoolExecutor(num_processes, context, initializer=_init_pool, initargs=(work, os.getpid()))
     try:

@@ -43,9 +43,11 @@ def test_without_semaphores_workers_are_refused_in_one_line(source: Source, monk
     def no_semaphore(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(type(multiprocessing.get_context(worker_context())), "Lock", no_semaphore)
+    monkeypatch.setattr(type(multiprocessing.get_context(worker_context())), "Semaphore", no_semaphore)
     with (
-        pytest.raises(UserError, match=r"cannot be started: No space left on device; is there a /dev/shm"),
+        pytest.raises(
+            UserError, match=r"cannot be started: No space left on device; make room in /dev/shm .* --workers 0"
+        ),
         Loader(source, kill, batch_size=1, largest_image_size=8, num_workers=1, if_bad="fail"),
     ):
         pass

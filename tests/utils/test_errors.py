@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._inductor.exc import InductorError, InvalidCxxCompiler
 from torch.distributed import DistBackendError, DistNetworkError
 
 from resnet_in1k.utils.errors import ProcessError, translate_errors
@@ -42,6 +43,10 @@ CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_D
             CANNOT_COMMUNICATE.format(r"\[/gloo.* eth7"),
         ),
         (DistNetworkError("Connection refused"), CANNOT_COMMUNICATE.format("Connection refused")),
+        (
+            InductorError(InvalidCxxCompiler(), None),
+            r"^--compile failed \(InvalidCxxCompiler: No working C\+\+ .*\); install one .*, or leave out --compile$",
+        ),
     ],
 )
 def test_error_of_torch_is_explained_in_one_line(monkeypatch: pytest.MonkeyPatch, error: RuntimeError, words: str):
