@@ -12,6 +12,7 @@ from resnet_in1k.evaluate.report import write_report
 from resnet_in1k.evaluate.statistics import describe_reproduction
 from resnet_in1k.model.resnet import load_model
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
+from resnet_in1k.model.weights import sha256_of_weights
 from resnet_in1k.utils import files
 from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers
@@ -31,12 +32,12 @@ def evaluate(options: EvalOptions) -> Evaluation:
 
 
 def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
-    weights = resolve_checkpoint(options.ckpt)
+    weights = resolve_checkpoint(options.ckpt, options.weights)
     data = options.data or weights.data
     if data is None:
         raise UserError(f"{options.ckpt} is not in a run folder that names its data; give --data")
     preprocessing = options.change(weights.preprocessing)
-    network = weights.exported or load_model(weights.file)
+    network = weights.exported or load_model(weights.file, weights.wanted)
     if weights.exported and network.image_size not in (0, preprocessing.image_size):
         raise UserError(f"{weights.file} takes images of {network.image_size} px only; leave out --image-size")
     val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
@@ -64,7 +65,7 @@ def _write_results(evaluation: Evaluation, weights: Weights, options: EvalOption
     source = evaluation.source
     computed = compute_by_metric(evaluation.top_ids, source.labels, len(source.class_names))
     assert computed == evaluation.counts
-    result = evaluation.to_json(files.sha256_of(weights.file), weights.kind) | computed
+    result = evaluation.to_json(sha256_of_weights(weights.file), weights.kind) | computed
     if weights.exported and "exported_from" in weights.exported.facts:
         result |= {"file": weights.file.name, "exported_from": weights.exported.facts["exported_from"]}
     if options.output is not None:

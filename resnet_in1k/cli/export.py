@@ -12,7 +12,7 @@ from resnet_in1k.cli.options import ExportOptions
 from resnet_in1k.model.exported import FACTS_NAME, load_exported
 from resnet_in1k.model.resnet import ResNet, load_model
 from resnet_in1k.model.resolve import resolve_checkpoint
-from resnet_in1k.model.weights import weights_to_save, write_tensors
+from resnet_in1k.model.weights import sha256_of_weights, weights_to_save, write_tensors
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 
@@ -25,10 +25,10 @@ def export(options: ExportOptions) -> float:
 
     Returns the largest difference of the logits, relative to the largest logit; UserError if it is more than rounding.
     """
-    weights = resolve_checkpoint(options.ckpt)
-    model, preprocessing = load_model(weights.file).eval(), weights.preprocessing
-    preprocessing = preprocessing.at(options.image_size or preprocessing.image_size)
-    facts = {"exported_from": files.sha256_of(weights.file), "weights": weights.kind}
+    weights = resolve_checkpoint(options.ckpt, options.weights)
+    model = load_model(weights.file, weights.wanted).eval()
+    preprocessing = weights.preprocessing.at(options.image_size or weights.preprocessing.image_size)
+    facts = {"exported_from": sha256_of_weights(weights.file), "weights": weights.kind}
     facts |= {"class_names": weights.class_names, **vars(preprocessing)}
     size, limit, folder = preprocessing.image_size, MAX_DIFFERENCE[options.format], options.output.parent
     batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (1, 3)]

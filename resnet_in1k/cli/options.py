@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from resnet_in1k.cli.arguments import POSITIONAL
-from resnet_in1k.recipes.recipe import Interpolation, resize_size_for
+from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, resize_size_for
 from resnet_in1k.recipes.step_counts import EVAL_BATCH_SIZE
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.imagenet import RGB
@@ -24,8 +24,10 @@ class InferenceOptions:
     BASIC: ClassVar = ("ckpt", "image_size", "data", "split", "output", "report", "images", "top_k", "json", "picture")
 
     ckpt: str
-    """A run folder, a checkpoint folder, a .safetensors file, an old .pth state dict, torchvision/MODEL.WEIGHTS,
+    """A run folder, a checkpoint folder, a .safetensors file, a .pth of another program, torchvision/MODEL.WEIGHTS,
     USER/NAME on the Hub; for evaluation also an exported .onnx or .pt2."""
+    weights: PublishedWeights | None = None
+    """Take the weights (model) or their moving average (ema), if --ckpt has both; by default the weights."""
     batch_size: int = field(default=EVAL_BATCH_SIZE, metadata=within(at_least=1))
     """Images per process and forward pass; changes results by float32 rounding only."""
     workers: int | None = field(default=None, metadata=within(at_least=0))
@@ -147,11 +149,13 @@ class ExportOptions:
     """
 
     ckpt: str
-    """Weights, as for evaluate.py; also an old .pth, with or without `module.` in its keys."""
+    """Weights, as for evaluate.py."""
     format: Literal["onnx", "pt2", "safetensors"]
     """onnx: for ONNX Runtime; pt2: for torch.export.load; safetensors: with torchvision's keys."""
     output: Path
     """The file to write."""
+    weights: PublishedWeights | None = None
+    """Take the weights (model) or their moving average (ema), if --ckpt has both; by default the weights."""
     image_size: int | None = field(default=None, metadata=within(at_least=1))
     """Side of the images for .onnx and .pt2, in pixels; by default that of the weights' evaluation."""
 

@@ -39,8 +39,9 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
     """Classify all images in the given order and report each; at the end raise UserError if some cannot be read."""
     if world_size() > 1:
         raise UserError(f"prediction runs in one process: {program('predict')} …")
-    weights = resolve_checkpoint(options.ckpt)
-    model, preprocessing = load_model(weights.file).eval(), options.change(weights.preprocessing)
+    weights = resolve_checkpoint(options.ckpt, options.weights)
+    model = load_model(weights.file, weights.wanted).eval()
+    preprocessing = options.change(weights.preprocessing)
     folders = weights.class_names or [f"class {number}" for number in range(model.num_outputs)]
     if len(folders) != model.num_outputs:
         raise UserError(f"{weights.file} has {model.num_outputs} classes, but {len(folders)} recorded class names")

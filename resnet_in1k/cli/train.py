@@ -81,6 +81,7 @@ def _options_like(given: str, file: Path, facts: dict[str, Any]) -> dict[str, An
     options = {
         "val_share": float(data.get("val_share", 0.0)),
         "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
+        "weights": "ema" if initial.get("weights") == "ema" else None,
         "output_dir": Path("runs", f"{name}-reproduced"),
         "precision": PRECISION_FLAGS.get(facts.get("mixed_precision"), "auto"),
         "compress_gradients": facts.get("compress_gradients") is True,

@@ -13,14 +13,15 @@ from typing import Any
 import safetensors
 from jinja2 import UndefinedError
 
+from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.evaluate.statistics import different_conditions
 from resnet_in1k.hub.model_card import RunRecord, make_card, published_facts
+from resnet_in1k.model import foreign
 from resnet_in1k.model.exported import SUFFIXES
 from resnet_in1k.model.foreign import CONFIG_NAME
-from resnet_in1k.model.resnet import LAYOUTS, load_model
-from resnet_in1k.model.resolve import resolve_checkpoint
+from resnet_in1k.model.resnet import load_model
+from resnet_in1k.model.resolve import DEFAULT_PREPROCESSING, resolve_checkpoint
 from resnet_in1k.model.weights import WEIGHTS_NAME
-from resnet_in1k.recipes.recipe import crop_ratio_for
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, read_recipe
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
@@ -132,28 +133,7 @@ def _read_exports(run: RunFolder, evaluation: dict[str, Any]) -> list[dict[str, 
 
 def make_config(record: RunRecord) -> dict[str, Any]:
     """Return config.json for timm and transformers, and for `ResNet.from_pretrained`."""
-    result = record.evaluation
-    size, num_classes = result["image_size"], len(result["class_names"])
-    return {
-        "architecture": record.architecture,
-        "num_classes": num_classes,
-        "num_features": 512 * LAYOUTS[record.architecture][0].expansion,
-        "global_pool": "avg",
-        "label_names": imagenet.human_names(result["class_names"]),
-        "pretrained_cfg": {
-            "tag": re.sub(r"[^\w]+", "_", record.dataset_name.lower()),
-            "custom_load": False,
-            "input_size": [3, size, size],
-            "fixed_input_size": False,
-            "interpolation": result["interpolation"],
-            "crop_pct": crop_ratio_for(size, result["resize_size"]),
-            "crop_mode": "center",
-            "mean": result["mean"],
-            "std": result["std"],
-            "num_classes": num_classes,
-            "pool_size": [math.ceil(size / 32)] * 2,
-            "first_conv": "conv1",
-            "classifier": "fc",
-            "license": record.license,
-        },
-    }
+    result, tag = record.evaluation, re.sub(r"[^\w]+", "_", record.dataset_name.lower())
+    preprocessing = EvalPreprocessing(**{name: result[name] for name in vars(DEFAULT_PREPROCESSING)})
+    names = imagenet.human_names(result["class_names"])
+    return foreign.make_config(record.architecture, names, preprocessing, tag, record.license)

@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jinja2
 from torchvision.models import get_model_weights
 
 from resnet_in1k.data.registry import source_facts
 from resnet_in1k.evaluate.statistics import confidence_interval, paired
+from resnet_in1k.model.resnet import card_environment
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
@@ -56,7 +56,7 @@ class RunRecord:
 
 def make_card(record: RunRecord) -> str:
     """Return README.md; raises KeyError, TypeError or UndefinedError if recipe.json or log.jsonl are incomplete."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = card_environment()
     environment.filters |= {"commas": "{:,}".format, "percent": "{:.2%}".format, "duration": duration}
     environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
     run, result, facts, recipe = record.run, record.evaluation, record.facts, record.recipe

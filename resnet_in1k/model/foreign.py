@@ -3,6 +3,8 @@
 They are returned as in eval.json: `class_names` and the fields of EvalPreprocessing, which `model/resolve.py` checks.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
@@ -10,7 +12,9 @@ from urllib.parse import urlsplit
 import torch
 from torchvision.models import get_model_weights
 
-from resnet_in1k.recipes.recipe import Architecture, resize_size_for
+from resnet_in1k.data.crop import EvalPreprocessing
+from resnet_in1k.model.state_dict import LAYOUTS
+from resnet_in1k.recipes.recipe import Architecture, crop_ratio_for, resize_size_for
 from resnet_in1k.utils import files, imagenet
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import first_line
@@ -84,10 +88,28 @@ def _from_transformers(config: dict[str, Any], processor: dict[str, Any], file: 
 
 
 def _class_names(names: Any, num_classes: Any) -> Any:
-    """Return the names; WordNet ids for ImageNet-1k's classes, also if there are no names but 1000 classes."""
+    """Return the names; WordNet ids for ImageNet-1k's classes, also if there are no names but 1000 classes; None for
+    the numbered names that transformers and this project write for classes without names."""
+    if names in ([f"{word}{number}" for number in range(len(names or []))] for word in ("LABEL_", "class ")):
+        return None
     if names:
         return imagenet.wnids_of(names) or names
     return list(imagenet.names_by_wnid()) if num_classes == 1000 else None  # timm's have no names
+
+
+def make_config(
+    architecture: Architecture, class_names: Sequence[str], preprocessing: EvalPreprocessing, tag: str, license: str
+) -> dict[str, Any]:
+    """Return config.json for timm and transformers, and for `read_config`. The class names are readable ones."""
+    size, counts = preprocessing.image_size, {"num_classes": len(class_names)}
+    settings = {"tag": tag, "custom_load": False, "input_size": [3, size, size], "fixed_input_size": False, **counts}
+    settings |= {"interpolation": preprocessing.interpolation, "mean": preprocessing.mean, "std": preprocessing.std}
+    settings |= {"crop_pct": crop_ratio_for(size, preprocessing.resize_size), "crop_mode": "center"}
+    settings |= {"pool_size": [math.ceil(size / 32)] * 2, "first_conv": "conv1", "classifier": "fc"}
+    settings |= {"license": license} if license else {}
+    counts["num_features"] = 512 * LAYOUTS[architecture][0].expansion
+    own = {"architecture": architecture, **counts, "global_pool": "avg", "label_names": list(class_names)}
+    return {**own, "pretrained_cfg": settings}
 
 
 def download_torchvision_weights(name: str) -> tuple[Path, dict[str, Any]]:

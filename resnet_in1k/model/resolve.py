@@ -12,7 +12,7 @@ from resnet_in1k.data.crop import EvalPreprocessing
 from resnet_in1k.data.registry import SOURCES
 from resnet_in1k.model import foreign
 from resnet_in1k.model.exported import SUFFIXES, ExportedNetwork, load_exported
-from resnet_in1k.model.weights import PICKLE_NAME, WEIGHTS_NAME, weights_file
+from resnet_in1k.model.weights import EMA_NAME, PICKLE_NAME, WEIGHTS_NAME, sha256_of_weights, weights_file
 from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights
 from resnet_in1k.run_folder import EVALUATION_NAME, RECIPE_NAME, RunFolder, find_run, read_recipe
 from resnet_in1k.utils import files
@@ -43,6 +43,8 @@ class Weights:
     class_names: list[str] | None
     kind: PublishedWeights
     """The model's own weights, or their moving average."""
+    wanted: PublishedWeights | None
+    """The one to take from the file; None if the file is known to have this kind, or for any."""
     data: str | None
     """Training data, as `--data` named them; None if not recorded."""
     val_share: float
@@ -51,32 +53,38 @@ class Weights:
     """eval.json in the same folder, if it is of these weights or, for an exported network, of the original ones."""
 
 
-def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights:
-    """Find the weights that `--ckpt` names and the files that describe them; the arguments are from_pretrained's.
+def resolve_checkpoint(checkpoint: str | Path, wanted: PublishedWeights | None = None, **client: Any) -> Weights:
+    """Find the weights that `--ckpt` names and the files that describe them; `client` is from_pretrained's.
 
-    Raises UserError if there are no weights, they cannot be downloaded, or the files with them cannot be read or have
-    values that cannot be used: they may come from anywhere.
+    Raises UserError if there are no weights, or not the wanted ones, they cannot be downloaded, or the files with them
+    cannot be read or have values that cannot be used: they may come from anywhere.
     """
     path, name, origin, published = Path(checkpoint), str(checkpoint), "", {}
     if not path.exists() and name.startswith(foreign.TORCHVISION):
         origin, (path, published) = name, foreign.download_torchvision_weights(name)
     elif not path.exists() and _is_repository(name):
-        origin, path = name, download(name, **client_options)
-    file = weights_file(path)
+        origin, path = name, download(name, **client)
+    file = weights_file(path, wanted)
     exported = load_exported(file) if file.suffix in SUFFIXES else None
-    evaluation = _evaluation_of(file, exported)
     of_run = _read_run(run, file) if (run := find_run(path)) else {}
+    evaluation = _evaluation_of(file, exported) or {}
+    # Other files may have both kinds, so that eval.json may be of either.
+    records = exported.facts if exported else (evaluation if file.suffix == ".safetensors" else {}) | of_run
+    known = "ema" if file.name == EMA_NAME else records.get("weights")
+    if wanted and wanted != known and (known or exported):
+        raise UserError(f"--weights {wanted}: {file} has the other ones; give one of the run's checkpoint folders")
+    kind: PublishedWeights = "ema" if (known or wanted) == "ema" else "model"
+    evaluation = evaluation if evaluation.get("weights", kind) == kind else {}
     recorded = [  # each takes precedence over those before it
         (run.recipe if run else file, of_run),
         (file.parent / foreign.CONFIG_NAME, published or foreign.read_config(file.parent)),
-        (file if exported else file.parent / EVALUATION_NAME, exported.facts if exported else evaluation or {}),
+        (file if exported else file.parent / EVALUATION_NAME, exported.facts if exported else evaluation),
     ]
-    found, class_names, kind = vars(DEFAULT_PREPROCESSING), None, "ema" if file.stem == "ema" else "model"
+    found, class_names = vars(DEFAULT_PREPROCESSING), None
     for where, values in recorded:
         with files.content_errors(where):
             found = _checked({name: values.get(name, found[name]) for name in found})
             class_names = _checked_names(values.get("class_names")) or class_names
-            kind = values.get("weights", kind)
     data = of_run.get("data")
     return Weights(
         file=file,
@@ -84,11 +92,12 @@ def resolve_checkpoint(checkpoint: str | Path, **client_options: Any) -> Weights
         exported=exported,
         preprocessing=EvalPreprocessing(**found),
         class_names=class_names,
-        kind="ema" if kind == "ema" else "model",
+        kind=kind,
+        wanted=None if known else wanted,
         # A path in a downloaded recipe.json could name any folder of this machine.
         data=data if not origin or data in SOURCES else None,
         val_share=of_run.get("val_share", 0.0),
-        recorded_evaluation=evaluation,
+        recorded_evaluation=evaluation or None,
     )
 
 
@@ -101,7 +110,7 @@ def _read_run(run: RunFolder, file: Path) -> dict[str, Any]:
             raise ValueError("its data have no name")
         found = {"data": data.get("source"), "val_share": float(data.get("val_share", 0.0))}
         found |= {"class_names": data.get("class_names"), **vars(EvalPreprocessing.from_recipe(recipe))}
-        return found | ({"weights": recipe.publish} if file == run.weights else {})
+        return found | ({"weights": recipe.publish} if file.resolve() == run.weights.resolve() else {})
 
 
 def _evaluation_of(file: Path, exported: ExportedNetwork | None) -> dict[str, Any] | None:
@@ -109,7 +118,7 @@ def _evaluation_of(file: Path, exported: ExportedNetwork | None) -> dict[str, An
     evaluation = files.read_json_object(file.parent / EVALUATION_NAME) or {}
     if "weights_sha256" not in evaluation:
         return None
-    if evaluation["weights_sha256"] == (exported.facts.get("exported_from") if exported else files.sha256_of(file)):
+    if evaluation["weights_sha256"] == (exported.facts.get("exported_from") if exported else sha256_of_weights(file)):
         return evaluation
     if file.name == WEIGHTS_NAME and rank() == 0:
         problem = f"is not the file that {EVALUATION_NAME} was measured on: it was replaced or is damaged"

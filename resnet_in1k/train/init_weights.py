@@ -5,12 +5,12 @@ from typing import Any
 from torch import Tensor
 
 from resnet_in1k.evaluate.class_matching import find_classes
-from resnet_in1k.model.resnet import architecture_of
 from resnet_in1k.model.resolve import Weights, resolve_checkpoint
-from resnet_in1k.model.weights import read_weights
-from resnet_in1k.recipes.recipe import Recipe
+from resnet_in1k.model.state_dict import read_resnet
+from resnet_in1k.model.weights import sha256_of_weights
+from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.run_folder import RunFolder
-from resnet_in1k.utils import files, imagenet
+from resnet_in1k.utils import imagenet
 from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import count
@@ -19,6 +19,7 @@ from resnet_in1k.utils.launch import Launch
 
 def initial_weights(
     checkpoint: str | None,
+    wanted: PublishedWeights | None,
     recipe: Recipe,
     class_names: tuple[str, ...],
     folder: RunFolder,
@@ -31,25 +32,27 @@ def initial_weights(
     A run that already has a checkpoint does not need its initial weights, which may have been deleted.
 
     Args:
+        wanted: the weights or their averages, if `--init-from` has both; by default the weights.
         started_with: recipe.json of a run that is resumed, else empty.
     """
     recorded = started_with.get("init_from")
-    if started_with and (before := recorded["checkpoint"] if recorded else None) != checkpoint:
+    before, now = ((recorded or {}).get("checkpoint"), (recorded or {}).get("weights")), (checkpoint, wanted)
+    if started_with and before != now:
+        was, is_now = (" --weights ".join(filter(None, each)) or "random weights" for each in (before, now))
         raise UserError(
-            f"{folder.path} was started from {before or 'random weights'}, not from {checkpoint or 'random weights'}; "
-            "resume with the same --init-from, or choose another --output-dir"
+            f"{folder.path} was started from {was}, not from {is_now}; resume with the same --init-from and --weights, "
+            "or choose another --output-dir"
         )
     if checkpoint is None:
         return {}, {}
     if recorded and any(folder.checkpoints.glob("step_*/state.json")):
         return recorded, {}
-    launch.on_main_process(lambda: resolve_checkpoint(checkpoint).file.name, "reading the initial weights")
-    weights = resolve_checkpoint(checkpoint)  # the main process has downloaded them by now
-    sha256 = files.sha256_of(weights.file)
+    launch.on_main_process(lambda: resolve_checkpoint(checkpoint, wanted).file.name, "reading the initial weights")
+    weights = resolve_checkpoint(checkpoint, wanted)  # the main process has downloaded them by now
+    sha256 = sha256_of_weights(weights.file)
     if recorded and recorded["sha256"] != sha256:
         raise UserError(f"{checkpoint} has changed since {folder.path} was started; choose another --output-dir")
-    tensors = read_weights(weights.file)
-    model = architecture_of(tensors, weights.file)
+    model, tensors = read_resnet(weights.file, weights.wanted)
     if model != recipe.model:
         advice = f"give --model {model}"
         raise UserError(f"--init-from {checkpoint} is a {model}, but the recipe's model is a {recipe.model}; {advice}")
@@ -58,19 +61,19 @@ def initial_weights(
         print_line(f"{checkpoint} was trained on images of mean {mean} and std {std}; this run uses ImageNet's")
     head = _fit_head(tensors, weights, class_names)
     facts = {"checkpoint": checkpoint, "origin": weights.origin, "sha256": sha256, "architecture": model, "head": head}
-    return facts, tensors
+    return facts | ({"weights": wanted} if wanted else {}), tensors
 
 
 def _fit_head(tensors: dict[str, Tensor], weights: Weights, class_names: tuple[str, ...]) -> str:
     """Select the last layer's rows of the data's classes, or remove the layer; return what was done, as text."""
-    num_outputs, names = len(tensors["fc.weight"]), weights.class_names
+    head = {name: tensors.pop(name) for name in ("fc.weight", "fc.bias") if name in tensors}
+    num_outputs, names = len(head.get("fc.bias", ())), weights.class_names
     has_names = names is not None and len(names) == num_outputs
     columns = find_classes(names, class_names) if has_names else None
     if columns is None:
-        del tensors["fc.weight"], tensors["fc.bias"]
         reason = "the class names differ" if has_names else "its classes have no names"
+        reason = reason if head else "it has no last layer of classes"
         return f"with a new head of {count(len(class_names), 'class', 'es')}, because {reason}"
-    for name in ("fc.weight", "fc.bias"):
-        tensors[name] = tensors[name][list(columns)]
+    tensors |= {name: tensor[list(columns)] for name, tensor in head.items()}
     is_complete = len(columns) == num_outputs
     return "with its head" if is_complete else f"with {len(columns)} of its head's {num_outputs} classes"

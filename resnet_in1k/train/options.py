@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from resnet_in1k.recipes.recipe import PublishedWeights
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils.validation import OnBadImage, PrecisionFlag, check_options, within
 
@@ -33,6 +34,8 @@ class TrainOptions:
     init_from: str | None = None
     """Start from these weights: a run folder, a .safetensors or .pth file, torchvision/resnet50.IMAGENET1K_V2 or
     USER/NAME on the Hub. The last layer is kept if the class names agree."""
+    weights: PublishedWeights | None = None
+    """Take the weights (model) or their moving average (ema), if --init-from has both; by default the weights."""
     checkpoint_every: int = field(default=0, metadata=within(at_least=0))
     """Optimizer steps between two checkpoints, in addition to the end of each epoch; 0 for epochs only."""
     keep_checkpoints: int = field(default=2, metadata=within(at_least=1))

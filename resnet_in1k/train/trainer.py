@@ -92,7 +92,7 @@ class Trainer:
         recipe, options, launch, counts = self.recipe, self.options, self.launch, self.counts
         class_names = self.train_source.class_names
         self.init_from, weights = initial_weights(
-            options.init_from, recipe, class_names, self.folder, self.started_with, launch
+            options.init_from, options.weights, recipe, class_names, self.folder, self.started_with, launch
         )
         precision = options.precision
         if precision == "auto":

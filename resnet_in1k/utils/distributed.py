@@ -31,8 +31,8 @@ def make_accelerator(
     """Connect this process with the others of its launch and return its Accelerator.
 
     Precision "auto" is that of the launch configuration. If that is "no", which Accelerate sets for none, too,
-    "auto" is bf16 on devices that are fast at it, else fp32. Raises UserError if the processes cannot connect, or the
-    launch is unsuitable: see check_launch.
+    "auto" is bf16 on devices that are fast at it, else fp32. Raises UserError if the processes cannot connect, the
+    device does not compute in the precision, or the launch is unsuitable: see check_launch.
     """
     check_launch(report_to)
     device, mixed_precision = device_type(), "no" if precision == "fp32" else precision
@@ -40,6 +40,9 @@ def make_accelerator(
         mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if mixed_precision == "no" and has_fast_bf16(device):
             mixed_precision = "bf16"
+    if mixed_precision == "fp16" and device == "cpu":  # Accelerate would record it, and compute in float32
+        where = "--precision fp16" if precision == "fp16" else "mixed_precision fp16 of the launch configuration"
+        raise UserError(f"{where} needs a GPU, and there is none; for a new run give --precision fp32 or bf16")
     try:
         if launch.world_size > 1 and not torch.distributed.is_initialized():
             if device == "cpu":

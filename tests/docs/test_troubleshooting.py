@@ -119,6 +119,15 @@ class Case:
         write_tensors({"weight": torch.ones(1)}, self.folder / "other.safetensors")
         self.command("evaluate", "--ckpt", self.folder / "other.safetensors", "--data", "digits")
 
+    def evaluate_a_backbone(self) -> None:
+        state = weights_to_save(ResNet("resnet18", 2))
+        write_tensors({key: state[key] for key in state if "fc." not in key}, self.folder / "body.safetensors")
+        self.command("predict", "--ckpt", self.folder / "body.safetensors", "photo.jpg")
+
+    def predict_with_a_web_page(self) -> None:
+        (self.folder / "page.pth").write_text("<html>")
+        self.command("predict", "--ckpt", self.folder / "page.pth", "photo.jpg")
+
     def publish_without_token(self) -> None:
         self.patch.setattr("huggingface_hub.get_token", lambda: None)
         upload.Upload(self.folder, "me/mine")
@@ -168,9 +177,11 @@ PROVOKED: dict[str, Callable[[Case], object]] = {
     "lost its connection": lambda case: case.fail("[gloo/tcp/pair.cc:5] Connection closed by peer"),
     "is not in a run folder": lambda case: case.command("evaluate", "--ckpt", case.weights()),
     "class names are": lambda case: case.command("evaluate", "--ckpt", case.weights(), "--data", "digits"),
-    "the run and": Case.match_other_classes,
+    "are not those of the data": Case.match_other_classes,
     "no such repository": lambda case: case.fixture("hub") and resolve_checkpoint("me/nothing"),
     "is not a torchvision ResNet": Case.evaluate_other_tensors,
+    "has no last layer": Case.evaluate_a_backbone,
+    "as plain tensors": Case.predict_with_a_web_page,
     "of … images cannot be read": lambda case: case.command("predict", "--ckpt", case.weights(), "nowhere.jpg"),
     "no token": Case.publish_without_token,
     "evaluate again": lambda case: hub_folder.build_hub_folder(RunFolder(case.weights().parent), "me/mine"),

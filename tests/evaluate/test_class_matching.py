@@ -21,7 +21,16 @@ def match(model_names: list[str] | None, data_names: list[str], num_outputs: int
 
 
 def test_the_same_classes_in_the_same_order():
-    assert match(["a", "b"], ["a", "b"]) == match(None, ["x", "y"], 2) == ([0, 1], "")
+    assert match(["a", "b"], ["a", "b"]) == ([0, 1], "")
+
+
+def test_weights_without_names_are_matched_with_a_word():
+    assert match(None, ["10", "9"], 2) == ([0, 1], "no class names with the weights: outputs 0, 1, … are 10, 9")
+    columns, text = match(None, ["n01440764", "n03888257"], 1000)
+    assert columns == [0, 701]
+    assert text.startswith("no class names with the weights: 1000 outputs are ImageNet's\nonly 2 of the model's 1000")
+    with pytest.raises(UserError, match="has 1000 classes, but 2 class names are in data/mine"):
+        match(None, ["cat", "dog"], 1000)
 
 
 def test_a_different_order_is_corrected():
@@ -38,11 +47,11 @@ def test_some_of_imagenets_classes_match_by_wordnet_id_or_name():
         assert "only 2 of the model's 1000 classes are in the data" in text
 
 
-def test_folders_named_by_numbers_are_positions_not_sorted_as_text():
-    """ImageNetV2 has such folders; a model with the same class names is matched by name."""
+def test_only_imagenetv2s_thousand_numbers_are_positions():
+    """Other folders named by numbers are names, as of Flowers-102 or GTSRB."""
     as_text = sorted(str(number) for number in range(1000))
     assert as_text[:3] == ["0", "1", "10"]
-    assert match(WNIDS, as_text)[0] == [int(name) for name in as_text]
+    assert match(WNIDS, as_text)[0] == match(None, as_text, 1000)[0] == [int(name) for name in as_text]
     assert match(["9", "8", "0"], ["0", "8", "9"])[0] == [2, 1, 0]
 
 
@@ -50,7 +59,7 @@ def test_names_that_cannot_be_printed_are_compared_escaped():
     names = ["ant\x1b[2J", "anguila_\udcf1", "nörz"]
     escaped = ["ant\\x1b[2J", "anguila_\\udcf1", "nörz"]  # as in Weights.class_names
     assert match(escaped, names) == ([0, 1, 2], "")
-    with pytest.raises(UserError, match=r"only in the run: ant\\x1b\[2J; only in data/mine: ant;"):
+    with pytest.raises(UserError, match=r"only in the weights: ant\\x1b\[2J; only in data/mine: ant;"):
         match(escaped, ["ant", *names[1:]])
 
 
@@ -66,10 +75,16 @@ def test_lists_of_imagenets_names_may_differ_in_a_tenth():
 @pytest.mark.parametrize(
     ("model_names", "data_names", "num_outputs", "message"),
     [
-        (["a", "b"], ["a", "c"], 2, "only in the run: b; only in data/mine: c"),
-        (["a", "b"], ["a", "b", "c"], 2, "only in data/mine: c"),
+        (
+            ["a", "b"],
+            ["a", "c"],
+            2,
+            "only in the weights: b; only in data/mine: c; train a new last layer by train.py --init-from",
+        ),
+        (["a", "b"], ["a", "b", "c"], 2, "only in the weights: none; only in data/mine: c"),
         (["a"], ["a"], 2, "has 2 classes, but 1 class names are recorded"),
-        (WNIDS, ["1000"], 1000, "only in data/mine: 1000"),
+        (WNIDS, ["1", "10", "2"], 1000, "only in data/mine: 1, 10, 2"),
+        (list("abcdefghij"), list("0123456789"), 10, "only in data/mine: 0, 1, 2 and 7 more"),
     ],
 )
 def test_missing_classes_are_named(model_names, data_names: list, num_outputs: int, message: str):

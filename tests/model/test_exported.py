@@ -55,6 +55,59 @@ def test_any_number_of_images_by_a_network_for_two_at_a_time(exported: dict[str,
     assert network.facts == {}
 
 
+class Half(Tiny):
+    """With float16 weights, images and logits, as exported for a phone."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.float()).half()
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_images_are_converted_to_the_networks_type(tmp_path: Path, suffix: str):
+    model, file, half = Half().eval(), tmp_path / f"a{suffix}", IMAGES.half()
+    if suffix == ".onnx":
+        torch.onnx.export(model, (half,), str(file), dynamo=True, external_data=False, verbose=False)
+    else:
+        torch.export.save(torch.export.export(model, (half,)), file)
+    with torch.inference_mode():
+        logits = load_exported(file)(IMAGES)
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits, Tiny()(half.float()).detach(), atol=1e-3)
+
+
+def test_pixels_that_are_not_normalized_are_refused(tmp_path: Path):
+    model, pixels = Half().eval(), IMAGES.byte()
+    torch.onnx.export(model, (pixels,), str(tmp_path / "a.onnx"), dynamo=True, external_data=False, verbose=False)
+    torch.export.save(torch.export.export(model, (pixels,)), tmp_path / "a.pt2")
+    for name in ("a.onnx", "a.pt2"):
+        with pytest.raises(
+            UserError, match=r"its input is .*uint8\)?; export it for float32 images, normalized outside"
+        ):
+            load_exported(tmp_path / name)
+
+
+def test_weights_in_another_file_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "network").mkdir()
+    file = tmp_path / "network/a.onnx"
+    model = Tiny().eval()
+    model.fc = torch.nn.Linear(3, 400)  # smaller tensors stay in the file
+    program = torch.onnx.export(model, (IMAGES,), dynamo=True, verbose=False)
+    program.save(str(file), external_data=True)
+    assert [path.name for path in sorted(file.parent.iterdir())] == ["a.onnx", "a.onnx.data"]
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_allclose(load_exported(file)(IMAGES), model(IMAGES).detach(), atol=1e-6)
+    (file.parent / "a.onnx.data").unlink()
+    with pytest.raises(UserError, match=r"a\.onnx cannot be read as an exported network \(.*a\.onnx\.data"):
+        load_exported(file)
+
+
+def test_a_network_that_fails_is_one_line(tmp_path: Path):
+    torch.export.save(torch.export.export(Tiny(), (IMAGES,)), tmp_path / "a.pt2")
+    with pytest.raises(UserError, match=r"the network fails for images \(5, 3, 9, 9\): ") as caught:
+        load_exported(tmp_path / "a.pt2")(torch.zeros(5, 3, 9, 9))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_a_damaged_file_is_one_line(exported: dict[str, Path], suffix: str, tmp_path: Path):
     data = exported[suffix].read_bytes()

@@ -51,6 +51,13 @@ def test_timms_own_files_of_imagenet_have_its_class_names(tmp_path: Path):
     assert resolve_checkpoint(tmp_path).class_names == list(names_by_wnid())
 
 
+def test_numbered_names_are_no_names(tmp_path: Path):
+    """transformers writes these for a model whose classes nobody has named."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps({**TRANSFORMERS, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}))
+    assert resolve_checkpoint(tmp_path).class_names is None
+
+
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
 def test_transformers_own_files(kind: str, photograph: Image.Image, tmp_path: Path):
     """A model made on the spot, with the processor of microsoft/resnet-50."""

@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from resnet_in1k import ResNet
-from resnet_in1k.model.resnet import LAYOUTS, architecture_of, load_model
+from resnet_in1k.model.resnet import LAYOUTS, load_model
 from resnet_in1k.model.weights import weights_to_save, write_tensors
 from resnet_in1k.utils.errors import UserError
 
@@ -16,7 +16,6 @@ def test_has_torchvisions_keys_and_shapes(architecture: str):
         ours = ResNet(architecture, num_classes=7).state_dict()
         theirs = getattr(torchvision.models, architecture)(num_classes=7).state_dict()
     assert [(key, value.shape) for key, value in ours.items()] == [(key, value.shape) for key, value in theirs.items()]
-    assert architecture_of(theirs, Path("file")) == architecture
 
 
 @pytest.mark.parametrize("zero_init_residual", [False, True])
@@ -36,5 +35,5 @@ def test_a_last_layer_without_classes_is_refused(tmp_path: Path, shape: tuple):
     """Of no bytes, it could claim a billion classes, and their memory."""
     state = weights_to_save(ResNet("resnet18", num_classes=4))
     write_tensors({**state, "fc.weight": torch.zeros(shape)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"model.safetensors: its last layer, of shape \(.*\), has no classes"):
+    with pytest.raises(UserError, match=r"model.safetensors has no last layer, fc.weight and fc.bias"):
         load_model(tmp_path)

@@ -25,7 +25,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def record_evaluation(weights: Path, **changes: object) -> dict:
+def record_evaluation(weights: Path, /, **changes: object) -> dict:
     """Write eval.json to the weights' folder."""
     recorded = {"weights_sha256": sha256_of(weights), "image_size": 64, "resize_size": 73, "interpolation": "bicubic"}
     recorded |= {"class_names": ["ant", "bee"], **changes}
@@ -149,3 +149,26 @@ def test_published_weights_of_a_run_are_those_that_its_recipe_publishes(weights:
         assert resolve_checkpoint(weights.parent).kind == publish
     other = shutil.copy(weights, weights.parent / "ema.safetensors")
     assert resolve_checkpoint(other).kind == "ema"
+
+
+def test_averages_of_a_checkpoint_folder_are_taken_if_wanted(weights: Path, tiny: Recipe):
+    write_run(weights, replace(tiny, ema_decay=0.9))
+    checkpoint = weights.parent / "checkpoints/step_00000001"
+    checkpoint.mkdir(parents=True)
+    for name in ("model", "ema"):
+        shutil.copy(weights, checkpoint / f"{name}.safetensors")
+    for wanted, name in ((None, "model"), ("model", "model"), ("ema", "ema")):
+        found = resolve_checkpoint(checkpoint, wanted)
+        assert (found.file.name, found.kind) == (f"{name}.safetensors", name)
+    with pytest.raises(UserError, match=r"--weights ema: .* has the other ones; give one of the run's checkpoint"):
+        resolve_checkpoint(weights.parent, "ema")
+
+
+def test_an_evaluation_of_averages_is_not_one_of_the_weights_in_the_same_file(weights: Path):
+    record_evaluation(weights, weights="ema")
+    assert resolve_checkpoint(weights).kind == "ema"  # copied from a run without its recipe.json
+    both = weights.with_name("both.pth")
+    torch.save({"model": {}, "model_ema": {}}, both)
+    record_evaluation(both, weights="ema")
+    assert resolve_checkpoint(both, "ema").class_names == ["ant", "bee"]
+    assert resolve_checkpoint(both).recorded_evaluation is None

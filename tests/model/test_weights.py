@@ -13,7 +13,7 @@ from helpers.bomb import Bomb
 from safetensors.torch import load_file
 
 from resnet_in1k.model.resnet import ResNet, load_model
-from resnet_in1k.model.weights import read_weights, weights_file, weights_to_save, write_tensors
+from resnet_in1k.model.weights import read_tensors, weights_file, weights_to_save, write_tensors
 from resnet_in1k.utils.errors import UserError
 
 
@@ -43,7 +43,7 @@ def test_keys_are_clean_however_the_model_was_wrapped(process_group, wrap):
 
 def test_prefix_is_removed_at_the_start_only(tmp_path: Path):
     torch.save({"module._orig_mod.module.fc.module.weight": torch.zeros(1)}, tmp_path / "old.pth")
-    assert list(read_weights(tmp_path / "old.pth")) == ["fc.module.weight"]
+    assert list(read_tensors(tmp_path / "old.pth")) == ["fc.module.weight"]
 
 
 def test_saved_channels_last_weights_load_strictly_into_torchvision(tmp_path: Path):
@@ -65,20 +65,11 @@ def test_same_weights_have_the_same_bytes(tmp_path: Path):
     assert not torch.equal(saved["0.bias"], model[0].bias), "what is saved shares no memory with the model"
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_reads_an_old_pth_with_prefixes(tmp_path: Path, wrapper: str | None):
-    original = ResNet("resnet18", num_classes=3)
-    state = {f"module.{key}": value for key, value in original.state_dict().items()}
-    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "old.pth")
-    model = load_model(tmp_path / "old.pth")
-    assert torch.equal(model.fc.weight, original.fc.weight)
-
-
 def test_pickle_is_never_executed(tmp_path: Path):
     torch.save(OrderedDict(weights=Bomb(tmp_path / "boom")), tmp_path / "bomb.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     for name in ("bomb.pth", "plain.pth"):
-        with pytest.raises(UserError, match=f"{name} cannot be read as plain tensors"):
+        with pytest.raises(UserError, match=f"{name} cannot be read as plain tensors.*; no code in it was executed"):
             load_model(tmp_path / name)
     assert not (tmp_path / "boom").exists()
     pickle.loads((tmp_path / "plain.pth").read_bytes())

@@ -78,7 +78,7 @@ def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_pa
     initial = load_file(before.weights)
 
     def head_for(*class_names: str) -> tuple[str, torch.Tensor | None]:
-        facts, tensors = initial_weights(str(before.path), tiny, class_names, RunFolder(tmp_path), {}, Launch())
+        facts, tensors = initial_weights(str(before.path), None, tiny, class_names, RunFolder(tmp_path), {}, Launch())
         assert torch.equal(tensors["conv1.weight"], initial["conv1.weight"])
         return facts["head"], tensors.get("fc.weight")
 
@@ -92,6 +92,25 @@ def test_the_head_is_kept_by_class_names(before: RunFolder, tiny: Recipe, tmp_pa
     (before.path / "recipe.json").unlink()
     (before.path / "eval.json").unlink()
     assert head_for("bee", "fox") == ("with a new head of 2 classes, because its classes have no names", None)
+
+
+def test_averages_and_backbones_of_other_scripts(before: RunFolder, tiny: Recipe, tmp_path: Path):
+    """The flag belongs to the weights: a run is not resumed with another one."""
+    weights = load_file(before.weights)
+    averages = {key: tensor + 1 for key, tensor in weights.items()}
+    body = {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
+    torch.save({"state_dict": body, "state_dict_ema": averages}, tmp_path / "both.pth")
+    arguments = (tiny, ("ant", "bee"), RunFolder(tmp_path / "run"))
+    facts, tensors = initial_weights(str(tmp_path / "both.pth"), None, *arguments, {}, Launch())
+    assert facts["head"] == "with a new head of 2 classes, because it has no last layer of classes"
+    assert tensors.keys() == body.keys()
+    assert torch.equal(tensors["conv1.weight"], weights["conv1.weight"])
+    facts, tensors = initial_weights(str(tmp_path / "both.pth"), "ema", *arguments, {}, Launch())
+    assert facts["weights"] == "ema"
+    assert torch.equal(tensors["conv1.weight"], averages["conv1.weight"])
+    with pytest.raises(UserError, match=r"was started from .*pth --weights ema, not from .*both\.pth; resume"):
+        initial_weights(str(tmp_path / "both.pth"), None, *arguments, {"init_from": facts}, Launch())
+    assert initial_weights(str(tmp_path / "both.pth"), "ema", *arguments, {"init_from": facts}, Launch())[0] == facts
 
 
 def test_weights_that_do_not_fit_are_refused(
