@@ -1,8 +1,9 @@
 """Compare runs and weights: recipes, accuracy, time and speed."""
 
 import itertools
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from resnet_in1k.run_folder import RunFolder, read_recipe
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import duration
-from resnet_in1k.utils.plots import save_figure
+from resnet_in1k.utils.plots import figure_labels, save_figure
 from resnet_in1k.utils.process import program
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def compare(options: CompareOptions) -> str:
         if not any(row.epochs for row in rows):
             raise UserError(f"--picture {options.picture}: no item has a log with epochs to plot")
         with files.user_errors("--picture: "):
-            save_figure(draw([row for row in rows if row.epochs]), options.picture)
+            drawn = [row for row in rows if row.epochs]
+            with figure_labels([row.name for row in drawn], [f"run {number}" for number in range(len(drawn))]) as names:
+                named = [replace(row, name=name) for row, name in zip(drawn, names, strict=True)]
+                save_figure(draw(named), options.picture)
         parts.append(f"figure written to {options.picture}")
     return "\n\n".join(part for part in parts if part)
 
@@ -60,8 +64,8 @@ def _read(item: str) -> Compared:
     evaluation = resolve_checkpoint(item).recorded_evaluation
     if evaluation is None:
         raise UserError(
-            f"{item} has no eval.json of its own: {program('evaluate')} --ckpt {item} --data DATA --output "
-            "NAME.json, and compare NAME.json"
+            f"{item} has no eval.json of its own: {program('evaluate')} --ckpt {shlex.quote(str(item))} --data DATA "
+            "--output NAME.json, and compare NAME.json"
         )
     run, seconds = RunFolder(path), 0.0
     recipe, records = read_recipe(run) if run.recipe.exists() else None, run.records()
@@ -140,9 +144,7 @@ def draw(rows: Sequence[Compared]) -> "Figure":
     left.set_ylabel("validation top-1")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    legend = figure.legend(handles=left.lines, loc="outside lower center", ncols=min(4, len(rows)), frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # text between two $ in a name is not a formula
+    figure.legend(handles=left.lines, loc="outside lower center", ncols=min(4, len(rows)), frameon=False)
     return figure
 
 

@@ -1,10 +1,12 @@
 """Evaluate saved weights; write eval.json and, if asked for, a report."""
 
+import os
+
 import torch
 
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.cli.options import EvalOptions
-from resnet_in1k.data.registry import open_source
+from resnet_in1k.data.registry import check_several_classes, open_source
 from resnet_in1k.evaluate.class_matching import match_classes
 from resnet_in1k.evaluate.evaluation import EvalLoader, Evaluation, evaluate_model
 from resnet_in1k.evaluate.metrics import compute_by_metric
@@ -18,6 +20,7 @@ from resnet_in1k.utils.console import print_line
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError, translate_errors
+from resnet_in1k.utils.format import printable
 from resnet_in1k.utils.launch import Launch
 
 
@@ -40,15 +43,19 @@ def _evaluate(options: EvalOptions, launch: Launch) -> Evaluation:
     network = weights.exported or load_model(weights.file, weights.wanted)
     if weights.exported and network.image_size not in (0, preprocessing.image_size):
         raise UserError(f"{weights.file} takes images of {network.image_size} px only; leave out --image-size")
-    val_share = options.val_share if options.val_share is not None else weights.val_share if data == weights.data else 0
+    val_share = options.val_share
+    if val_share is None:  # photos/ is the same folder as photos
+        val_share = weights.val_share if os.path.realpath(data) == os.path.realpath(weights.data or "") else 0
     source = launch.on_main_process(lambda: open_source(data, options.split, val_share), "listing images")
+    check_several_classes(source)
     model, matching = match_classes(network, network.num_outputs, weights.class_names, source, options.ckpt)
     with EvalLoader(source, preprocessing, options.batch_size, choose_workers(options.workers)) as loader:
         accelerator = make_accelerator(launch, "fp32")
         choose_cpu_threads(accelerator.device, options.cpu_threads)
         sizes = f"resized to {preprocessing.resize_size} px, center crop {preprocessing.image_size} px"
         print_line(f"{weights.file}: {network.architecture}, {network.num_outputs} classes")
-        print_line("\n".join(filter(None, [f"{data}/{options.split}: {len(source):,} images, {sizes}", matching])))
+        lines = [f"{data}/{source.split}: {len(source):,} images, {sizes}", source.note, matching]
+        print_line("\n".join(map(printable, filter(None, lines))))
         model = model.to(accelerator.device, memory_format=torch.channels_last)
         evaluation = evaluate_model(model, loader, accelerator)
     print_line(evaluation.summary())

@@ -9,7 +9,7 @@ from resnet_in1k.recipes.recipe import Interpolation, PublishedWeights, resize_s
 from resnet_in1k.recipes.step_counts import EVAL_BATCH_SIZE
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.imagenet import RGB
-from resnet_in1k.utils.validation import Split, check_options, within
+from resnet_in1k.utils.validation import check_options, within
 
 if TYPE_CHECKING:
     from resnet_in1k.data.crop import EvalPreprocessing
@@ -70,8 +70,8 @@ class EvalOptions(InferenceOptions):
 
     data: str | None = None
     """Data, named as for training; by default the data of the run."""
-    split: Split = "val"
-    """Split to evaluate on."""
+    split: str = "val"
+    """Split to evaluate on: train, val, or another that the data has, such as test."""
     val_share: float | None = field(default=None, metadata=within(at_least=0, below=1))
     """Fraction of the images to hold out where the data has no val split; by default the run's."""
     output: Path | None = None
@@ -240,7 +240,7 @@ class PrepareOptions:
     def archives(self) -> list[Path]:
         return [path for path in (self.train_tar, self.val_tar, self.devkit_tar) if path]
 
-    def resize_to(self, split: Split) -> int:
+    def resize_to(self, split: str) -> int:
         """Return the shorter side in pixels, 0 for unchanged images."""
         return self.resize if self.resize and (split == "train" or self.resize_val) else 0
 

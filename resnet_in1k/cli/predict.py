@@ -22,9 +22,9 @@ from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.utils import files
 from resnet_in1k.utils.device import choose_cpu_threads, choose_workers, device_type, reproducible_float32
 from resnet_in1k.utils.errors import UserError, translate_errors
-from resnet_in1k.utils.format import count
+from resnet_in1k.utils.format import count, printable
 from resnet_in1k.utils.imagenet import human_names
-from resnet_in1k.utils.plots import image_grid, save_figure
+from resnet_in1k.utils.plots import figure_labels, image_grid, save_figure
 from resnet_in1k.utils.process import program, world_size
 
 Prediction = dict[str, Any]
@@ -57,10 +57,11 @@ def predict(options: PredictOptions, report: Callable[[str], None] = print) -> l
             lines = [f"  {each['probability']:7.2%}  {each['name']}" for each in best]
             prediction = {"file": file, "predictions": best}
         predictions.append(prediction)
-        report(json.dumps(prediction, ensure_ascii=False) if options.json else "\n".join([file, *lines]))
+        text = "\n".join([printable(file), *lines])
+        report(json.dumps(prediction, ensure_ascii=False) if options.json else text)
     good, bad = ([each for each in predictions if key in each] for key in ("predictions", "error"))
     if options.picture is not None and good:
-        _draw(good[:100], options.picture, preprocessing)
+        _draw(good[:100], options.picture, preprocessing, folders)
     if bad:
         raise UserError(f"{len(bad)} of {len(predictions)} images cannot be read: {bad[0]['file']} ({bad[0]['error']})")
     return predictions
@@ -92,9 +93,11 @@ def _answers(
             yield from map(bad_images.get, indices.tolist(), rows)
 
 
-def _draw(shown: Sequence[Prediction], path: Path, preprocessing: EvalPreprocessing) -> None:
+def _draw(shown: Sequence[Prediction], path: Path, preprocessing: EvalPreprocessing, classes: Sequence[str]) -> None:
     images = [preprocessing.square(np.fromfile(each["file"], dtype=np.uint8)) for each in shown]
-    best = [[f"{found['name']} {found['probability']:.0%}" for found in each["predictions"][:3]] for each in shown]
-    with files.user_errors("--picture: "):
+    numbers = [f"class {number}" for number in range(len(classes))]
+    with files.user_errors("--picture: "), figure_labels(human_names(classes), numbers) as names:
+        name_of = dict(zip(classes, names, strict=True))
+        best = [[f"{name_of[f['class']]} {f['probability']:.0%}" for f in each["predictions"][:3]] for each in shown]
         save_figure(image_grid(images, ["\n".join(lines) for lines in best]), path)
     print(f"figure of {count(len(shown), 'image')} written to {path}", file=sys.stderr)

@@ -15,12 +15,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from resnet_in1k.utils import files
-from resnet_in1k.utils.validation import Split
 
-CACHE_KIND = "listing-4"
+Split = str
+"""`train`, `val`, or another split that the data has."""
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid"),
+    "test": ("test", "testing"),
+}
+"""Names that data has for the splits, in order of preference."""
+CACHE_KIND = "listing-5"
 """Prefix of the files of cached listings, with the version of their format."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-"""Suffixes of image files. Other files are recognized by their header."""
 
 
 class PackedBytes:

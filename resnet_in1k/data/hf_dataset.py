@@ -79,7 +79,9 @@ def open_split(data: str, split: Split) -> TableSource:
     named = splits.split(",") if splits else []
     if split == "train" and len(named) == 1:
         raise UserError(f"--data {data} names one split; name two: {FORM}, or give --val-share")
-    wanted = (named[0 if split == "train" else -1],) if named else SPLIT_NAMES[split]
+    wanted = SPLIT_NAMES.get(split, (split,))
+    if named and split in SPLIT_NAMES:
+        wanted = (named[0 if split == "train" else -1],)
     return _open(data, split, _load(data), wanted)
 
 
@@ -102,7 +104,8 @@ def _load(data: str) -> Any:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # each update would be a line of the log
     try:
-        return datasets.load_dataset(name, config or None)
+        # The absolute path of a folder: a relative one may be the name of a reader, such as csv or parquet.
+        return datasets.load_dataset(str(Path(name).absolute()) if Path(name).is_dir() else name, config or None)
     except Exception as error:  # the client, the file formats and the disk share no base class of errors
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             page = f"https://huggingface.co/datasets/{name}"
@@ -123,9 +126,10 @@ def _open(data: str, split: Split, tables: Any, wanted: tuple[str, ...]) -> Tabl
         raise UserError(f"--data {data}: {missing}; name them: {FORM}{', or give --val-share' * (split == 'val')}")
     table = tables[found]
     image_columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    image_columns = image_columns or [name for name in table.features if _has_files(table, name)]
     if len(image_columns) != 1:
         raise UserError(f"--data {data}: {len(image_columns)} columns of images, need one; {_columns(table)}")
-    class_names, labels = _labels(data, table, tables)
+    class_names, labels = _labels(data, table, tables, image_columns[0])
     if len(labels) == 0 or labels.min() < 0:  # -1 is the label of a test split without labels
         unlabeled = int((labels < 0).sum())
         raise UserError(f"--data {data}: {unlabeled:,} of {len(labels):,} images in {found} have no label")
@@ -140,15 +144,26 @@ def _open(data: str, split: Split, tables: Any, wanted: tuple[str, ...]) -> Tabl
     )
 
 
-def _labels(data: str, table: Any, tables: Any) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the class names and the labels, (N,) int64, -1 for none, from the named column or the only ClassLabel."""
+def _has_files(table: Any, column: str) -> bool:
+    """True for a column of files as pandas and pyarrow write it: bytes, bytes and path, or paths."""
+    feature = table.features[column]
+    dtype, value = getattr(feature, "dtype", ""), next(iter(table.data.column(column)), None)
+    if "string" in dtype and value is not None:
+        return Path(value.as_py() or "").is_file()
+    return "binary" in dtype or (isinstance(feature, dict) and "bytes" in feature)
+
+
+def _labels(data: str, table: Any, tables: Any, image_column: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the class names and the labels, (N,) int64, -1 for none, from the named column, the only ClassLabel, or
+    the only column next to the images."""
     import datasets
     import pyarrow.compute
 
     columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
     *_, named = _parse(data)
-    if named:
-        columns = [named]
+    others = [name for name in table.features if name != image_column and not name.startswith("__")]  # pandas' index
+    if named or (not columns and len(others) == 1):
+        columns = [named or others[0]]
     if len(columns) != 1:
         raise UserError(f"--data {data}: {len(columns)} columns of ClassLabel; name one: {FORM}; {_columns(table)}")
     feature = table.features.get(columns[0])
@@ -161,6 +176,8 @@ def _labels(data: str, table: Any, tables: Any) -> tuple[tuple[str, ...], np.nda
         return names, cells.fill_null(-1).to_numpy().astype(np.int64)
     # Numbers or names: the classes are the values in all splits, so that labels agree if a split has only some classes.
     values = sorted({value for each in tables.values() for value in each.unique(columns[0]) if value not in (None, -1)})
+    if not named and len(values) > max(2, sum(map(len, tables.values())) / 2):  # captions, file names or numbers
+        raise UserError(f"--data {data}: {columns[0]} has {len(values):,} values; name the column of labels: {FORM}")
     places = pyarrow.compute.index_in(cells, value_set=pyarrow.array(values, type=cells.type))
     return tuple(map(str, values)), places.fill_null(-1).to_numpy().astype(np.int64)
 

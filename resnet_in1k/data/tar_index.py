@@ -7,13 +7,14 @@ name up to its first dot. It has an image and its label, a number in `.cls` or, 
 import itertools
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_in1k.data.dataset import IMAGE_SUFFIXES, PackedBytes, read_cache, write_cache
+from resnet_in1k.data.dataset import PackedBytes, read_cache, write_cache
+from resnet_in1k.data.formats import LEFTOVERS, image_suffixes
 from resnet_in1k.utils.console import progress_bar
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.files import content_errors
@@ -21,6 +22,7 @@ from resnet_in1k.utils.pool import run_parallel
 
 MAX_LABEL_BYTES = 1 << 20
 """Larger `.cls` and `.json` entries are ignored."""
+LABEL_SUFFIXES = (".cls", ".json")
 MAX_CLASSES = 1_000_000
 """A larger label is something else, such as a hash."""
 
@@ -80,16 +82,26 @@ def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray]:
     Raises:
         UserError: if it is not a complete tar file, or has an image without a label or a label without an image.
     """
-    keys, rows = list[bytes](), list[tuple[int, int, int]]()
     try:
         with tarfile.open(shard, "r:") as archive:
-            for key, members in itertools.groupby(intact_entries(archive), key=lambda member: _parts(member)[0]):
-                if sample := _read_sample(archive, f"{shard}: {key}", members):
-                    keys.append(key.encode("utf-8", "surrogateescape"))
-                    rows.append(sample)
+            members = [member for member in intact_entries(archive) if not _is_hidden(member.name)]
+            samples, problem = [], None
+            for cut in (str.partition, str.rpartition):  # keys may have dots, as in img.0001.jpg
+                try:
+                    samples = samples or _read_samples(archive, shard, members, cut)
+                except UserError as error:
+                    problem = problem or error
+            if problem and not samples:
+                raise problem
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{shard} is not a complete, readable tar file ({error}); copy it again") from None
-    return keys, np.array(rows, np.int64).reshape(-1, 3)
+    keys = [key.encode("utf-8", "surrogateescape") for key, *_ in samples]
+    return keys, np.array([places for _, *places in samples], np.int64).reshape(-1, 3)
+
+
+def _is_hidden(name: str) -> bool:
+    """True for what a Mac or a storage system adds, such as ._KEY.jpg next to KEY.jpg."""
+    return any((part.startswith(".") and part.strip(".")) or LEFTOVERS.fullmatch(part) for part in name.split("/"))
 
 
 def intact_entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -103,23 +115,42 @@ def intact_entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError(f"no entry and no end at byte {archive.offset:,}")
 
 
-def _parts(member: tarfile.TarInfo) -> tuple[str, str]:
+Cut = Callable[[str, str], tuple[str, str, str]]
+
+
+def _parts(path: str, cut: Cut) -> tuple[str, str]:
     """Split an entry's name into its key and its suffix."""
-    folder, slash, name = member.name.rpartition("/")
-    stem, dot, suffix = name.partition(".")
+    folder, slash, name = path.rpartition("/")
+    stem, dot, suffix = cut(name, ".")
     return folder + slash + stem, (dot + suffix).lower()
 
 
+def _read_samples(
+    archive: tarfile.TarFile, shard: Path, members: Sequence[tarfile.TarInfo], cut: Cut
+) -> list[tuple[str, int, int, int]]:
+    """Return the key, offset, size and label of each image; raises UserError for an image or a label alone."""
+    groups, incomplete = list[tuple[str, list[tarfile.TarInfo]]](), dict[str, list[tarfile.TarInfo]]()
+    for key, group in itertools.groupby(members, key=lambda member: _parts(member.name, cut)[0]):
+        entries = list(group)
+        suffixes = {_parts(member.name, cut)[1] for member in entries}
+        if suffixes.isdisjoint(image_suffixes()) or suffixes.isdisjoint(LABEL_SUFFIXES):
+            incomplete.setdefault(key, []).extend(entries)  # in a shard that is not sorted by name
+        else:
+            groups.append((key, entries))
+    found = [(key, _read_sample(archive, f"{shard}: {key}", each, cut)) for key, each in [*groups, *incomplete.items()]]
+    return [(key, *sample) for key, sample in found if sample]
+
+
 def _read_sample(
-    archive: tarfile.TarFile, where: str, members: Iterable[tarfile.TarInfo]
+    archive: tarfile.TarFile, where: str, members: Iterable[tarfile.TarInfo], cut: Cut
 ) -> tuple[int, int, int] | None:
     """Return the image's offset and size, and its label; None if there is neither image nor label."""
     images, label = list[tarfile.TarInfo](), None
     for member in members:
-        suffix = _parts(member)[1]
-        if suffix in IMAGE_SUFFIXES and not member.isdir():
+        suffix = _parts(member.name, cut)[1]
+        if suffix in image_suffixes() and not member.isdir():
             images.append(member)
-        elif suffix in (".cls", ".json") and member.isreg() and member.size <= MAX_LABEL_BYTES and label is None:
+        elif suffix in LABEL_SUFFIXES and member.isreg() and member.size <= MAX_LABEL_BYTES and label is None:
             label = _read_label(archive, member, suffix)
     if not images and label is None:
         return None

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
-from resnet_in1k.data.dataset import Source, SourceFacts, Split, fingerprint_of
+from resnet_in1k.data.dataset import SPLIT_NAMES, Source, SourceFacts, Split, fingerprint_of
 from resnet_in1k.data.tar_index import Shard, index_shards
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.format import shorten
 
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "valid")}
 CLASSES_NAME = "classes.json"
 """Next to the shards, or above a split's folder: the class names, in the order of the labels."""
 PLAN_NAME = "plan.json"
@@ -176,7 +175,7 @@ def find_shards(data: str, split: Split | None = None) -> list[Path]:
     is_pattern = _is_pattern(place)
     if is_pattern and "{split}" not in place:
         return _matching(place) if split is None else []
-    for name in SPLIT_NAMES[split or "train"]:
+    for name in SPLIT_NAMES.get(split or "train", (split,)):
         if is_pattern:
             found = _matching(place.replace("{split}", name))
         else:  # the word `train`, not a part of a word as in `retrained`

@@ -11,7 +11,7 @@ import numpy as np
 from resnet_in1k.evaluate.evaluation import NO_CLASS, Evaluation
 from resnet_in1k.utils import files
 from resnet_in1k.utils.imagenet import human_names
-from resnet_in1k.utils.plots import image_grid, save_figure
+from resnet_in1k.utils.plots import figure_labels, image_grid, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ NUM_CALIBRATION_BINS = 15
 MAX_CLASSES_IN_FIGURE, MAX_CLASSES_WITH_NUMBERS = 100, 20
 PER_CLASS_COLUMNS = (
     "class", "name", "num_images", "top1_correct", "top5_correct", "top1_accuracy", "top5_accuracy", "precision",
-    "recall", "f1",
+    "recall", "f1", "number",
 )  # fmt: skip
 
 
@@ -58,10 +58,11 @@ def write_report(evaluation: Evaluation, folder: Path) -> dict[str, float]:
         files.write_json(folder / "report.json", summary)
         for stale in ("worst_mistakes.png", "confusion_matrix.png"):
             (folder / stale).unlink(missing_ok=True)
-        if mistakes := worst_mistakes(evaluation):
-            save_figure(_draw_mistakes(mistakes, evaluation, names), folder / "worst_mistakes.png")
-        if len(names) <= MAX_CLASSES_IN_FIGURE:
-            save_figure(_draw_confusion(confusion, names), folder / "confusion_matrix.png")
+        with figure_labels(names, [f"class {number}" for number in classes]) as drawn:
+            if mistakes := worst_mistakes(evaluation):
+                save_figure(_draw_mistakes(mistakes, evaluation, drawn), folder / "worst_mistakes.png")
+            if len(names) <= MAX_CLASSES_IN_FIGURE:
+                save_figure(_draw_confusion(confusion, drawn), folder / "confusion_matrix.png")
     return summary
 
 
@@ -69,8 +70,8 @@ def _per_class(evaluation: Evaluation, names: Sequence[str], *scores: np.ndarray
     """Yield rows of PER_CLASS_COLUMNS in the order of the classes; a class without images has empty scores."""
     counts = [evaluation.counts[f"class_{name}"] for name in ("num_images", "top1_correct", "top5_correct")]
     columns = (evaluation.source.class_names, names, *counts, *(values.tolist() for values in scores))
-    for name, human, count, top1, top5, *of_class in zip(*columns, strict=True):
-        yield name, human, count, top1, top5, *((top1 / count, top5 / count, *of_class) if count else [""] * 5)
+    for number, (name, human, count, top1, top5, *of_class) in enumerate(zip(*columns, strict=True)):
+        yield name, human, count, top1, top5, *((top1 / count, top5 / count, *of_class) if count else [""] * 5), number
 
 
 def confused_pairs(confusion: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, int]]:

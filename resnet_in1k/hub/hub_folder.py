@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import safetensors
@@ -87,7 +88,8 @@ def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
     expected = {"num_classes": model.fc.out_features}
     if facts is not None:
         expected |= {"class_names": facts["data"]["class_names"], "num_images": facts["data"]["num_val_images"]}
-    advice = f"evaluate again: {program('evaluate')} --ckpt {run.path} [--data DATA] --output {run.evaluation}"
+    advice = f"evaluate again: {program('evaluate')} --ckpt {quote(str(run.path))} [--data DATA]"
+    advice += f" --output {quote(str(run.evaluation))}"
     weights = resolve_checkpoint(run.weights)
     if weights.recorded_evaluation is None:
         raise UserError(f"{run.evaluation} is missing, or is not of {run.weights}; {advice}")
@@ -109,6 +111,8 @@ def _check_evaluation(result: dict[str, Any], path: Path, advice: str, expected:
         problems = [f"{name} is {result[name]!r:.70}, not {value!r:.70}" for name, value in wrong]
         if not math.isfinite(result["loss"]):
             problems.append("the loss is not finite")
+    if result["num_classes"] == 1:
+        raise UserError(f"{path}: one class only, for which any network is right; train on at least two classes")
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}; {advice}")
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.utils import files, imagenet
-from resnet_in1k.utils.format import duration
+from resnet_in1k.utils.format import duration, printable
 from resnet_in1k.utils.validation import PRECISIONS
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -58,6 +59,7 @@ def make_card(record: RunRecord) -> str:
     """Return README.md; raises KeyError, TypeError or UndefinedError if recipe.json or log.jsonl are incomplete."""
     environment = card_environment()
     environment.filters |= {"commas": "{:,}".format, "percent": "{:.2%}".format, "duration": duration}
+    environment.filters["cell"] = _cell
     environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
     run, result, facts, recipe = record.run, record.evaluation, record.facts, record.recipe
     counts = (result["class_top1_correct"], result["class_num_images"])
@@ -89,6 +91,11 @@ def make_card(record: RunRecord) -> str:
         classes=sorted((row for row in rows if row[2]), key=lambda row: (-row[1] / row[2], row[0])),
     )
     return card.rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    """Escape what Markdown or a table would take for markup, and show control characters as text."""
+    return re.sub(r"([\\`*\[\]<>|~$])|(?<!\w)(_)|(_)(?!\w)", r"\\\g<0>", printable(text)).replace("  ", "&nbsp; ")
 
 
 def _applied_fields(recipe: Recipe) -> dict[str, Any]:

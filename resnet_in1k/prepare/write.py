@@ -23,8 +23,9 @@ import numpy as np
 import torchvision.transforms.v2.functional as F
 from torchvision.transforms.v2 import InterpolationMode
 
-from resnet_in1k.data.dataset import IMAGE_SUFFIXES, Source, samples_sha256, spread_over
+from resnet_in1k.data.dataset import Source, samples_sha256, spread_over
 from resnet_in1k.data.decode import decode
+from resnet_in1k.data.formats import image_suffixes
 from resnet_in1k.data.image_folder import PARTIAL, FileSource
 from resnet_in1k.data.tar_shards import CLASSES_NAME, PLAN_NAME, planned_shards, read_class_names
 from resnet_in1k.prepare.imagenet import ArchiveSource
@@ -121,7 +122,7 @@ def suffix_of(image: bytes, name: str) -> str:
         if image.startswith(magic):
             return suffix
     suffix = Path(name.rstrip(")")).suffix.lower()  # a table's image is named TABLE[ROW] (PATH)
-    return suffix if suffix in IMAGE_SUFFIXES else ".jpg"
+    return suffix if suffix in image_suffixes() else ".jpg"
 
 
 def write_shards(source: Source, folder: Path, shard_bytes: int, processes: int, resize_to: int = 0) -> None:

@@ -1,7 +1,9 @@
 """The log of a training run: records in log.jsonl and for a tracker, and lines on the terminal."""
 
 import contextlib
+import json
 import secrets
+import shlex
 import time
 from collections.abc import Iterator
 from statistics import fmean
@@ -94,6 +96,7 @@ def write_epoch(run: Trainer, evaluations: dict[PublishedWeights, Evaluation]) -
 def print_end(run: Trainer) -> None:
     """Print the result, where everything is, and what to do next."""
     folder, state = run.folder, run.state
+    path = json.dumps(str(folder.path), ensure_ascii=False)
     price = sum(record.get("dollars", 0.0) for record in folder.records())
     print_line(
         f"done in {duration(time.monotonic() - run.start_seconds)}"
@@ -104,8 +107,8 @@ def print_end(run: Trainer) -> None:
         "  eval.json          their accuracy\n"
         "  curves.png, .svg   loss and accuracy\n"
         "  log.jsonl          every number printed above\n"
-        f"evaluate them:  {program('evaluate')} --ckpt {folder.path}\n"
-        f'use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained("{folder.path}")'
+        f"evaluate them:  {program('evaluate')} --ckpt {shlex.quote(str(folder.path))}\n"
+        f"use them:       from resnet_in1k import ResNet; model = ResNet.from_pretrained({path})"
     )
 
 

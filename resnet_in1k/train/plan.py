@@ -13,7 +13,7 @@ from resnet_in1k.train.preflight import evaluate_batch, take_step
 from resnet_in1k.train.step import adjusted_ema_decay
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils.device import hardware_name, missing_capabilities
-from resnet_in1k.utils.format import count, duration
+from resnet_in1k.utils.format import count, duration, printable
 from resnet_in1k.utils.timing import synchronize
 from resnet_in1k.utils.validation import PRECISIONS
 
@@ -54,11 +54,11 @@ def describe_plan(run: Trainer) -> str:
         ("device", hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")),
         ("per process", f"{count(run.num_workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
         *(("note", text) for text in missing_capabilities(run.device.type)),
-        *(("note", source.note) for source in (train, val) if source.note),
+        *(("note", text) for text in dict.fromkeys([train.note, val.note]) if text),
     ]
     if len(train.class_names) < 5:
         rows.append(("note", f"fewer than five classes: top-5 below means top-{len(train.class_names)}"))
-    return "\n".join(["plan", *(f"  {name:<14}{text}" for name, text in rows)])
+    return "\n".join(["plan", *(f"  {name:<14}{printable(text)}" for name, text in rows)])
 
 
 def describe_schedule(counts: StepCounts) -> str:

@@ -4,17 +4,17 @@ import math
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from resnet_in1k.augment.normalize import normalize
 from resnet_in1k.data.dataset import Source, sample_sums, spread_over
-from resnet_in1k.data.decode import IfBad, OnBadImage, read_image
+from resnet_in1k.data.decode import IfBad, OnBadImage, read_image, wide_bits
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
@@ -71,9 +71,9 @@ def preflight(run: Trainer) -> None:
     From here on the run folder is locked by this run, unless it is a dry run. The cheapest checks come first. The step
     comes before the disk, because optimizers make their state in it. Each check raises UserError if it fails.
     """
-    launch = run.launch
-    check_same_data(launch, (run.train_source, run.val_source))
-    class_sizes = [Counter(source.labels.tolist()).values() for source in (run.train_source, run.val_source)]
+    launch, sources = run.launch, (run.train_source, run.val_source)
+    check_same_data(launch, sources)
+    class_sizes = [np.bincount(source.labels, minlength=len(source.class_names)).tolist() for source in sources]
     train, val = (f"{min(c):,} to {max(c):,}" if min(c) < max(c) else f"{min(c):,}" for c in class_sizes)
     classes = f"{len(run.train_source.class_names):,}, with {train} training and {val} validation images each"
     results = {"classes": classes, **check_machines(run)}
@@ -148,6 +148,9 @@ def check_images(source: Source, on_bad_image: OnBadImage) -> str:
     for index in indices:
         read_image(source, index, if_bad, bad)
     text = f"{len(indices)} {source.split} images decoded"
+    bits = [wide_bits(source.read(index)) for index in indices if index not in bad]
+    if narrow := [number for number in bits if 0 < number < 16]:
+        text += f"; {len(narrow)} of them use {max(narrow)} of their 16 bits, and are scaled by these"
     names = [f"{source.image_name(index)} ({reason})" for index, reason in bad.items()]
     return f"{text}; {len(bad)} cannot be read: {'; '.join(names)}" if bad else text
 

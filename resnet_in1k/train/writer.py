@@ -16,7 +16,7 @@ from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils import files
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import SAVED_IS_INTACT
-from resnet_in1k.utils.plots import draw_curves, save_figure, show_in_notebook
+from resnet_in1k.utils.plots import draw_curves, figure_labels, save_figure, show_in_notebook
 
 
 def lock_folder(run: Trainer) -> None:
@@ -90,10 +90,11 @@ def finish_epoch(run: Trainer, evaluation: Evaluation, is_best: bool) -> None:
     title = f"{run.recipe.model} on {run.train_source.name}, recipe {run.recipe_name}"
 
     def write() -> None:
-        figure = draw_curves(folder.records(), title, evaluation.counts["top_k"])
-        for suffix in (".svg", ".png"):
-            save_figure(figure, folder.curves.with_suffix(suffix))
-        run.shown_curves = show_in_notebook(figure, run.shown_curves)
+        with figure_labels([title], [f"{run.recipe.model}, recipe {run.recipe_name}"]) as (drawable_title,):
+            figure = draw_curves(folder.records(), drawable_title, evaluation.counts["top_k"])
+            for suffix in (".svg", ".png"):
+                save_figure(figure, folder.curves.with_suffix(suffix))
+            run.shown_curves = show_in_notebook(figure, run.shown_curves)
         if is_best:
             publish = run.recipe.publish
             state.best_evaluation = evaluation.to_json(state.sha256[f"{publish}.safetensors"], publish)

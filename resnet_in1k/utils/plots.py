@@ -3,21 +3,56 @@
 Figures are made without pyplot, so they need no display and leave no global state.
 """
 
+import contextlib
 import functools
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_in1k.utils import files
 from resnet_in1k.utils.console import in_notebook
+from resnet_in1k.utils.format import printable
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
 LOSS_COLOR, TOP1_COLOR, TOP5_COLOR = "#c44e52", "#1f4e79", "#7fa8d1"
+
+
+@contextlib.contextmanager
+def figure_labels(names: Sequence[str], otherwise: Sequence[str]) -> Iterator[list[str]]:
+    """Yield labels for a figure that the body draws and saves: the names or, where no font has their characters, the
+    texts of `otherwise`. A `$` is a `$`, not the start of a formula."""
+    import matplotlib
+
+    names = list(map(printable, names))
+    families, missing = _fonts(frozenset("".join(names)))
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": families}):
+        yield [name if missing.isdisjoint(name) else other for name, other in zip(names, otherwise, strict=True)]
+
+
+@functools.cache
+def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """Return matplotlib's font and the one with most of the characters it does not have; and what neither has."""
+    import matplotlib
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+    families = list(matplotlib.rcParams["font.family"])
+    missing = {each for each in characters if ord(each) not in get_font(findfont(FontProperties())).get_charmap()}
+    covered: dict[str, set[str]] = {}
+    for entry in fontManager.ttflist if missing else ():
+        with contextlib.suppress(OSError, RuntimeError):  # a damaged font
+            font = get_font(entry.fname)
+            if font.scalable and "Last Resort" not in entry.name:  # that one has a box for each character
+                found = {each for each in missing if ord(each) in font.get_charmap()}
+                covered[entry.name] = covered.get(entry.name, set()) | found  # of all its styles
+    if any(covered.values()):
+        best = max(covered, key=lambda name: len(covered[name]))
+        families, missing = [*families, best], missing - covered[best]
+    return families, frozenset(missing)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
@@ -44,8 +79,7 @@ def image_grid(images: "Sequence[np.ndarray]", captions: Sequence[str], title: s
         axes.set_axis_off()
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image, interpolation="nearest" if len(image) < 100 else "antialiased")
-        # Class names may contain $, which matplotlib would parse as math.
-        axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
+        axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=8)
     return figure
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from resnet_in1k.utils.errors import UserError
 
 T = TypeVar("T")
-Split = Literal["train", "val"]
 OnBadImage = Literal["fail", "skip"]
 """What training does with an image that cannot be read."""
 PrecisionFlag = Literal["auto", "fp32", "bf16", "fp16"]

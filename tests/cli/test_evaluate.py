@@ -45,6 +45,24 @@ def test_weights_outside_a_run_are_evaluated_on_the_given_data(weights: Path, im
     assert result["class_num_images"] == [7, 6, 6, 6, 6, 6]
 
 
+def test_a_test_split_is_evaluated_by_its_name_and_one_class_is_refused(
+    evaluated: RunFolder, image_folder: Path, tmp_path: Path, capsys
+):
+    data = Path(shutil.copytree(image_folder, tmp_path / "data"))
+    (data / "val").rename(data / "Test")
+    (data / "LICENSE").write_text("")
+    output = tmp_path / "result.json"
+    evaluation = evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), split="test", workers=0, output=output))
+    recorded, result = (json.loads(path.read_text()) for path in (evaluated.evaluation, output))
+    assert evaluation.counts["top1_correct"] == recorded["top1_correct"]
+    assert (result["split"], recorded["split"]) == ("test", "val")
+    assert f"{data}/test: 12 images" in capsys.readouterr().out
+    for name in ("ant", "bee", "cat", "dog", "eel"):
+        shutil.rmtree(data / "Test" / name)
+    with pytest.raises(UserError, match="one class only, fox"):
+        evaluate(EvalOptions(ckpt=str(evaluated.path), data=str(data), split="test", workers=0))
+
+
 def test_a_recorded_evaluation_is_reproduced_and_reported(evaluated: RunFolder, tmp_path: Path, capsys):
     evaluation = evaluate(EvalOptions(ckpt=str(evaluated.path), workers=1, batch_size=5, report=tmp_path / "report"))
     out = capsys.readouterr().out

@@ -72,6 +72,14 @@ def test_unreadable_files_are_reported_in_their_place_after_which_it_fails(
     assert [each["name"] for each in lines[-1]["predictions"]] == [each["name"] for each in single["predictions"][:2]]
 
 
+def test_photographs_in_a_folder_that_are_not_decoded_are_counted(evaluated: RunFolder, image_folder: Path, tmp_path):
+    shutil.copy(image_folder / "val/ant/0.jpg", tmp_path / "b.jpg")
+    for name in ("a.heic", "c.JXL"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" if "heic" in name else b"\xff\x0a" + bytes(20))
+    with pytest.raises(UserError, match=r"2 of 3 images .* read: .*a\.heic \(HEIC is not decoded; convert"):
+        predictions(evaluated.path, tmp_path)
+
+
 def test_a_figure_shows_the_images(evaluated: RunFolder, image_folder: Path, tmp_path: Path):
     folders = [image_folder / "val" / name for name in NAMES[:1]]
     predictions(evaluated.path, *folders, picture=tmp_path / "figure.png")

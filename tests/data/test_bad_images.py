@@ -36,12 +36,17 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(source: Source, tiny: Reci
 
 
 def test_more_bad_images_in_a_row_than_may_be_replaced_stop_the_run(source: Source, tiny: Recipe):
-    """One in a thousand may be; here there are two."""
-    assert [max_bad_images(number) for number in (999, 1000, 1_281_167)] == [0, 1, 1281]
+    """One in a thousand may be, and always one; here there are two."""
+    assert [max_bad_images(number) for number in (999, 1000, 1_281_167)] == [1, 1, 1281]
     dirty = with_bad_images(source, 1000, {5, 6})
     words = r"2 of 1,000 training images cannot be read \(dirty/train\[5\], …\); --on-bad-image skip replaces at most"
     with pytest.raises(ProcessError, match=words):
         train_batches(dirty, replace(tiny, global_batch_size=1000, image_size=8), 1, if_bad="skip")
+
+
+def test_one_bad_image_is_replaced_however_few_there_are(source: Source, tiny: Recipe):
+    (batch,) = train_batches(with_bad_images(source, 8, {7}), replace(tiny, global_batch_size=8), 1, if_bad="skip")
+    assert sorted(batch.indices.tolist()) == [0, 0, 1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

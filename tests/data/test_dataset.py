@@ -144,7 +144,9 @@ def test_a_run_is_evaluated_on_its_own_share(classes: Path, tiny: Recipe, tmp_pa
         folder = run(replace(tiny, epochs=1), classes, tmp_path / "run", val_share=0.25)
         own = evaluate(EvalOptions(ckpt=str(folder.path), workers=0))
         other = evaluate(EvalOptions(ckpt=str(folder.path), workers=0, val_share=0.5))
+        with_slash = evaluate(EvalOptions(ckpt=str(folder.path), data=f"{classes}/", workers=0))
     assert json.loads(folder.recipe.read_text())["data"]["val_share"] == 0.25
     assert own.counts["top1_correct"] == json.loads(folder.evaluation.read_text())["top1_correct"]
+    assert with_slash.source.fingerprint() == own.source.fingerprint()
     assert own.counts["num_images"] == len(names(classes, 0.25)[1])
     assert other.counts["num_images"] == len(names(classes, 0.5)[1]) > own.counts["num_images"]

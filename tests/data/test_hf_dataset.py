@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 from helpers.hub_server import READ_TOKEN, Blob, HubServer, Repo
 from helpers.images import encoded
@@ -87,6 +88,36 @@ def test_a_column_of_names_or_numbers_can_be_named(tmp_path: Path):
         train, val = open_train_and_val(f"{data}:::other")
         assert train.class_names == val.class_names == class_names
         assert (train.labels.tolist(), val.labels.tolist()) == ([1, 0, 1], [2, 1, 0])
+
+
+@pytest.mark.parametrize("kind", ["bytes and path", "bytes", "large", "paths"])
+def test_parquet_by_pandas_has_images_and_the_only_other_column_is_the_label(tmp_path: Path, kind: str, monkeypatch):
+    """The folder may be named like a reader of `datasets`."""
+    pictures = [encoded(Image.new("RGB", (9, 9), (number, 0, 0)), format="PNG").tobytes() for number in range(3)]
+    files = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path, content in zip(files, pictures, strict=True):
+        Path(path).write_bytes(content)
+    cells = {
+        "bytes and path": [{"bytes": each, "path": "x.png"} for each in pictures],
+        "bytes": pictures,
+        "large": pyarrow.array(pictures, type=pyarrow.large_binary()),
+        "paths": files,
+    }
+    (tmp_path / "parquet").mkdir()
+    columns = {"animal": ["cat", "ant", "cat"], "picture": cells[kind]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "parquet/train.parquet")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("hf:parquet", "train")
+    assert (source.class_names, source.labels.tolist()) == (("ant", "cat"), [1, 0, 1])
+    assert [source.read(index).tobytes() for index in range(3)] == pictures
+
+
+def test_a_column_with_a_value_for_each_image_is_no_label(tmp_path: Path):
+    write_table(tmp_path, caption=(datasets.Value("string"), ["a cat", "cats", "my cat"]))
+    table = pyarrow.parquet.read_table(tmp_path / "train.parquet").select(["picture", "caption"])
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    assert "caption has 3 values; name the column of labels: hf:NAME:" in refused(f"hf:{tmp_path}")
+    assert len(open_source(f"hf:{tmp_path}:::caption", "train").class_names) == 3
 
 
 def test_what_cannot_be_used_is_one_line(tmp_path: Path):

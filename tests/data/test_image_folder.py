@@ -53,7 +53,7 @@ def test_a_file_is_an_image_by_its_name_or_by_its_content(folder: Path):
     [
         (lambda f: shutil.rmtree(f / "val"), "val: no such folder"),
         (lambda f: [shutil.rmtree(c) for c in (f / "train").iterdir()], "train: no class folders"),
-        (lambda f: (f / "train/gnu").mkdir(), "gnu: no images in this class"),
+        (lambda f: (f / "train/gnu").mkdir(), "no images in .*train of gnu; add some, or remove"),
         (lambda f: (f / "val/cat").rename(f / "val/kat"), "only in train: cat; only in val: kat"),
     ],
 )
@@ -107,6 +107,15 @@ def test_a_folder_is_listed_once_and_again_with_rescan(cached: Path, monkeypatch
     assert again.note.endswith("ant/notes.txt")
 
 
+def test_a_format_that_is_known_since_is_found(cached: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as HEIC, after pillow-heif is installed."""
+    (cached / "train/bee/a.heic").write_bytes(b"")
+    assert "1 HEIC" in open_source(str(cached), "train").note
+    monkeypatch.setattr(module.formats, "image_formats", lambda: ["JPEG"])
+    monkeypatch.setattr(module.formats, "image_suffixes", lambda: (".jpg", ".heic"))
+    assert open_source(str(cached), "train").note.endswith("name or content: ant/notes.txt")
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "a new image": lambda train: shutil.copy(train / "ant/0.jpg", train / "bee/new.jpg"),
     "an image less": lambda train: (train / "cat/0.jpg").unlink(),
@@ -139,8 +148,8 @@ def test_what_changes_while_it_is_listed_is_seen_the_next_time(cached: Path, mon
     shutil.rmtree(cached.parent / "cache")
     real = module.images_below
 
-    def slow(folder: Path, prefix: str, ignored: list[str], stamps: dict) -> list[str]:
-        images = real(folder, prefix, ignored, stamps)
+    def slow(folder: Path, prefix: str, *lists: object) -> list[str]:
+        images = real(folder, prefix, *lists)
         if prefix == "bee":
             shutil.copy(cached / "train/bee/0.jpg", cached / "train/bee/late.jpg")
         return images

@@ -83,6 +83,23 @@ def test_more_shards_than_files_that_may_be_open(tmp_path: Path):
     assert len(os.listdir("/proc/self/fd")) <= before + tar_shards.MAX_OPEN_SHARDS
 
 
+@pytest.mark.parametrize("kind", ["Mac", "unsorted", "dots"])
+def test_shards_as_other_programs_write_them(tmp_path: Path, kind: str):
+    """With a Mac's hidden entries; all images before all labels; with dots in the keys."""
+    images, labels = {f"0.{n}": b"%d" % n for n in range(5)}, {f"0.{n}": n % 2 for n in range(5)}
+    if kind != "dots":
+        images, labels = ({key.replace(".", ""): value for key, value in each.items()} for each in (images, labels))
+    entries = [[(f"{key}.jpg", images[key]), (f"{key}.cls", b"%d" % labels[key])] for key in images]
+    flat = [entry for sample in (zip(*entries, strict=True) if kind == "unsorted" else entries) for entry in sample]
+    if kind == "Mac":
+        flat = [pair for entry in flat for pair in ((f"./._{entry[0]}", b"Mac OS X"), (f"./{entry[0]}", entry[1]))]
+        flat += [("./.DS_Store", b""), ("__MACOSX/._001.jpg", b""), ("__MACOSX/001.jpg", b"")]
+    write_tar(tmp_path / "train/0.tar", *flat)
+    source = open_source(f"shards:{tmp_path}", "train")
+    assert [source.read(index).tobytes() for index in range(len(source))] == list(images.values())
+    assert source.labels.tolist() == list(labels.values())
+
+
 IMAGE = ("a.jpg", b"image")
 
 

@@ -147,7 +147,7 @@ PROVOKED: dict[str, Callable[[Case], object]] = {
     "--… …: must be": lambda case: case.command("train", "--recipe", "tutorail"),
     "no such folder": lambda case: case.command("train", "--data", "nowhere"),
     "check its path and permissions": lambda case: case.command("train", "--data", "nowhere", "--val-share", "0.2"),
-    "has one image": lambda case: open_source(case.images("cat/1.png", "cat/2.png", "dog/1.png"), "train", 0.2),
+    "one image only": lambda case: open_source(case.images("cat/1.png", "cat/2.png", "dog/1.png"), "train", 0.2),
     "files must be in a folder": lambda case: open_source(case.images("train/1.png", "train/cat/2.png"), "train"),
     "train and val must": lambda case: open_train_and_val(case.images("train/a/1.png", "train/b/1.png", "val/a/1.png")),
     "cannot be read as an image": lambda case: case.read_corrupt_image("fail"),

@@ -55,10 +55,10 @@ def test_a_report_is_tables_numbers_and_figures(three: Source, tmp_path: Path):
     write_report(evaluation_of([[0, 1], [2, 1], [3, 0]], [0.9, 0.8, 0.6], three), folder)
     rows = list(csv.reader((folder / "per_class.csv").open()))
     assert rows[1:] == [
-        ["n01440764", "tench", "1", "1", "1", "1.0", "1.0", "1.0", "1.0", "1.0"],
-        ["bee", "bee", "1", "0", "1", "0.0", "1.0", "0.0", "0.0", "0.0"],
-        ["cat", "cat", "1", "0", "0", "0.0", "0.0", "0.0", "0.0", "0.0"],
-        ["dog", "dog", "0", "0", "0", "", "", "", "", ""],
+        ["n01440764", "tench", "1", "1", "1", "1.0", "1.0", "1.0", "1.0", "1.0", "0"],
+        ["bee", "bee", "1", "0", "1", "0.0", "1.0", "0.0", "0.0", "0.0", "1"],
+        ["cat", "cat", "1", "0", "0", "0.0", "0.0", "0.0", "0.0", "0.0", "2"],
+        ["dog", "dog", "0", "0", "0", "", "", "", "", "", "3"],
     ]
     assert list(csv.reader((folder / "confused_pairs.csv").open()))[1:] == [["bee", "cat", "1"], ["cat", "dog", "1"]]
     facts = json.loads((folder / "report.json").read_text())

@@ -76,6 +76,7 @@ REFUSED: dict[str, tuple[Callable[[RunFolder], object], str]] = {
     "another accuracy than counted": (lambda run: change(run, top1_accuracy=0.99), "top1_accuracy is 0.99, not "),
     "more correct than there are": (lambda run: change(run, top5_correct=13), "top5_correct is 13, not "),
     "classes that do not add up": (lambda run: change(run, class_num_images=[2] * 5 + [1]), "num_images is 12, not 11"),
+    "one class": (lambda run: change(run, num_classes=1), "one class only, for which any network is right; train on"),
     "another number of classes": (lambda run: change(run, num_classes=7), "num_classes is 7, not 6"),
     "a part of the images": (
         lambda run: change(

@@ -52,6 +52,25 @@ def test_the_card_describes_this_run(record: RunRecord, finished: RunFolder, ima
     assert_rendered_cleanly(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("US$ 5 or A$ 5", r"US\$ 5 or A\$ 5"),
+        ("a|b*c", r"a\|b\*c"),
+        ("two\nlines", r"two\\nlines"),
+        ("[x](y) <b> `c`", r"\[x\](y) \<b\> \`c\`"),
+        ("_so_ and n01440764_1", r"\_so\_ and n01440764_1"),
+        ("猫 ", "猫 "),
+    ],
+)
+def test_any_class_name_is_one_cell_of_a_table(record: RunRecord, name: str, cell: str):
+    """Markup in it is escaped, and a newline is shown as text."""
+    names = [name, *record.evaluation["class_names"][1:]]
+    text = make_card(replace(record, evaluation=record.evaluation | {"class_names": names}))
+    (row,) = re.findall(rf"^\| {re.escape(cell)} \| \d+\.\d% \| [012] of 2 \|$", text, re.M)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4
+
+
 def test_only_fields_that_had_an_effect_are_listed(record: RunRecord):
     listed = make_card(record)
     for field in ("momentum", "decay_norms", "decay_biases", "lr_schedule"):

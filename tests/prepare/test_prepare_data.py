@@ -38,11 +38,11 @@ def test_resized_copies_are_close_to_pillows(images: list[bytes], archives, tmp_
 
 
 def test_a_rotated_photograph_is_resized_upright(photographs: list[np.ndarray], tmp_path: Path):
-    for split in ("train", "val"):
-        (tmp_path / "in" / split / "ant").mkdir(parents=True)
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.fromarray(photographs[0][:100, :200]).save(tmp_path / "in" / split / "ant/a.jpg", exif=exif)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("train/ant", "train/bee", "val/ant", "val/bee"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(photographs[0][:100, :200]).save(tmp_path / "in" / name / "a.jpg", exif=exif)
     prepare_from(tmp_path / "in", tmp_path / "out", resize=50)
     copy = Image.open(tmp_path / "out/train/ant/a.jpg")
     assert copy.size == (50, 100)
@@ -117,7 +117,7 @@ def test_ignored_files_hard_links_and_changed_class_numbers_are_printed(image_fo
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     (folder / "train/ant/photo.heic").write_bytes(b"not known")
     printed = prepare_from(folder, tmp_path / "linked out")
-    assert "not images by name or content: ant/photo.heic" in printed[0]
+    assert "photographs that cannot be decoded (1 HEIC): ant/photo.heic" in printed[0]
     assert printed[2] == "images are hard links: editing one in place edits the original, too"
     assert printed[3].endswith(f"--data '{tmp_path / 'linked out'}' --dry-run")
     prepare_from(folder, tmp_path / "shards", shards=1)

