@@ -55,6 +55,7 @@ RUN_FOLDER_KEYS = {
         "gradient_accumulation_steps": "forward passes per optimizer step and process",
         "mixed_precision": "`no`, `bf16` or `fp16`",
         "compress_gradients": "true if gradients were sent as bf16",
+        "compile": "true if the model was compiled by `--compile`",
         "hardware": "name of the GPU, or of the CPU with its cores",
         "cpu_threads": "threads per process",
         "dollars_per_hour": "as given to `--dollars-per-hour`",

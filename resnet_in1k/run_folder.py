@@ -21,7 +21,7 @@ FORMAT_VERSION = 3
 """Format of recipe.json and of the random draws of a run; see CHANGELOG.md. Only runs of this version can be
 resumed."""
 READABLE_VERSIONS = (1, 2, 3)
-SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", "hardware", "cpu_threads")
+SAME_BITS = ("world_size", "gradient_accumulation_steps", "compress_gradients", "compile", "hardware", "cpu_threads")
 """Facts that must not change for a resumed run to end with the same bits."""
 
 
@@ -141,6 +141,10 @@ def check_resumable(run: RunFolder, recipe: Recipe, data: dict[str, Any], facts:
     before = [written, *written.get("resumed", [])][-1]
     was = {name: before.get(name, facts[name]) for name in SAME_BITS}
     changed = [f"{name} {was[name]} → {facts[name]}" for name in SAME_BITS if was[name] != facts[name]]
+    from resnet_in1k.utils.device import device_type  # not at the top: --help does not need torch
+
+    if device_type() != "cpu":  # on another device, threads of the CPU compute nothing
+        changed = [each for each in changed if not each.startswith("cpu_threads ")]
     if not changed:
         return ""
     return (

@@ -16,6 +16,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import numpy as np
 import pytest
 import torch
+from helpers import emulated_accelerator
 from helpers.hub_server import HubServer
 from helpers.images import write_image_folder
 from helpers.processes import ROOT, SLOW, accelerate_launch, start
@@ -31,6 +32,8 @@ from resnet_in1k.utils.device import usable_cores
 # Of listings, and of `datasets`, which makes copies of all tables that it reads.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
 os.environ["HF_DATASETS_CACHE"] = os.environ["XDG_CACHE_HOME"]
+
+emulated_accelerator.register()
 
 LONGEST = ("test_machines", "test_faults", "test_signals", "test_torture", "test_launch", "test_upload", "test_loop")
 """These files first, so that no worker is left with one of them when the others have finished."""

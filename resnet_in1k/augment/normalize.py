@@ -9,18 +9,19 @@ from resnet_in1k.utils import imagenet
 from resnet_in1k.utils.imagenet import RGB
 
 
-def normalize(images: Tensor, mean: RGB = imagenet.MEAN, std: RGB = imagenet.STD) -> Tensor:
+def normalize(images: Tensor, mean: RGB = imagenet.MEAN, std: RGB = imagenet.STD, out: Tensor | None = None) -> Tensor:
     """Subtract the mean and divide by the standard deviation, by default ImageNet's.
 
     Args:
         images: (B, 3, H, W) uint8, or float from 0 to 255.
         mean, std: per channel, for values from 0 to 1.
+        out: where to write the result.
 
     Returns:
         (B, 3, H, W) float32, channels_last.
     """
     means, stds = in_gray_levels(images.device, mean, std)
-    return images.to(torch.float32, memory_format=torch.channels_last).sub(means).div_(stds)
+    return torch.sub(images.to(torch.float32, memory_format=torch.channels_last), means, out=out).div_(stds)
 
 
 @functools.cache

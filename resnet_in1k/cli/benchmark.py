@@ -59,7 +59,8 @@ def main() -> None:
 
 def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
     """Return rates in images/s and the conditions; raises UserError if the data or the machine is not suitable."""
-    with Launch.connect() as launch, translate_errors():
+    advice = "use a smaller --batch-size: the tutorial's step in float32 needs twice the memory of bf16"
+    with Launch.connect() as launch, translate_errors(advice=advice):
         bench = Bench(options, launch)
         threads = devices.choose_cpu_threads(bench.device, options.cpu_threads)
         result = {"input": bench.input, "step": bench.step, "train": bench.train}[options.what]()
@@ -126,12 +127,13 @@ class Bench:
         """Measure optimizer steps on one batch on the device."""
         images, labels, our_step = self.images, self.labels, self._our_step()
         targets = one_hot(labels, self.num_classes).float() if self.recipe.mixes else labels
+        drawn = [each[: self.batch_size].to(self.device) for each in self.train_step.draw(1).values()]
         if self.launch.world_size > 1:
-            return self._step_of_several(lambda: our_step(images, targets))
+            return self._step_of_several(lambda: our_step(images, targets, *drawn))
         tutorial, bare = self._reference_step(bare=False), self._reference_step(bare=True)
         contiguous = images.contiguous()  # NCHW, as in the tutorial
         result = self._measure(
-            ours=(None, lambda: our_step(images, targets)),
+            ours=(None, lambda: our_step(images, targets, *drawn)),
             tutorial=(None, lambda: tutorial(contiguous, labels)),
             bare=(None, lambda: bare(images, labels)),
         )
@@ -159,7 +161,8 @@ class Bench:
 
     def train(self) -> dict[str, Any]:
         """Measure from encoded files to updated weights."""
-        augmentation, our_step = Augmentation(self.recipe, self.num_classes), self._our_step()
+        our_step = self._our_step()
+        augmentation = Augmentation(self.recipe, self.num_classes, draw_for_step=self.train_step.draw)
         result = self._measure(
             ours=(lambda: self._our_batches(augmentation.apply_to), our_step),
             tutorial=(lambda: self._torch_batches(self.recipe.image_size), self._reference_step(bare=False)),
@@ -214,7 +217,7 @@ class Bench:
         for batch in loader:
             yield lambda batch=batch: [tensor.to(self.device) for tensor in batch]
 
-    def _our_step(self) -> Callable[[Tensor, Tensor], None]:
+    def _our_step(self) -> Callable[..., None]:
         """Return a function that takes a step and updates the moving average, if the recipe has one."""
         step = self.train_step = TrainStep(
             self.recipe, self.num_classes, self.accelerator, compile=self.options.compile
@@ -223,8 +226,8 @@ class Bench:
         average = MovingAverage(step.plain_copy(), schedule) if self.recipe.ema_decay else None
         numbers = count(1)
 
-        def take_step(images: Tensor, targets: Tensor) -> None:
-            step(images, targets, LR, number := next(numbers))
+        def take_step(images: Tensor, targets: Tensor, *drawn: Tensor) -> None:
+            step(images, targets, LR, number := next(numbers), *drawn)
             if average is not None:
                 average.update(step.model, number)
 

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,8 @@ from resnet_in1k.utils.device import capabilities, device_type
 from resnet_in1k.utils.errors import ProcessError
 from resnet_in1k.utils.pool import check_semaphores, init_worker, shared_bytes, worker_context
 
+NUMBER_BYTES = 16
+"""Bytes of an image's label and index, int64 each."""
 PREFETCH_FACTOR = 4
 """Batches in preparation per worker."""
 GROUP_IMAGES, GROUP_BYTES = 16, 16 << 20
@@ -42,13 +44,39 @@ class Batch:
     """Optimizer step in training, number of the batch in evaluation."""
     bad_images: dict[int, str] = field(default_factory=dict)
     """Decoder errors by position in the source, for images that could not be read for this batch."""
+    packed: torch.Tensor | None = None
+    """The allocation of all three tensors, (16 B + 3 B S S,) uint8; only with it a batch can be copied to a device."""
+
+    @classmethod
+    def pack(
+        cls, images: torch.Tensor, labels: np.ndarray, indices: Sequence[int], step: int, bad_images: dict[int, str]
+    ) -> "Batch":
+        """Copy images, (B, S, S, 3) uint8, and their numbers into one allocation, in pinned memory if there is any."""
+        # Asked only after the workers are forked, because it initializes the device.
+        pin = "pinned_memory" in capabilities(device_type())
+        packed = torch.empty(NUMBER_BYTES * len(images) + images.numel(), dtype=torch.uint8, pin_memory=pin)
+        batch = cls(*_unpacked(packed, images.shape), step, bad_images, packed)
+        # By one thread: torch's copy would compete with the computing threads.
+        np.copyto(batch.images.permute(0, 2, 3, 1).numpy(), images.numpy())
+        batch.labels.numpy()[:], batch.indices.numpy()[:] = labels, indices
+        return batch
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to the device; the host does not wait if the tensors are pinned."""
-        tensors = (self.images, self.labels, self.indices)
+        """Copy a packed batch to the device in one copy; the host does not wait if it is pinned."""
+        if device.type == "cpu":
+            return self
         # From memory that is not pinned only a blocking copy is safe.
-        copies = (tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in tensors)
-        return Batch(*copies, self.step, self.bad_images)
+        packed = self.packed.to(device, non_blocking=self.packed.is_pinned())
+        images, *numbers = _unpacked(packed, self.images.permute(0, 2, 3, 1).shape)
+        # Clones, because evaluation keeps them: views would keep the images, too.
+        return Batch(images, *(each.clone() for each in numbers), self.step, self.bad_images)
+
+
+def _unpacked(packed: torch.Tensor, shape: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Return a packed batch's images, labels and indices, as views of its bytes."""
+    numbers, pixels = packed.tensor_split([NUMBER_BYTES * shape[0]])
+    labels, indices = numbers.view(torch.int64).view(2, -1)  # before the pixels, because they need aligned addresses
+    return pixels.view(*shape).permute(0, 3, 1, 2), labels, indices
 
 
 Job = tuple[int, BatchSpec]
@@ -111,19 +139,11 @@ class Loader:
         """
         # The DataLoader takes jobs in advance, and returns their results in the same order.
         jobs, self._sampler.jobs = itertools.tee((n % len(self.slots), spec) for n, spec in enumerate(specs))
-        # Asked only after the workers are forked, because it initializes the device.
-        pin = "pinned_memory" in capabilities(device_type())
         for result, (slot, spec) in zip(self._loader, jobs, strict=True):
             if isinstance(result, ProcessError):
                 raise result
             view, (indices, bad_images) = _slot_view(self.slots, slot, spec), result
-            images = torch.empty(view.shape, dtype=torch.uint8, pin_memory=pin)
-            # By one thread: torch's copy would compete with the computing threads.
-            np.copyto(images.numpy(), view.numpy())
-            labels, indices = torch.from_numpy(self._source.labels[indices]), torch.tensor(indices)
-            if pin:
-                labels, indices = labels.pin_memory(), indices.pin_memory()
-            yield Batch(images.permute(0, 3, 1, 2), labels, indices, spec.step, bad_images)
+            yield Batch.pack(view, self._source.labels[indices], indices, spec.step, bad_images)
 
 
 class SlotWriter(Dataset):

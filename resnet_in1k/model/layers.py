@@ -10,7 +10,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.utils import rng
-from resnet_in1k.utils.device import copy_to_device
 from resnet_in1k.utils.rng import Stream
 
 
@@ -20,24 +19,21 @@ class StochasticDepth:
     It works by hooks on the last norm of each branch: modules, keys and evaluation stay torchvision's.
     """
 
-    def __init__(self, model: torch.nn.Module, recipe: Recipe, device: torch.device, rank: int, num_processes: int):
+    def __init__(self, model: torch.nn.Module, recipe: Recipe):
         blocks = [module for module in model.modules() if isinstance(module, BasicBlock | Bottleneck)]
-        self._seed, self._global_batch_size, self._device = recipe.seed, recipe.global_batch_size, device
+        self._seed, self._global_batch_size = recipe.seed, recipe.global_batch_size
         self._keep = 1 - recipe.stochastic_depth * torch.arange(len(blocks)) / (len(blocks) - 1)
-        share = recipe.global_batch_size // num_processes
-        self._rows = slice(rank * share, (rank + 1) * share)
         self.factors = torch.ones(0, len(blocks))  # of the next forward pass, one row an image
         for number, block in enumerate(blocks):
             last_norm = block.bn3 if isinstance(block, Bottleneck) else block.bn2
             last_norm.register_forward_hook(functools.partial(self._scale, number))
 
-    def draw(self, step: int, num_images: int) -> Tensor:
-        """Draw for this process's images: (B, blocks) on the device, 0 where the image skips the branch, else the
-        inverse of the probability that it does not."""
+    def draw(self, step: int) -> Tensor:
+        """Draw for a global batch: (B, blocks) on the CPU, 0 where the image skips the branch, else the inverse of the
+        probability that it does not."""
         generator = rng.generator(self._seed, Stream.STOCHASTIC_DEPTH, step)
         kept = torch.rand(self._global_batch_size, len(self._keep), generator=generator) < self._keep
-        factors = (kept / self._keep)[self._rows][:num_images]  # the preflight has fewer images than the share
-        return copy_to_device(factors, self._device)
+        return (kept / self._keep).float()
 
     def _scale(self, number: int, norm: torch.nn.Module, _: object, branch: Tensor) -> Tensor | None:
         if not norm.training:

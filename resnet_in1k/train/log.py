@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from resnet_in1k.data.sampler import train_specs
 from resnet_in1k.evaluate.evaluation import Evaluation
 from resnet_in1k.optim.lr import lr_at
@@ -132,8 +130,8 @@ def _lap(run: Trainer) -> Lap:
     # In the other processes the same time is part of the step, in which they wait for that one's gradients.
     names = ("load", "train", "val")
     own = run.stopwatch.lap()
-    row = torch.tensor([[own[name] for name in names]], device=run.device)
-    lap = Lap(dict(zip(names, max(run.accelerator.gather(row).tolist()), strict=True)))  # "load" comes first
+    everyone = run.launch.gather([own[name] for name in names], "measuring its speed")
+    lap = Lap(dict(zip(names, max(everyone), strict=True)))  # "load" comes first
     run.epoch_lap.update(lap)
     return lap
 

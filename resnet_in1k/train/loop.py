@@ -47,8 +47,10 @@ def train(recipe_name: str, recipe: Recipe, options: TrainOptions, command: Sequ
         if run.started_with and (note := check_resumable(run.folder, recipe, run.data_facts, run.facts)):
             print_line(note)
         try:
-            with translate_errors(run.counts.per_device_batch_size, memory_advice(run.counts)):
+            out_of_memory = run.counts.per_device_batch_size, memory_advice(run.counts)
+            with translate_errors(*out_of_memory, is_connected=False):
                 preflight(run)
+            with translate_errors(*out_of_memory):
                 stop_if_requested(run, step=0, poll=0)
                 if options.dry_run:
                     print_line(forecast(run))
@@ -74,8 +76,8 @@ def training_loop(run: Trainer) -> None:
             with stopwatch.section("load"):
                 bad_images, take = next(batches)
             with stopwatch.section("train"):
-                images, targets = take()
-                loss = run.train_step(images, targets, lr_at(step, counts), step)
+                images, targets, *drawn = take()
+                loss = run.train_step(images, targets, lr_at(step, counts), step, *drawn)
                 if run.average is not None:
                     run.average.update(run.train_step.model, step)
             run.uncollected_losses.append(loss)

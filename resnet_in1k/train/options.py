@@ -56,7 +56,7 @@ class TrainOptions:
     """Loader workers per process; default: from the number of CPU cores."""
     precision: PrecisionFlag = "auto"
     """Training precision; auto: that of the run that is resumed, else the launch configuration's, else bf16 if the
-    device is fast at it, else fp32."""
+    device is fast at it, fp16 on V100 and T4, else fp32."""
     gradient_accumulation_steps: int = field(default=1, metadata=within(at_least=1))
     """Forward passes per optimizer step and process, to save memory; the global batch stays the same."""
     compress_gradients: bool = False

@@ -9,7 +9,7 @@ import torch
 from resnet_in1k.optim.lr import describe_lr, lr_at
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.step_counts import StepCounts, train_image_size
-from resnet_in1k.train.preflight import evaluate_batch, take_step
+from resnet_in1k.train.preflight import evaluate_batch, generated_batch, take_step
 from resnet_in1k.train.step import adjusted_ema_decay
 from resnet_in1k.train.trainer import Trainer
 from resnet_in1k.utils.device import hardware_name, missing_capabilities
@@ -41,6 +41,8 @@ def describe_plan(run: Trainer) -> str:
         f"of the weights, every {count(counts.ema_every_steps, 'step')}, decay {adjusted_ema_decay(counts):.4g}; both "
         f"are evaluated, {'the average' if recipe.publish == 'ema' else 'the model'} is published"
     )
+    precision = f"{PRECISIONS[run.accelerator.mixed_precision]}, channels_last"
+    precision += ", compiled" if run.options.compile else ""
     rows = [
         ("recipe", run.recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
         ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {sizes}"),
@@ -50,7 +52,7 @@ def describe_plan(run: Trainer) -> str:
         ("steps", steps),
         ("learning rate", describe_lr(recipe)),
         *([("average", average)] if recipe.ema_decay else []),
-        ("precision", f"{PRECISIONS[run.accelerator.mixed_precision]}, channels_last; evaluation in float32"),
+        ("precision", f"{precision}; evaluation in float32"),
         ("device", hardware_name(run.device) + (" (no GPU is used)" if run.device.type == "cpu" else "")),
         ("per process", f"{count(run.num_workers, 'loader worker')}, {count(run.cpu_threads, 'CPU thread')}"),
         *(("note", text) for text in missing_capabilities(run.device.type)),
@@ -79,7 +81,8 @@ def forecast(run: Trainer) -> str:
     size_of_epochs = [train_image_size(recipe, epoch) for epoch in range(1, recipe.epochs + 1)]
     sizes = sorted(set(size_of_epochs))
     with run.train_step.rolled_back():
-        rates = [rate_of(run, lambda size=size: take_step(run, size)[1]) for size in sizes]
+        batches = (generated_batch(run, size) for size in sizes)  # not within the time that is measured
+        rates = [rate_of(run, lambda batch=batch: (take_step(run, batch), len(batch.labels))[1]) for batch in batches]
     rates = [loading_rate(run), rate_of(run, lambda: evaluate_batch(run)), *rates]
     everyone = torch.tensor(run.launch.gather(rates, "measuring its speed"), dtype=torch.float64)
     # The slowest process sets the pace of all.

@@ -193,27 +193,37 @@ def smoke_test(run: Trainer) -> str:
     differently.
     """
     start_seconds, image_size = time.monotonic(), run.recipe.image_size
+    batch = generated_batch(run, image_size)
     try:
-        loss, num_images = take_step(run, image_size)
+        loss = take_step(run, batch, num_batches=2)
+        if run.device.type != "cpu":  # a second step needs more memory, because the optimizer then has its state
+            take_step(run, batch, num_batches=2)
     except ValueError as error:  # a norm over a single value
         advice = "use a larger --global-batch-size or --image-size"
         raise UserError(f"a step with images of {image_size} px failed ({error}); {advice}") from None
     if not math.isfinite(loss):
         raise UserError(f"the loss of a first step is {loss.item()}; try --precision fp32")
     evaluate_batch(run)
-    return f"forward and backward of {count(num_images, 'image')} in {time.monotonic() - start_seconds:.1f} s"
+    return f"forward and backward of {count(len(batch.labels), 'image')} in {time.monotonic() - start_seconds:.1f} s"
 
 
-def take_step(run: Trainer, image_size: int) -> tuple[Tensor, int]:
-    """Take a step of the complete network on generated images; return its loss and their number."""
+def generated_batch(run: Trainer, image_size: int) -> Batch:
+    """Generate the images of an optimizer step, in memory like the loader's batches."""
     num_images = _num_images(run, run.counts.per_device_batch_size, image_size) * run.counts.gradient_accumulation_steps
     shape, generator = (num_images, image_size, image_size, 3), rng.generator(0, Stream.AUGMENT, 0)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    labels = torch.arange(num_images) % len(run.train_source.class_names)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = np.arange(num_images) % len(run.train_source.class_names)
     first_step = run.counts.frozen_steps + 1  # before it only the last layer would train
-    batch = Batch(images, labels, labels, first_step)
-    ((_, take),) = prefetch_to_device([batch], run.device, run.augmentation.apply_to)
-    return run.train_step(*take(), lr_at(1, run.counts), first_step), num_images
+    return Batch.pack(images, labels, labels, first_step, {})
+
+
+def take_step(run: Trainer, batch: Batch, num_batches: int = 1) -> Tensor:
+    """Take a step of the complete network and return its loss, with that many batches on the device, as training has
+    two: the step's and the next one."""
+    # A CPU prepares only the batch that it takes.
+    (_, take), *_in_memory = prefetch_to_device([batch] * num_batches, run.device, run.augmentation.apply_to)
+    images, targets, *drawn = take()
+    return run.train_step(images, targets, lr_at(1, run.counts), batch.step, *drawn)
 
 
 def evaluate_batch(run: Trainer) -> int:

@@ -41,22 +41,21 @@ class TrainStep:
         Args:
             frozen_steps: number of first steps that train only the last layer.
         """
-        device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
+        device = accelerator.device
         rng.key_global_generator(recipe.seed, Stream.WEIGHTS)  # the same initial weights on every process
         model = ResNet(recipe.model, num_classes, recipe.zero_init_residual)
-        if recipe.sync_batch_norm and num_processes > 1:
+        if recipe.sync_batch_norm and accelerator.num_processes > 1:
             synchronize_norms(model)
         self.model = model.to(device, memory_format=torch.channels_last)
-        self._depth = (
-            StochasticDepth(self.model, recipe, device, rank, num_processes) if recipe.stochastic_depth else None
-        )
+        self._depth = StochasticDepth(self.model, recipe) if recipe.stochastic_depth else None
         self._max_grad_norm = recipe.max_grad_norm
         # Not under a gradient scaler: if it skips the first step, fused SGD uses momentum that was never written.
         fused = accelerator.scaler is None and "fused_optimizers" in capabilities(device.type)
         make_optimizer = lookup(OPTIMIZERS, recipe.optimizer, "optimizer")
         self.optimizer = make_optimizer(parameter_groups(self.model, recipe), recipe, fused)
         if compile:
-            self.model.compile()  # in place: no wrapper, no prefix of the keys
+            # In place: no wrapper, no prefix of the keys. A graph for each image size: symbolic shapes are slower.
+            self.model.compile(dynamic=False)
         self._loss_function = lookup(LOSSES, recipe.loss, "loss")(recipe)
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
         # Of the loss; without fp16 one that does nothing and has no state.
@@ -68,7 +67,13 @@ class TrainStep:
         self._frozen_steps = frozen_steps
         self._prepared_head = accelerator.prepare_model(FrozenBody(self.model)) if frozen_steps else None
 
-    def __call__(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
+    def draw(self, step: int) -> dict[str, Tensor]:
+        """Draw what a step needs, for the global batch on the CPU; empty without stochastic depth."""
+        return {"depth_factors": self._depth.draw(step)} if self._depth else {}
+
+    def __call__(
+        self, images: Tensor, targets: Tensor, lr: float, step: int, depth_factors: Tensor | None = None
+    ) -> Tensor:
         """Train on this process's share of a global batch.
 
         Nothing here makes the host wait for the device, except for the loss scaler of fp16.
@@ -77,7 +82,8 @@ class TrainStep:
             images: (B, 3, S, S) float32, normalized, channels_last.
             targets: (B,) int64 class indices, or (B, C) float32 probabilities.
             lr: learning rate of this step.
-            step: number of the step, which decides the draws of stochastic depth and whether the body is frozen.
+            step: number of the step, which decides whether the body is frozen.
+            depth_factors: (B, blocks) of `draw`, if the recipe has stochastic depth.
 
         Returns:
             Mean loss over the B images before the update, (), detached, on the device.
@@ -86,11 +92,11 @@ class TrainStep:
         network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
-        factors = self._depth.draw(step, len(images)).chunk(self._num_parts) if self._depth else ()
+        factors = depth_factors.chunk(self._num_parts) if depth_factors is not None else ()
         loss_sum = 0.0
         parts = zip(images.chunk(self._num_parts), targets.chunk(self._num_parts), strict=True)
         for number, (part_images, part_targets) in enumerate(parts):
-            if self._depth:
+            if factors:
                 self._depth.factors = factors[number]
             is_last = number == self._num_parts - 1  # gradients are exchanged once, in the last backward
             with contextlib.nullcontext() if is_last else self._accelerator.no_sync(network):

@@ -102,7 +102,6 @@ class Trainer:
         )
         self.device = self.accelerator.device
         self.cpu_threads = device.choose_cpu_threads(self.device, options.cpu_threads)
-        self.augmentation = Augmentation(recipe, len(class_names), launch.rank, launch.world_size)
         self.train_step = TrainStep(
             recipe,
             len(class_names),
@@ -111,6 +110,7 @@ class Trainer:
             compile=options.compile,
             frozen_steps=counts.frozen_steps,
         )
+        self.augmentation = Augmentation(recipe, len(class_names), launch.rank, launch.world_size, self.train_step.draw)
         self.train_step.model.load_state_dict(weights, strict=False)  # without the last layer, if that is new
         # Evaluation uses a plain copy, without DDP and mixed precision, with exactly the saved weights.
         self.eval_model = self.train_step.plain_copy()
@@ -135,6 +135,7 @@ class Trainer:
             "gradient_accumulation_steps": self.counts.gradient_accumulation_steps,
             "mixed_precision": self.accelerator.mixed_precision,
             "compress_gradients": options.compress_gradients,
+            "compile": options.compile,
             "hardware": device.hardware_name(self.device),
             "cpu_threads": self.cpu_threads,
             **({"dollars_per_hour": options.dollars_per_hour} if options.dollars_per_hour else {}),

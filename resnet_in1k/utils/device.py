@@ -27,13 +27,18 @@ def reproducible_float32() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision, cudnn.conv.fp32_precision = before
 
 
+def cpu_is_requested() -> bool:
+    """True if the launch configuration asks for the CPU."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "y", "t", "on")
+
+
 def device_type() -> str:
     """Choose the device type of this launch: torch's accelerator, or the CPU.
 
     utils/distributed.py passes the choice to Accelerate, which gives each process of a machine a device of its own. The
     device is not initialized here, so that processes can still be forked.
     """
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "y", "t", "on"):
+    if cpu_is_requested():
         return "cpu"
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator.type if accelerator is not None and accelerator.type in ACCELERATE_DEVICES else "cpu"
@@ -84,6 +89,8 @@ def _try_timing_events(device: torch.device) -> bool:
 
 
 def _try_pinned_memory(device: torch.device) -> bool:
+    if device.type == "mps":  # torch reuses the memory while the GPU still reads it (pytorch#193819)
+        return False
     pinned = torch.ones(1, pin_memory=True)
     return pinned.is_pinned() and pinned.to(device, non_blocking=True).item() == 1
 
@@ -104,8 +111,16 @@ CAPABILITIES: dict[str, tuple[Callable[[torch.device], bool], str]] = {
 """Features that let the host work while the device computes: how each is tried, and the effect if it is missing."""
 
 
-def has_fast_bf16(device: str) -> bool:
-    """True if bf16 is faster than fp32 on that device type. The device is not initialized."""
+def fastest_precision(device: str) -> str:
+    """Return Accelerate's name of the precision that is fastest on a device type and trains as well as float32."""
+    if _has_fast_bf16(device):
+        return "bf16"
+    # V100 and T4 have tensor cores, but only for float16.
+    is_volta = device == "cuda" and torch.version.cuda and torch.cuda.get_device_capability()[0] == 7
+    return "fp16" if is_volta else "no"
+
+
+def _has_fast_bf16(device: str) -> bool:
     if device != "cpu":
         is_supported = getattr(torch.get_device_module(device), "is_bf16_supported", lambda: False)
         try:

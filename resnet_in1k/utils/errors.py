@@ -9,6 +9,7 @@ from resnet_in1k.utils.format import count, first_line
 
 OUT_OF_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
 """Words of an allocation that failed in any library of a GPU, or on the CPU."""
+LOST = "Connection (closed|reset|was likely closed)|Broken pipe|[Tt]imed out|remote process"
 
 
 class UserError(Exception):
@@ -28,15 +29,18 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def translate_errors(num_images: int = 0, advice: str = "does something else use this device?") -> Iterator[None]:
+def translate_errors(
+    num_images: int = 0, advice: str = "does something else use this device?", is_connected: bool = True
+) -> Iterator[None]:
     """Raise ProcessError for a RuntimeError of torch that means too little memory for a forward pass of `num_images`,
-    where `advice` is what to do, a dead loader worker, or a lost process."""
+    where `advice` is what to do; a dead loader worker; or a lost process, which needs a connection before."""
     try:
         yield
     except RuntimeError as error:
         import torch  # not at the top: --help does not need it
 
         text, reason, process = " ".join(str(error).split()), first_line(error), f"process {os.environ.get('RANK', 0)}"
+        cause = f"; {text[place:]}" if (place := text.find("Last error:")) >= 0 else ""  # NCCL's first line is general
         if isinstance(error, torch.OutOfMemoryError) or re.search(OUT_OF_MEMORY, text):
             batch = f" with {count(num_images, 'image')} in a forward pass" if num_images else ""
             message = f"out of memory{batch} ({reason}); {advice}"
@@ -50,10 +54,10 @@ def translate_errors(num_images: int = 0, advice: str = "does something else use
             message = f"--compile failed ({reason}); {cure}"
         elif not isinstance(error, torch.distributed.DistError) and "gloo" not in text:
             raise
-        elif re.search("Connection (closed|reset|was likely closed)|Broken pipe|[Tt]imed out|remote process", text):
+        elif is_connected and re.search(LOST, text):
             message = (
-                f"{process} lost its connection to the other processes ({reason.rpartition('] ')[2]}): one has ended, "
-                "see the launcher's report or its last line; what was saved is intact, resume with --resume"
+                f"{process} lost its connection to the other processes ({reason.rpartition('] ')[2]}{cause}): one has "
+                "ended, see the launcher's report or its last line; what was saved is intact, resume with --resume"
             )
         else:
             message = (

@@ -10,6 +10,7 @@ import os
 import pickle
 import socket
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,10 +30,13 @@ T = TypeVar("T")
 SAVED_IS_INTACT = "; what was saved before is intact: fix that and resume with --resume"
 FAILURE_POLL_SECONDS = 2.0
 """Interval between two checks for a failure of another process, or of the launcher."""
+FAILURE_SECONDS = 10.0
+"""Time that a process has to end in its own way after another one has failed."""
 REPORT_SECONDS = 60.0
 """First report of a waiting process; the interval then doubles."""
 CONNECT_SECONDS = 1800.0
-"""Time-out of connecting: the machines of one job may start many minutes apart."""
+"""Time-out of connecting and of collectives: the machines of one job may start many minutes apart, and the network
+storage of one may hang for longer than NCCL's default of 10 minutes."""
 
 
 def launcher_has_ended() -> bool:
@@ -53,6 +57,7 @@ class Launch:
         self.rank, self.world_size, self.machine = rank, world_size, socket.gethostname()
         self.store = store or HashStore()
         self._num_calls = self._num_polls = 0
+        self._has_left = False
 
     @classmethod
     def connect(cls) -> "Launch":
@@ -70,6 +75,7 @@ class Launch:
         return self
 
     def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> None:
+        self._has_left = True
         with contextlib.suppress(DistError):  # the store has ended with its process: nobody is left to inform
             if isinstance(error, Exception):
                 self.store.set("failed", f"process {self.rank} on {self.machine}: {first_line(error)}")
@@ -131,6 +137,28 @@ class Launch:
         number, decided = self._wait(newest_poll, "process 0 (exchanging signals)")
         return decided if number == self._num_polls else ""
 
+    def end_with_others(self) -> None:
+        """End this process soon after another one has failed, or the store is lost, if it does not end in its own way.
+
+        Under NCCL the end of a process raises no exception in the others: each blocks, until a time-out of minutes.
+        """
+
+        def watch() -> None:
+            problem = ""
+            while not (problem or self._has_left):
+                time.sleep(FAILURE_POLL_SECONDS)
+                try:
+                    problem = self.store.get("failed").decode() if self.store.check(["failed"]) else ""
+                except DistError:
+                    problem = "the connection to process 0 or its launcher is lost"
+            time.sleep(FAILURE_SECONDS)
+            if not self._has_left:
+                print(f"process {self.rank} on {self.machine}: stopped because {problem}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+        if self.world_size > 1:
+            threading.Thread(target=watch, daemon=True).start()
+
     def _exchange(self, value: T, ranks: Sequence[int], doing: str) -> list[T]:
         """Return the values of the processes `ranks`."""
         if self.world_size == 1:
@@ -190,7 +218,9 @@ class Launch:
                 if not serves:  # torch prints a traceback of C++ at each attempt that fails
                     socket.create_connection((host, port), timeout=FAILURE_POLL_SECONDS).close()
                 timeout = timedelta(seconds=REPORT_SECONDS)
-                return TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timeout)
+                store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timeout)
+                store.set_timeout(timedelta(seconds=CONNECT_SECONDS))  # NCCL meets through it, when the first is late
+                return store
             except (OSError, DistError, ValueError, OverflowError) as error:
                 may_be_late = isinstance(error, (OSError, DistError)) and not self.is_main_process
                 if may_be_late and time.monotonic() < deadline:

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.fake_device import META, fake_streams
 from helpers.loading import packed_source, specs_of, train_batches, train_loader
 
-from resnet_in1k.data import loader as module
 from resnet_in1k.data.crop import TrainCrop
 from resnet_in1k.data.dataset import Source
 from resnet_in1k.data.decode import decode
@@ -124,26 +122,3 @@ def test_batches_are_prepared_in_order_when_their_tensors_are_asked_for(source: 
         images, labels = take()
         assert torch.equal(images, batch.images.float() + 1)
         assert torch.equal(labels, batch.labels)
-
-
-def test_a_batch_is_prepared_on_the_side_stream_that_the_step_then_waits_for(monkeypatch: pytest.MonkeyPatch):
-    """The second one while the device works on the first step, for which the host does not wait."""
-    log = fake_streams(monkeypatch)
-    monkeypatch.setattr(module, "capabilities", lambda device: {"streams", "pinned_memory"})
-    monkeypatch.setattr(module, "_side_stream", torch.Stream)  # in place of one that is kept
-
-    def prepare(batch: Batch) -> tuple[torch.Tensor, ...]:
-        assert batch.images.device == META
-        log.append(f"prepare {batch.step}")
-        return batch.images.float(), batch.labels
-
-    labels = torch.zeros(2, dtype=torch.int64)
-    batches = [Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), labels, labels, step) for step in (1, 2)]
-    for number, (_, take) in enumerate(prefetch_to_device(batches, META, prepare), start=1):
-        take()
-        log.append(f"step {number}")
-    expected = []
-    for number in (1, 2):
-        expected += ["on side", f"prepare {number}", "off side", "compute waits for side"]
-        expected += ["(2, 3, 4, 4) used on compute", "(2,) used on compute", f"step {number}"]
-    assert log == expected

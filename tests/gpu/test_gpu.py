@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers.processes import ROOT, at
+from helpers.processes import ROOT, accelerate_launch, at, rank_of
 from safetensors.torch import load_file
 
 from resnet_in1k.augment.normalize import normalize
@@ -27,7 +27,7 @@ from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train.step import TrainStep
 from resnet_in1k.utils import imagenet
-from resnet_in1k.utils.device import capabilities, device_type, missing_capabilities, reproducible_float32
+from resnet_in1k.utils.device import device_type, reproducible_float32
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.launch import Launch
 from resnet_in1k.utils.timing import Stopwatch, synchronize
@@ -68,14 +68,8 @@ LABELS = torch.arange(RECIPE.global_batch_size)
 
 def batches(numbers: range) -> Iterator[Batch]:
     """Batches like the loader's: in pinned memory, if the device has it."""
-    pin = "pinned_memory" in capabilities(device_type())
     for number in numbers:
-        tensors = (images(number), LABELS, LABELS)
-        yield Batch(*(each.pin_memory() if pin else each for each in tensors), number)
-
-
-def test_the_device_has_all_capabilities(device: torch.device):
-    assert missing_capabilities(device.type) == []
+        yield Batch.pack(images(number).permute(0, 2, 3, 1), LABELS.numpy(), LABELS.tolist(), number, {})
 
 
 def test_augmentation_equals_the_cpus(device: torch.device):
@@ -250,9 +244,22 @@ def test_the_demo_reaches_its_accuracy(train: Callable[..., Path]):
 @pytest.mark.skipif(
     device_type() == "cpu" or torch.accelerator.device_count() < 2, reason="fewer than two GPUs: NCCL is not tested"
 )
-def test_two_gpus_train_as_one_does(train: Callable[..., Path]):
+def test_two_gpus_train_as_one_does_stop_resume_and_evaluate(train: Callable[..., Path], run_script, tmp_path: Path):
+    """Under NCCL; one process gets a signal in the second epoch, and the run is resumed."""
     one = losses(train("one", *FEW_STEPS, "--precision", "fp32"))
     two = losses(train("two", *FEW_STEPS, "--precision", "fp32", config="two_gpu.yaml"))
     assert two.keys() == one.keys()
     assert two[1] == pytest.approx(one[1], rel=SAME_LOSS)
     assert two[max(two)] < two[1]
+    flags = ("--output-dir", str(tmp_path / "stopped"), *FEW_STEPS, "--precision", "fp32")
+    command = [sys.executable, *accelerate_launch("two_gpu.yaml"), "scripts/train.py", *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **pipes)
+    _, errors = at(process, "epoch 2/2  step", lambda: rank_of(process, 1).terminate())
+    assert "everything is saved" in errors
+    assert (
+        losses(train("stopped", *FEW_STEPS, "--precision", "fp32", "--resume", config="two_gpu.yaml")).keys()
+        == two.keys()
+    )
+    result = run_script("scripts/evaluate.py", "--ckpt", tmp_path / "stopped", config="two_gpu.yaml")
+    assert result.returncode == 0, result.stderr

@@ -4,15 +4,14 @@ import pytest
 import torch
 from torchvision.ops import stochastic_depth
 
+from resnet_in1k.augment.pipeline import Augmentation
 from resnet_in1k.model.layers import StochasticDepth
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.recipes.recipe import Recipe
 
-CPU = torch.device("cpu")
 
-
-def depth_of(model: torch.nn.Module, recipe: Recipe, rank: int = 0, num_processes: int = 1) -> StochasticDepth:
-    return StochasticDepth(model, replace(recipe, stochastic_depth=0.5), CPU, rank, num_processes)
+def depth_of(model: torch.nn.Module, recipe: Recipe) -> StochasticDepth:
+    return StochasticDepth(model, replace(recipe, stochastic_depth=0.5))
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
@@ -34,7 +33,7 @@ def test_branches_are_dropped_as_torchvision_drops_them(tiny: Recipe, architectu
     reference.load_state_dict(model.state_dict())
     recipe = replace(tiny, global_batch_size=6)
     depth = depth_of(model, recipe)
-    factors = depth.draw(3, 6)
+    factors = depth.draw(3)
     blocks = [m for name, m in reference.named_modules() if name.count(".") == 1 and name.startswith("layer")]
     number = len(blocks)
     assert factors.shape == (6, number)
@@ -57,20 +56,24 @@ def test_branches_are_dropped_as_torchvision_drops_them(tiny: Recipe, architectu
 
 def test_draws_are_of_the_global_batch_and_of_the_step(tiny: Recipe):
     recipe, model = replace(tiny, global_batch_size=12), ResNet("resnet18", 4)
-    whole = depth_of(model, recipe).draw(5, 12)
-    assert torch.equal(depth_of(model, recipe).draw(5, 12), whole)
-    assert not torch.equal(depth_of(model, recipe).draw(6, 12), whole)
+    depth = depth_of(model, recipe)
+    whole = depth.draw(5)
+    assert torch.equal(depth_of(model, recipe).draw(5), whole)
+    assert not torch.equal(depth.draw(6), whole)
     for num_processes in (2, 3):
+        images = torch.zeros(12 // num_processes, 3, 8, 8, dtype=torch.uint8)
+        labels = torch.zeros(len(images), dtype=torch.int64)
         shares = [
-            depth_of(model, recipe, rank, num_processes).draw(5, 12 // num_processes) for rank in range(num_processes)
+            Augmentation(recipe, 4, rank, num_processes, lambda step: {"factors": depth.draw(step)})(images, labels, 5)
+            for rank in range(num_processes)
         ]
-        assert torch.equal(torch.cat(shares), whole)
+        assert torch.equal(torch.cat([factors for _, _, factors in shares]), whole)
 
 
 def test_the_probability_grows_with_depth(tiny: Recipe):
     """From 0 at the first block to the recipe's at the last; what is kept is scaled up, so that the mean stays."""
     model = ResNet("resnet18", 4)
-    factors = depth_of(model, replace(tiny, global_batch_size=40_000)).draw(1, 40_000)
+    factors = depth_of(model, replace(tiny, global_batch_size=40_000)).draw(1)
     skipped = (factors == 0).float().mean(dim=0)
     assert skipped.tolist() == pytest.approx([0.5 * place / 7 for place in range(8)], abs=0.01)
     assert factors.mean(dim=0).tolist() == pytest.approx([1.0] * 8, abs=0.02)

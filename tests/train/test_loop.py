@@ -20,7 +20,7 @@ from resnet_in1k.data.sampler import epoch_order, train_specs
 from resnet_in1k.optim.lr import lr_at
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
-from resnet_in1k.run_folder import RunFolder
+from resnet_in1k.run_folder import RunFolder, check_resumable
 from resnet_in1k.train import loop, trainer, writer
 from resnet_in1k.train.trainer import train_loader
 from resnet_in1k.utils import rng
@@ -240,8 +240,10 @@ def test_more_epochs_are_allowed_where_the_schedule_does_not_depend_on_them(
     capsys.readouterr()
     run(replace(recipe, epochs=3), image_folder, folder.path, resume=True, gradient_accumulation_steps=2)
     assert "bits will differ" in capsys.readouterr().out
-    resumed = json.loads(folder.recipe.read_text())["resumed"]
-    assert [entry["gradient_accumulation_steps"] for entry in resumed] == [1, 2]
+    facts = json.loads(folder.recipe.read_text())
+    assert [entry["gradient_accumulation_steps"] for entry in facts["resumed"]] == [1, 2]
+    note = check_resumable(folder, replace(recipe, epochs=3), facts["data"], {**facts["resumed"][1], "compile": True})
+    assert note.startswith("compile False → True: ")
 
 
 def test_bad_images_are_replaced_and_listed_and_too_many_stop_the_run(tiny, image_folder, tmp_path: Path, capsys):
@@ -284,7 +286,12 @@ def test_compiling_changes_neither_losses_nor_keys(tiny, image_folder, finished,
     """With dynamo's own graph but without a C++ compiler, which not every machine has."""
     compiled = []
     plain = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self) or plain(self, backend="eager"))
+
+    def compile(self: torch.nn.Module, **how: object) -> None:
+        compiled.append(self)
+        plain(self, backend="eager", **how)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
     folder = run(replace(tiny, epochs=1), image_folder, tmp_path / "run", compile=True)
     assert len(compiled) == 1
     assert losses(folder) == pytest.approx(losses(finished)[:4], rel=1e-4)

@@ -15,6 +15,7 @@ from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.train import plan
 from resnet_in1k.train.plan import describe_plan, describe_schedule
+from resnet_in1k.train.trainer import TrainOptions
 
 TUTORIAL = RECIPES["tutorial"].recipe
 
@@ -32,6 +33,7 @@ def plan_of(recipe: Recipe, image_folder: Path) -> str:
         accelerator=SimpleNamespace(mixed_precision="bf16"),
         num_workers=1,
         cpu_threads=2,
+        options=TrainOptions(compile=True),
     )
     return describe_plan(run)
 
@@ -46,7 +48,7 @@ def test_plan_lists_what_the_run_will_do(image_folder: Path):
         "12 global = 2 processes × 6 in 3 accumulation steps of 2",
         "3 an epoch (1 image dropped, different images each epoch) × 7 epochs = 21",
         "0.1, then step × 0.2 every 5 epochs",
-        "bfloat16 autocast, channels_last",
+        "bfloat16 autocast, channels_last, compiled; evaluation in float32",
         "1 loader worker, 2 CPU threads",
     ):
         assert part in text

@@ -35,19 +35,19 @@ NUM_CLASSES = 4
 def train_ten_steps(accelerator: Accelerator, output: Path) -> None:
     """On generated images, in float64, in which rounding cannot grow to what the comparison allows; saves the model."""
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    augmentation = Augmentation(RECIPE, NUM_CLASSES, rank, num_processes)
     torch.set_default_dtype(torch.float64)
     try:
         step, share = TrainStep(RECIPE, NUM_CLASSES, accelerator), 16 // num_processes
     finally:
         torch.set_default_dtype(torch.float32)
+    augmentation = Augmentation(RECIPE, NUM_CLASSES, rank, num_processes, step.draw)
     losses = []
     for number in range(1, 11):
         generator = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
         rows, labels = slice(rank * share, (rank + 1) * share), torch.arange(16) % NUM_CLASSES
-        images, targets = augmentation(images[rows], labels[rows], number)
-        loss = step(images.double(), targets.double(), 0.05, number)
+        images, targets, factors = augmentation(images[rows], labels[rows], number)
+        loss = step(images.double(), targets.double(), 0.05, number, factors)
         losses.append(accelerator.reduce(loss, reduction="mean").item())
     if rank == 0:
         torch.save({"losses": losses, "model": step.model.state_dict()}, output)

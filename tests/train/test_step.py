@@ -56,6 +56,25 @@ def test_steps_are_undone(tiny):
     assert all(parameter.grad is None for parameter in step.model.parameters())
 
 
+@pytest.mark.slow
+def test_each_image_size_is_compiled_for_itself(tiny: Recipe, narrow: None, monkeypatch: pytest.MonkeyPatch):
+    """By default torch compiles a second size for any size, which is slower: 11 of the 16 epochs of budget-16."""
+    sizes: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        sizes.extend(each.shape[-1] for each in inputs if isinstance(each, torch.Tensor) and each.ndim == 4)
+        assert not any(isinstance(each, torch.SymInt) for each in inputs)
+        return graph
+
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *network, **how: plain(*network, backend=backend, **how))
+    step = TrainStep(tiny, 6, Accelerator(cpu=True), compile=True)
+    for size in (32, 48, 64, 48):
+        step(torch.randn(8, 3, size, size), torch.arange(8) % 6, 0.01, 1)
+    assert {32, 48, 64} <= set(sizes)
+    assert all(type(size) is int for size in sizes)
+
+
 class Plain(torch.nn.Module):
     """A network without norms, as a batch's parts then give the whole's gradients."""
 

@@ -1,13 +1,26 @@
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from accelerate.utils import parse_flag_from_env
-from helpers.fake_device import fake_streams
+from helpers import emulated_accelerator as emulation
 
 from resnet_in1k.utils import device as devices
+from resnet_in1k.utils import distributed
+from resnet_in1k.utils.errors import UserError
+from resnet_in1k.utils.launch import Launch
+
+
+@pytest.fixture
+def emulated_device() -> Iterator[None]:
+    if devices.device_type() != "cpu" or not emulation.IS_SUPPORTED:
+        pytest.skip("no emulated device beside a real one, or before torch 2.14")
+    with emulation.emulated():
+        yield
 
 
 @pytest.mark.parametrize(
@@ -45,20 +58,59 @@ def raises(error: BaseException) -> Callable[..., None]:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_device_lacks_what_cannot_be_done_there(monkeypatch: pytest.MonkeyPatch, error: Exception):
-    fake_streams(monkeypatch)
-    assert "streams" in devices.capabilities.__wrapped__("meta")
+def test_a_device_lacks_what_cannot_be_done_there(emulated_device: None, monkeypatch, error: Exception):
+    assert devices.capabilities.__wrapped__(emulation.NAME) == devices.CAPABILITIES.keys()
     monkeypatch.setattr(torch, "Stream", raises(error))
-    assert "streams" not in devices.capabilities.__wrapped__("meta")
+    assert devices.capabilities.__wrapped__(emulation.NAME) == devices.CAPABILITIES.keys() - {"streams"}
 
 
-def test_streams_are_tried_as_prefetching_uses_them(monkeypatch: pytest.MonkeyPatch):
-    """A device that gives the stream of the computation again has none beside it."""
-    log = fake_streams(monkeypatch)
-    assert "streams" in devices.capabilities.__wrapped__("meta")
-    assert log == ["on side", "off side", "compute waits for side", "(1,) used on compute"]
+def test_a_device_that_gives_the_stream_of_the_computation_again_has_none_beside_it(emulated_device: None, monkeypatch):
     monkeypatch.setattr(torch, "Stream", torch.accelerator.current_stream)
-    assert "streams" not in devices.capabilities.__wrapped__("meta")
+    assert "streams" not in devices.capabilities.__wrapped__(emulation.NAME)
+
+
+def test_memory_is_not_pinned_where_the_gpu_shares_the_hosts():
+    assert not devices._try_pinned_memory(torch.device("mps"))
+
+
+@pytest.fixture
+def old_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02\nGCC version: 9.4\n")
+    monkeypatch.setattr(distributed, "NVIDIA_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    for variable in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_driver_whose_gpus_torch_does_not_see_is_an_error(old_driver: None):
+    with pytest.raises(UserError, match=r"no GPU, .* NVIDIA driver 470\.57\.02\. .*CUDA 13\.0, .*--index-url"):
+        distributed.make_accelerator(Launch())
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (os.environ, "ACCELERATE_USE_CPU", "true"),  # as the message advises
+        (os.environ, "CUDA_VISIBLE_DEVICES", ""),
+        (torch.version, "cuda", None),
+        (torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")),
+        (distributed, "NVIDIA_DRIVER", Path("/nowhere")),
+    ],
+)
+def test_driver_is_no_problem_where_gpus_are_seen_or_not_wanted(old_driver: None, monkeypatch, owner, name, value):
+    setter = monkeypatch.setitem if owner is os.environ else monkeypatch.setattr
+    setter(owner, name, value)
+    assert distributed.unused_driver() == ""
+
+
+def test_reproducible_float32_leaves_the_settings_that_inductor_reads():
+    """torch raises for some of them, if its old and its new settings contradict each other."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    with devices.reproducible_float32():
+        assert (torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32) == ("highest", False)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32) == before
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_a_cpu_has_fused_optimizers_only_and_misses_nothing():
@@ -73,9 +125,18 @@ def test_a_cpu_has_fused_optimizers_only_and_misses_nothing():
 def test_bf16_is_fast_where_the_cpu_has_instructions_for_it(monkeypatch, instructions: dict, expected: bool):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
-    assert devices.has_fast_bf16("cpu") is expected
+    assert devices.fastest_precision("cpu") == ("bf16" if expected else "no")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert devices.has_fast_bf16("cpu") is False
+    assert devices.fastest_precision("cpu") == "no"
+
+
+@pytest.mark.parametrize(("generation", "expected"), [(7, "fp16"), (6, "no")], ids=["V100 and T4", "P100"])
+def test_gpus_without_bf16_use_fp16_if_they_are_fast_at_it(monkeypatch, generation: int, expected: str):
+    cuda = SimpleNamespace(is_bf16_supported=lambda including_emulation: False)
+    monkeypatch.setattr(torch, "get_device_module", {"cuda": cuda}.__getitem__)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (generation, 0))
+    assert devices.fastest_precision("cuda") == expected
 
 
 def test_bf16_is_asked_of_other_devices_in_their_own_way(monkeypatch: pytest.MonkeyPatch):
@@ -86,7 +147,7 @@ def test_bf16_is_asked_of_other_devices_in_their_own_way(monkeypatch: pytest.Mon
         "mps": SimpleNamespace(),
     }
     monkeypatch.setattr(torch, "get_device_module", modules.__getitem__)
-    assert [devices.has_fast_bf16(device) for device in modules] == [True, False, True, False]
+    assert [devices.fastest_precision(device) for device in modules] == ["bf16", "no", "bf16", "no"]
 
 
 @pytest.mark.parametrize(

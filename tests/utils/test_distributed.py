@@ -1,10 +1,14 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from helpers.two_processes import run_two
 
+from resnet_in1k.utils import device as devices
 from resnet_in1k.utils import distributed
 from resnet_in1k.utils.errors import UserError
 from resnet_in1k.utils.launch import Launch
@@ -30,7 +34,7 @@ def test_precision_follows_the_launch_then_the_device(monkeypatch, launched, ask
             chosen.update(how)
 
     monkeypatch.setattr(distributed, "Accelerator", Recorder)
-    monkeypatch.setattr(distributed, "has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr(devices, "fastest_precision", lambda device: "bf16" if fast else "no")
     if launched is None:
         monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     else:
@@ -58,13 +62,53 @@ def test_one_process_may_train_and_then_evaluate_in_another_precision():
     ]
 
 
-def test_accumulation_of_the_launch_does_not_divide_the_loss(monkeypatch: pytest.MonkeyPatch):
-    """Accelerate's backward divides by its own number of accumulation steps; the step divides already."""
+CONFIGURATION = """
+compute_environment: LOCAL_MACHINE
+distributed_type: 'NO'
+num_processes: 1
+use_cpu: true
+"""
+SETTINGS = {
+    "dynamo": ("dynamo_config: {dynamo_backend: INDUCTOR}", "dynamo_backend to INDUCTOR; .* give train.py --compile"),
+    "fp8": ("mixed_precision: fp8", "mixed_precision to fp8; choose one of no, bf16, fp16 there"),
+}
+
+
+def launch_by(configuration: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that `accelerate launch` sets by a configuration file."""
+    monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
+    file = folder / "default_config.yaml"
+    file.write_text(configuration)
+    arguments = launch_command_parser().parse_args(["--config_file", str(file), "scripts/train.py"])
+    _, environment = prepare_simple_launcher_cmd_env(_validate_launch_command(arguments)[0])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_a_forgotten_configuration_are_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Without the setting, as the message advises, the launch is accepted."""
+    setting, words = SETTINGS[name]
+    launch_by(CONFIGURATION + setting, tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=rf"^the launch configuration \(.*accelerate env.*\) sets {words}$"):
+        distributed.make_accelerator(Launch())
+    launch_by(CONFIGURATION, tmp_path, monkeypatch)
+    distributed.make_accelerator(Launch())
+
+
+def test_accumulation_of_the_launch_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """Accelerate's backward would divide by its own number of accumulation steps; the step divides already."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert Accelerator(cpu=True).gradient_accumulation_steps == 4  # it reads the variable
-    weight = torch.ones((), requires_grad=True)
-    distributed.make_accelerator(Launch(), "fp32").backward(3 * weight)
-    assert weight.grad == 3
+    with pytest.raises(UserError, match=r"sets gradient_accumulation_steps to 4; .* --gradient-accumulation-steps"):
+        distributed.make_accelerator(Launch(), "fp32")
+
+
+def test_processes_that_only_accelerate_has_found_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """As under mpirun: each would believe to be alone, and write to the same folder."""
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(UserError, match=r"finds 2 processes where WORLD_SIZE is 1, as under mpirun"):
+        distributed.make_accelerator(Launch(), "fp32")
 
 
 def test_too_few_devices_are_refused_with_their_number(monkeypatch: pytest.MonkeyPatch):
@@ -108,6 +152,7 @@ import torch
 from dataclasses import replace
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.train.step import TrainStep
+from resnet_in1k.utils import device as devices
 from resnet_in1k.utils import distributed
 from resnet_in1k.utils.errors import ProcessError, translate_errors
 from resnet_in1k.utils.launch import Launch

@@ -33,6 +33,10 @@ CANNOT_COMMUNICATE = r"^process 3 cannot communicate with the others: {}; NCCL_D
             DistBackendError("NCCL error: remote process exited or there was a network error\nmore"),
             LOST.format("NCCL .* error"),
         ),
+        (
+            DistBackendError("NCCL error: remote process exited or network error\nLast error:\nNo route to host"),
+            LOST.format("NCCL .* network error; Last error: No route to host"),
+        ),
         # Nobody has ended: all that the library says, in one line.
         (
             DistBackendError("unhandled system error\nError while creating /dev/shm/1"),
@@ -54,6 +58,14 @@ def test_error_of_torch_is_explained_in_one_line(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ProcessError, match=words) as raised, translate_errors(12, "use less"):
         raise error
     assert "\n" not in str(raised.value)
+
+
+def test_without_a_connection_before_nobody_is_lost(monkeypatch: pytest.MonkeyPatch):
+    """At the start an unreachable address looks to NCCL like a process that has ended."""
+    monkeypatch.setenv("RANK", "3")
+    words = CANNOT_COMMUNICATE.format("NCCL error: remote process exited Last error: No route to host")
+    with pytest.raises(ProcessError, match=words), translate_errors(is_connected=False):
+        raise DistBackendError("NCCL error: remote process exited\nLast error:\nNo route to host")
 
 
 @pytest.mark.parametrize("text", ["Timed out in user code", "mat1 and mat2 shapes cannot be multiplied"])

@@ -1,11 +1,14 @@
 import random
+import re
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from helpers.processes import ROOT
 from helpers.threads import run_launch
+from helpers.two_processes import run_two
 
 from resnet_in1k.utils import launch
 from resnet_in1k.utils.errors import ProcessError, UserError
@@ -89,6 +92,40 @@ def test_unreachable_main_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(launch, "CONNECT_SECONDS", 0.0)
     with pytest.raises(UserError, match=r"^process 1 on \S+ cannot reach process 0 at 127\.0\.0\.1:9 \(.*firewall$"):
         Launch.connect()
+
+
+BLOCKS = """
+import os, sys, time
+from resnet_in1k.utils import launch
+launch.FAILURE_POLL_SECONDS, launch.FAILURE_SECONDS, sys.stderr = 0.1, 0.1, sys.stdout
+with launch.Launch.connect() as this:
+    print(this.store.underlying_store.timeout.total_seconds(), flush=True)
+    this.end_with_others()
+    this.gather(None, "starting")
+    if this.rank == {rank}:
+        this.store.wait(["blocked"])
+        {ends}
+    this.store.set("blocked", "")
+    time.sleep(60)  # as in a collective of NCCL, which raises nothing
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "ends", "words"),
+    [
+        (1, "raise OSError('its disk is gone')", r"process 0 on .*: stopped because process 1 on .*: its disk is gone"),
+        (0, "os._exit(9)", r"process 1 on .*: stopped because the connection to process 0 or its launcher is lost"),
+    ],
+    ids=["fails", "is killed"],
+)
+def test_process_that_a_collective_blocks_ends_with_the_others(rank: int, ends: str, words: str):
+    started = time.monotonic()
+    printed = run_two("-c", BLOCKS.format(rank=rank, ends=ends))
+    assert time.monotonic() - started < 50
+    store_seconds, line = printed[1 - rank].splitlines()
+    assert float(store_seconds) == 1800  # NCCL meets in it, which one late process must not end
+    assert re.fullmatch(words, line)
 
 
 CONNECTS = """
