@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from accelerate import Accelerator
 
 from resnet_in1k.recipes.recipe import Recipe
@@ -19,11 +18,11 @@ from resnet_in1k.utils.timing import Lap
 
 def test_times_are_those_of_the_process_that_waited_longest(tiny: Recipe, tmp_path: Path, capsys):
     """Process 0 waits for the gradients of process 1, which waits for its data: the run is input-bound."""
-    accelerator = Accelerator(cpu=True)
-    accelerator.gather = lambda mine: torch.cat([mine, torch.tensor([[3.0, 1.0, 0.0]])])
+    accelerator, launch = Accelerator(cpu=True), Launch()
+    launch.gather = lambda mine, doing: [mine, [3.0, 1.0, 0.0]]
     folder = RunFolder(tmp_path)
     run = {"recipe": tiny, "options": TrainOptions(log_every=1), "counts": StepCounts(tiny, 2, 1, 37), "first_step": 1}
-    run |= {"launch": Launch(), "accelerator": accelerator, "device": accelerator.device}
+    run |= {"launch": launch, "accelerator": accelerator, "device": accelerator.device}
     run |= {"stopwatch": SimpleNamespace(lap=lambda: Lap(load=0.0, train=4.0)), "epoch_lap": Lap(), "num_workers": 2}
     write_steps(SimpleNamespace(folder=folder, state=TrainState(epoch_losses=[2.0]), **run), 1)
     (record,) = folder.records()
