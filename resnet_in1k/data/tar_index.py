@@ -1,7 +1,7 @@
 """The index of tar shards: the place and label of each image, found by one pass over the shards and cached.
 
 The format is WebDataset's (https://github.com/webdataset/webdataset): a sample is a run of entries with one key, the
-name up to its first dot. It has an image and its label, a number in `.cls` or, under `label`, in `.json`.
+name up to its first dot. It has an image and its label, a number or text in `.cls` or, under `label`, in `.json`.
 """
 
 import itertools
@@ -25,6 +25,8 @@ MAX_LABEL_BYTES = 1 << 20
 LABEL_SUFFIXES = (".cls", ".json")
 MAX_CLASSES = 1_000_000
 """A larger label is something else, such as a hash."""
+MAX_NAME_CHARACTERS = 200
+"""A longer text is no class name."""
 
 
 class Shard(NamedTuple):
@@ -42,7 +44,8 @@ class Shard(NamedTuple):
 
 
 def index_shards(paths: Sequence[Path]) -> dict[str, Any]:
-    """Return the fields of a ShardSource with all images of some shards, sorted by key, then by shard and offset.
+    """Return the fields of a ShardSource with all images of some shards, sorted by key, then by shard and offset; and
+    `label_names`, the sorted texts that the labels are positions in, [] for labels that are numbers.
 
     The index is cached, and made again if a shard has changed.
 
@@ -54,30 +57,33 @@ def index_shards(paths: Sequence[Path]) -> dict[str, Any]:
     shards = tuple(map(Shard.of, paths))
     stamps, cached = [[shard.size, shard.mtime_ns] for shard in shards], read_cache(paths)
     if cached and cached[0]["stamps"] == stamps:
-        return {"shards": shards, **cached[1]}
-    keys, rows = list[bytes](), list[np.ndarray]()
+        return {"shards": shards, "label_names": cached[0].get("label_names", []), **cached[1]}
+    keys, rows, labels = list[bytes](), list[np.ndarray](), list[int | str]()
     with progress_bar(len(paths), f"index of {paths[0].parent}", "shards") as bar:
-        for keys_of_shard, rows_of_shard in run_parallel(read_shard, paths, usable_cores()):
+        for keys_of_shard, rows_of_shard, labels_of_shard in run_parallel(read_shard, paths, usable_cores()):
             keys += keys_of_shard
+            labels += labels_of_shard
             rows.append(rows_of_shard)
             bar.update()
     if not keys:
         raise UserError(f"{paths[0].parent}: no images with labels in the {len(paths)} shards")
     order = sorted(range(len(keys)), key=keys.__getitem__)  # stable: equal keys stay in the order of the shards
-    offsets, sizes, labels = np.concatenate(rows)[order].T.copy()
+    offsets, sizes = np.concatenate(rows)[order].T.copy()
+    names = sorted(set(map(str, labels))) if any(isinstance(label, str) for label in labels) else []
+    numbers = {name: number for number, name in enumerate(names)}
     fields = {
         "keys": PackedBytes(map(keys.__getitem__, order)),
         "shard_of": np.repeat(np.arange(len(paths)), [len(each) for each in rows])[order],
         "offsets": offsets,
         "sizes": sizes,
-        "labels": labels,
+        "labels": np.array([numbers[str(label)] if names else label for label in labels], np.int64)[order],
     }
-    write_cache(paths, {"stamps": stamps}, **fields)
-    return {"shards": shards, **fields}
+    write_cache(paths, {"stamps": stamps, "label_names": names}, **fields)
+    return {"shards": shards, "label_names": names, **fields}
 
 
-def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray]:
-    """Return the keys of a shard's images and, (n, 3) int64, their offsets, sizes and labels.
+def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray, list[int | str]]:
+    """Return the keys of a shard's images, their offsets and sizes, (n, 2) int64, and their labels.
 
     Raises:
         UserError: if it is not a complete tar file, or has an image without a label or a label without an image.
@@ -96,7 +102,8 @@ def read_shard(shard: Path) -> tuple[list[bytes], np.ndarray]:
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{shard} is not a complete, readable tar file ({error}); copy it again") from None
     keys = [key.encode("utf-8", "surrogateescape") for key, *_ in samples]
-    return keys, np.array([places for _, *places in samples], np.int64).reshape(-1, 3)
+    places = np.array([sample[1:3] for sample in samples], np.int64).reshape(-1, 2)
+    return keys, places, [label for *_, label in samples]
 
 
 def _is_hidden(name: str) -> bool:
@@ -127,7 +134,7 @@ def _parts(path: str, cut: Cut) -> tuple[str, str]:
 
 def _read_samples(
     archive: tarfile.TarFile, shard: Path, members: Sequence[tarfile.TarInfo], cut: Cut
-) -> list[tuple[str, int, int, int]]:
+) -> list[tuple[str, int, int, int | str]]:
     """Return the key, offset, size and label of each image; raises UserError for an image or a label alone."""
     groups, incomplete = list[tuple[str, list[tarfile.TarInfo]]](), dict[str, list[tarfile.TarInfo]]()
     for key, group in itertools.groupby(members, key=lambda member: _parts(member.name, cut)[0]):
@@ -143,7 +150,7 @@ def _read_samples(
 
 def _read_sample(
     archive: tarfile.TarFile, where: str, members: Iterable[tarfile.TarInfo], cut: Cut
-) -> tuple[int, int, int] | None:
+) -> tuple[int, int, int | str] | None:
     """Return the image's offset and size, and its label; None if there is neither image nor label."""
     images, label = list[tarfile.TarInfo](), None
     for member in members:
@@ -162,14 +169,17 @@ def _read_sample(
         advice = "write the shard again, with files (tar --dereference --hard-dereference)"
         raise UserError(f"{where}: its image is a link or a device; {advice}")
     if label is None:
-        raise UserError(f'{where} has no label; it needs a number from 0 in a .cls or, as "label", in a .json entry')
+        raise UserError(f'{where} has no label; it needs a number from 0 or a name in a .cls or .json ("label")')
     return images[0].offset_data, images[0].size, label
 
 
-def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> int | None:
+def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> int | str | None:
+    content = archive.extractfile(member).read()
     try:
-        value = json.loads(archive.extractfile(member).read())
+        value = json.loads(content)
         value = value["label"] if suffix == ".json" else value
     except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+        value = content.decode(errors="surrogateescape").strip() if suffix == ".cls" else None
+    if isinstance(value, str):
+        return value if value.isprintable() and 0 < len(value) <= MAX_NAME_CHARACTERS else None
     return value if type(value) is int and 0 <= value < MAX_CLASSES else None

@@ -136,13 +136,19 @@ def _open(data: str, split: Split, shards: list[Path]) -> ShardSource:
         for folder in {shard.parent for shard in (*shards, *training)}:
             _check_complete(folder)
     fields, folder = index_shards(shards), shards[0].parent
-    labels, class_names = fields["labels"], read_class_names(folder / CLASSES_NAME)
+    label_names, class_names = fields.pop("label_names"), read_class_names(folder / CLASSES_NAME)
     # A file above the folder counts only for a folder of one split: above others it may belong to other data.
     if class_names is None and any(folder.name in names for names in SPLIT_NAMES.values()):
         class_names = read_class_names(folder.parent / CLASSES_NAME)
-    if class_names is None:  # named by number, as many as the training split has
-        training_labels = labels if training in ([], shards) else index_shards(training)["labels"]
-        class_names = [str(label) for label in range(training_labels.max() + 1)]
+    if class_names is None:  # by the labels of the training split, which are texts or numbers
+        of_train = index_shards(training or shards)
+        class_names = of_train["label_names"] or [str(label) for label in range(of_train["labels"].max() + 1)]
+    if unknown := [name for name in label_names if name not in class_names]:
+        advice = f"list all classes in {CLASSES_NAME} next to the shards"
+        raise UserError(f"--data {data}: {split} has labels of no class: {shorten(unknown)}; {advice}")
+    if label_names:
+        fields["labels"] = np.array([class_names.index(name) for name in label_names])[fields["labels"]]
+    labels = fields["labels"]
     if labels.max() >= len(class_names):
         raise UserError(f"--data {data}: {split} has the label {labels.max()}, but {len(class_names)} classes")
     missing = np.setdiff1d(np.arange(len(class_names)), labels) if split == "train" else ()

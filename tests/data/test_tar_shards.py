@@ -1,5 +1,6 @@
 """Tar shards in WebDataset's format: the files of a split, their index, reading, damage."""
 
+import json
 import os
 import tarfile
 from dataclasses import replace
@@ -100,13 +101,37 @@ def test_shards_as_other_programs_write_them(tmp_path: Path, kind: str):
     assert source.labels.tolist() == list(labels.values())
 
 
+@pytest.mark.parametrize("suffix", ["cls", "json"])
+def test_labels_may_be_names(tmp_path: Path, suffix: str):
+    """Numbered as a folder numbers its classes, or as classes.json does; alike in all splits, also from the cache."""
+
+    def write(split: str, *names: str) -> None:
+        for number, name in enumerate(names):
+            label = name.encode() if suffix == "cls" else json.dumps({"label": name}).encode()
+            write_tar(tmp_path / f"{split}/{number}.tar", (f"{number}.jpg", b"image"), (f"{number}.{suffix}", label))
+
+    write("train", "the dog", "7", "cât", "the dog")
+    write("val", "the dog", "cât")
+    for _ in range(2):
+        train, val = open_train_and_val(f"shards:{tmp_path}")
+        assert train.class_names == val.class_names == ("7", "cât", "the dog")
+        assert (train.labels.tolist(), val.labels.tolist()) == ([2, 0, 1, 2], [2, 1])
+
+    write("val", "the dog", "ox")
+    with pytest.raises(UserError, match=r"val has labels of no class: ox; list all classes in classes\.json next to"):
+        open_train_and_val(f"shards:{tmp_path}")
+    (tmp_path / "classes.json").write_text('["the dog", "ox", "cât", "7"]')
+    train, val = open_train_and_val(f"shards:{tmp_path}")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 3, 2, 0], [0, 1])
+
+
 IMAGE = ("a.jpg", b"image")
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([IMAGE], r"0\.tar: a has no label; it needs a number from 0 in a \.cls"),
+        ([IMAGE], r"0\.tar: a has no label; it needs a number from 0 or a name in a \.cls"),
         ([IMAGE, ("a.cls", b"-1")], "a has no label"),
         ([IMAGE, ("a.json", b'{"label": true}')], "a has no label"),
         ([IMAGE, ("a.json", b'{"class": 1}')], "a has no label"),
