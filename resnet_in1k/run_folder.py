@@ -98,7 +98,7 @@ def read_recipe(run: RunFolder | Path, recipe_class: type[Recipe] = Recipe) -> t
     """Read the recipe, and all of recipe.json, in a run folder or a file. Fields that an older file does not have are
     disabled."""
     file = run.recipe if isinstance(run, RunFolder) else run
-    with files.content_errors(file):
+    with files.content_errors(file, "restore or correct it"):  # without it, the run could not be resumed
         facts = files.read_json(file)
         if (version_of_file := facts["format_version"]) not in READABLE_VERSIONS:
             raise UserError(f"{file} has format version {version_of_file!r}, newer than this resnet-in1k: update it")

@@ -65,9 +65,11 @@ def match_classes(
     if columns is None:
         known, wanted = human_names(known_names), human_names(data_names)
         only = [shorten([name for name in a if name not in b]) or "none" for a, b in ((known, wanted), (wanted, known))]
+        is_numbered = source.name.startswith("shards:") and data_names == list(map(str, range(len(data_names))))
+        advice = "name the classes of the labels 0, 1, … in classes.json next to the shards, or " if is_numbered else ""
         raise UserError(
             f"{checkpoint}: its classes are not those of the data: only in the weights: {only[0]}; only in "
-            f"{source.name}: {only[1]}; train a new last layer by train.py --init-from"
+            f"{source.name}: {only[1]}; {advice}train a new last layer by train.py --init-from"
         )
     if columns == tuple(range(num_outputs)):
         return model, note

@@ -88,7 +88,8 @@ def read_run(run: RunFolder, repo_id: str, license: str) -> RunRecord:
     expected = {"num_classes": model.fc.out_features}
     if facts is not None:
         expected |= {"class_names": facts["data"]["class_names"], "num_images": facts["data"]["num_val_images"]}
-    advice = f"evaluate again: {program('evaluate')} --ckpt {quote(str(run.path))} [--data DATA]"
+    data = "" if facts is not None else " --data DATA"  # by default that of recipe.json
+    advice = f"evaluate again: {program('evaluate')} --ckpt {quote(str(run.path))}{data}"
     advice += f" --output {quote(str(run.evaluation))}"
     weights = resolve_checkpoint(run.weights)
     if weights.recorded_evaluation is None:

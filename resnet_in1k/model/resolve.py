@@ -72,7 +72,10 @@ def resolve_checkpoint(checkpoint: str | Path, wanted: PublishedWeights | None =
     records = exported.facts if exported else (evaluation if file.suffix == ".safetensors" else {}) | of_run
     known = "ema" if file.name == EMA_NAME else records.get("weights")
     if wanted and wanted != known and (known or exported):
-        raise UserError(f"--weights {wanted}: {file} has the other ones; give one of the run's checkpoint folders")
+        name = EMA_NAME if wanted == "ema" else WEIGHTS_NAME
+        folders = sorted(each.parent for each in run.checkpoints.glob(f"step_*/{name}")) if run else []
+        advice = f"give one of the run's checkpoint folders, such as {folders[-1]}" if folders else "omit the flag"
+        raise UserError(f"--weights {wanted}: {file} has the other ones; {advice}")
     kind: PublishedWeights = "ema" if (known or wanted) == "ema" else "model"
     evaluation = evaluation if evaluation.get("weights", kind) == kind else {}
     recorded = [  # each takes precedence over those before it

@@ -140,7 +140,8 @@ def collect_bad_images(run: Trainer) -> None:
     for index in new:
         print_line(f"replaced by the next image: {source.image_name(index)} ({found[index]})")
     if len(state.bad_images) > max_bad_images(len(source)):
-        raise UserError(f"{too_many_bad_images(state.bad_images, source)}; see {run.folder.bad_images}")
+        advice = f"all are listed in {run.folder.bad_images}; then train in another --output-dir"  # on other images
+        raise UserError(f"{too_many_bad_images(state.bad_images, source)}; {advice}")
 
 
 def save(run: Trainer, step: int) -> None:

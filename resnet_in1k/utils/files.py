@@ -52,13 +52,13 @@ def user_errors(prefix: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def content_errors(where: object) -> Iterator[None]:
+def content_errors(where: object, cure: str = "restore, correct or remove it") -> Iterator[None]:
     """Raise UserError for the errors of the body, which reads a file that may have any content."""
     try:
         yield
     except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{where} cannot be read ({reason}); restore, correct or remove it") from None
+        raise UserError(f"{where} cannot be read ({reason}); {cure}") from None
 
 
 @contextlib.contextmanager

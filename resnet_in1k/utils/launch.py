@@ -89,7 +89,7 @@ class Launch:
         """Call `work` on the main process and return its value on all processes, where it arrives as a pickle.
 
         A transient error of the file system is retried once. If `work` raises UserError or OSError, all processes raise
-        UserError, with `advice` at its end.
+        UserError, with `advice` at its end if an exception of another kind was the cause.
 
         Args:
             doing: what the main process does meanwhile, such as "listing images".
@@ -100,7 +100,8 @@ class Launch:
                 with files.user_errors():
                     value = files.retry_once(work)
             except UserError as error:
-                problem = f"{error}{advice}"
+                # A verdict of our own has its own advice.
+                problem = f"{error}{advice if error.__context__ else ''}"
         [(value, problem)] = self._exchange((value, problem), [0], doing)
         if problem:
             raise UserError(problem)
