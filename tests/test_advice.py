@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -19,12 +20,12 @@ from PIL import Image
 
 from resnet_in1k import ResNet
 from resnet_in1k.model.weights import weights_to_save, write_tensors
-from resnet_in1k.train import writer
+from resnet_in1k.train import preflight, writer
 from resnet_in1k.utils.errors import UserError
 
 SHORT = {
     "TRAIN": "train --recipe demo --model resnet18 --image-size 32 --epochs 1 --global-batch-size 4 --workers 0 "
-    "--data photos --output-dir r",
+    "--cpu-threads 1 --data photos --output-dir r",
     "EVAL": "evaluate --workers 0 --ckpt RUN",
     "PREDICT": "predict --workers 0 --ckpt RUN",
     "PUSH": "push_to_hub --repo-id me/mine --dry-run --run RUN",
@@ -33,17 +34,17 @@ SHORT = {
     "INPUT": "benchmark input --batch-size 4 --steps 1 --repetitions 1 --workers 1 --image-size 32 --data photos",
     "STEP": "RUN/checkpoints/step_00000002",
     "RUN": "runs/tutorial",
+    "TAR (cp|ln -s)": r"mkdir -p s/val t && for k in cat dog; do \1 $PWD/photos/val/$k/0.png t/$k.png; "
+    "echo $k > t/$k.cls; done && tar -C t -cf s/val/0.tar .",
 }
 """Abbreviations in the commands below. A flag that follows replaces an earlier one."""
 
 CASES = r"""
 train --recip demo --list-recipes ~ did you mean (--\w+)\? ~ train {0} demo --list-recipes
 evaluate ~ --ckpt is missing; for example:  (python .+) ~ {0} --workers 0
-train --epochs x ~ see (--help)$ ~ echo {0}
 train --recipe tutorail ~ did you mean (\w+)\? ~ train --recipe {0} --list-recipes
 TRAIN --optimizer sdg ~ did you mean (\w+)\? ~ TRAIN --optimizer {0}
 TRAIN --workers=-1 ~ must be at least (\d) ~ TRAIN --workers {0}
-TRAIN --publish ema ~ publish ema needs an (\w+) ~ TRAIN --publish ema --{0} .9
 TRAIN --alternating-flip --hflip-probability .5 ~ (\w+), which must be (0) ~ TRAIN --alternating-flip --{0} {1}
 TRAIN --lr-schedule multi_step ~ multi_step needs (\w+) ~ TRAIN --lr-schedule multi_step --{0} 1
 SHARD && TRAIN --data shards:out --shuffle-window 2 --sampling balanced ~ needs (sampling) (uniform)
@@ -134,7 +135,6 @@ TRAIN --shuffle-window 1 ~ needs (--data shards:)… ~ SHARD && TRAIN --shuffle-
 ACCELERATE_MIXED_PRECISION=fp16 TRAIN ~ give (--precision \w+) ~ ACCELERATE_MIXED_PRECISION=fp16 TRAIN {0}
 ACCELERATE_MIXED_PRECISION=fp8 TRAIN ~ choose one of no, (\w+) ~ ACCELERATE_MIXED_PRECISION={0} TRAIN
 ACCELERATE_GRADIENT_ACCUMULATION_STEPS=2 TRAIN ~ remove it there, and give train.py (--\S+) ~ TRAIN {0} 2
-TRAIN --data nowhere ~ without a val split give (--val-share) ~ TRAIN --data flat {0} .3
 TRAIN --data flat ~ give (--data \S+ --val-share \S+) ~ TRAIN {0}
 TRAIN --data photos/train/cat ~ give (--data \S+ --val-share \S+) ~ TRAIN {0}
 EVAL --split test ~ the folders there are (\w+) ~ EVAL --split {0}
@@ -150,8 +150,8 @@ PREPARE && cp out/train/cat/0.png out/train/cat/9.png && PREPARE ~ Remove (that)
   && PREPARE
 PREPARE && mkdir out/train/eel && PREPARE ~ of (\w+); add some, or remove these ~ rmdir out/train/{0} && PREPARE
 SHARD && echo '["a"]' > out/classes.json && SHARD ~ ^(\S+) is of other images; .* or remove it ~ rm {0} && SHARD
-SHARD && echo x > out/classes.json && TRAIN --data shards:out ~ ^(\S+) cannot be read .* remove it ~ rm {0}
-  && TRAIN --data shards:out
+SHARD && echo x > out/classes.json && EVAL --data shards:out ~ ^(\S+) cannot be read .* correct or
+  ~ echo '["cat", "dog"]' > {0} && EVAL --data shards:out
 SHARD && rm out/classes.json && EVAL --data shards:out ~ in (classes.json) next to the shards
   ~ echo '["cat", "dog"]' > out/{0} && EVAL --data shards:out
 SHARD && mv out/val v && mv v out/x && EVAL --data shards:out ~ they belong in DIR/(\w+)/ ~ mv out/x out/{0}
@@ -161,8 +161,15 @@ SHARD && rm -r out/val && EVAL --data shards:out ~ without a val split give (--v
 SHARD && EVAL --data shards:out --val-share .3 ~ (omit) --val-share ~ EVAL --data shards:out
 SHARD && EVAL --data shards:out --val-share .3 ~ name the shards by a (pattern)
   ~ EVAL --data 'shards:out/train/*.tar' --val-share .3
-SHARD && mkdir s && cp out/train/*.tar s/train-val.tar && TRAIN --data shards:s ~ name them by a (pattern)
-  ~ TRAIN --data 'shards:out/{{split}}/*.tar'
+SHARD && mkdir s && cp out/train/*.tar s/train-val.tar && EVAL --data shards:s ~ name them by a (pattern)
+  ~ EVAL --data 'shards:out/{{split}}/*.tar'
+TAR ln -s && EVAL --data shards:s ~ with files \((tar .*)\) ~ {0} -C t -cf s/val/0.tar . && EVAL --data shards:s
+TAR cp && mv t/cat.png t/cat.x.png && tar -C t -cf s/val/0.tar . && EVAL --data shards:s
+  ~ is named KEY(.jpg) or KEY(.png) ~ mv t/cat.x.png t/cat{1} && tar -C t -cf s/val/0.tar . && EVAL --data shards:s
+TAR cp && echo -1 > t/cat.cls && tar -C t -cf s/val/0.tar . && EVAL --data shards:s
+  ~ (\w+) has no label; .* or a name ~ echo {0} > t/cat.cls && tar -C t -cf s/val/0.tar . && EVAL --data shards:s
+EVAL --data digits --split test ~ has no split test, but (\w+) ~ EVAL --split {0}
+prepare_data --verify digits --val-share .2 ~ (--val-share) is for images without ~ prepare_data --verify digits
 TABLE && TRAIN --data hf:table::train ~ or give (--val-share) ~ TRAIN --data hf:table::train {0} .3
 TABLE && rm table/data/val* && TRAIN --data hf:table ~ or give (--val-share) ~ TRAIN --data hf:table {0} .3
 TABLE && TRAIN --data hf:table --val-share .3 ~ (omit) --val-share ~ TRAIN --data hf:table
@@ -175,7 +182,7 @@ TABLE && TRAIN --data hf:table --val-share .3 ~ name one split: hf:NAME(.*)$
 def perform(line: str) -> None:
     """Run commands that are joined by && as a user would: ours in this process, others by the shell."""
     for short, text in SHORT.items():
-        line = re.sub(rf"\b{short}\b", text, line)
+        line = re.sub(rf"\b{short}(?!\w)", text, line)
     for command in line.split(" && "):
         environment = dict(re.findall(r"\b([A-Z_]+)=(\S+) ", command))
         words = shlex.split(re.sub(r"^python scripts/(\w+)\.py|^[A-Z_]+=\S+ ", r"\1", command))
@@ -209,7 +216,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
             Image.effect_noise((40, 40), 50 + number).convert("RGB").save(folder / place / name)
     with narrow_resnet18(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "save_figure", lambda *_: None)  # most of the time of so short a training
+        for name in ("draw_curves", "save_figure"):  # most of the time of so short a training
+            patch.setattr(writer, name, lambda *_: None)
         patch.chdir(folder)
         perform("TRAIN --output-dir RUN")
         state = weights_to_save(ResNet("resnet18", 2))
@@ -236,3 +244,26 @@ def test_a_refused_command_succeeds_by_its_own_advice(case: str):
     found = re.search(advice, message)
     assert found, message
     perform(cured.format(*found.groups()))
+
+
+@pytest.mark.usefixtures("desk")
+@pytest.mark.parametrize("kind", ["pickled", "list", "several"])
+def test_weights_saved_as_the_message_has_it_are_read(kind: str):
+    model, other = ResNet("resnet18", 2), weights_to_save(ResNet("resnet18", 2))
+    held = {"pickled": model, "list": [1], "several": {"a": model.state_dict(), "b": other}}
+    torch.save(held[kind], "x.pth")
+    message = refusal("EVAL --ckpt x.pth --data photos")
+    command = re.search(r"torch\.save\(.+\)", message)
+    assert command or "save the tensors of one in a file of its own" in message
+    exec(command[0] if command else "torch.save(model.state_dict(), 'weights.pth')", {"torch": torch, "model": model})
+    perform("EVAL --ckpt weights.pth --data photos")
+
+
+@pytest.mark.usefixtures("desk")
+def test_fewer_checkpoints_and_workers_need_less(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=30_000_000))
+    flag = re.search(r"fewer (--\S+)$", refusal("TRAIN --keep-checkpoints 50"))
+    perform(f"TRAIN {flag[1]} 1")
+    with pytest.raises(UserError, match=r"for 2 loader workers: .*; use fewer --workers$"):
+        preflight.check_memory(2, 10**12)
+    preflight.check_memory(0, 10**12)
