@@ -92,6 +92,7 @@ cp RUN/eval.json e.json && compare e.json e.json --picture a.png ~ no (item) has
   ~ compare RUN e.json --picture a.png
 export --ckpt RUN --format pt2 --output a.pt2 --image-size 32 && EVAL --ckpt a.pt2 --data photos --image-size 64
   ~ leave out (--image-size) ~ EVAL --ckpt a.pt2 --data photos
+sed -i 's/"num_images": 8/"num_images": 9/' RUN/eval.json && PUSH ~ evaluate again: (python .+) ~ {0} && PUSH
 rm RUN/eval.json && PUSH ~ evaluate again: (python .+) ~ {0} --workers 0 && PUSH
 mkdir x && cp w.safetensors x/model.safetensors && PUSH --run x ~ evaluate again: (python .+) ~ mv photos DATA
   && {0} --workers 0 && PUSH --run x
@@ -132,6 +133,7 @@ TRAIN --global-batch-size 1 ~ use a larger --global-batch-size or (--image-size)
 TRAIN --lr 1e25 --warmup-epochs 0 --log-every 1 ~ try a lower (--lr), .* in another (--output-dir)$
   ~ TRAIN {0} .001 {1} r2
 TRAIN --shuffle-window 1 ~ needs (--data shards:)… ~ SHARD && TRAIN --shuffle-window 1 {0}out
+TRAIN --report-to trakio ~ installed: (\w+) ~ TRAIN --report-to {0}
 ACCELERATE_MIXED_PRECISION=fp16 TRAIN ~ give (--precision \w+) ~ ACCELERATE_MIXED_PRECISION=fp16 TRAIN {0}
 ACCELERATE_MIXED_PRECISION=fp8 TRAIN ~ choose one of no, (\w+) ~ ACCELERATE_MIXED_PRECISION={0} TRAIN
 ACCELERATE_GRADIENT_ACCUMULATION_STEPS=2 TRAIN ~ remove it there, and give train.py (--\S+) ~ TRAIN {0} 2
@@ -209,7 +211,7 @@ def refusal(line: str) -> str:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What a user has: images with and without splits, a run, and weights of several kinds."""
+    """Folder with what a user has: images with and without splits, a run, and weights of several kinds."""
     folder = tmp_path_factory.mktemp("user")
     for number, name in enumerate(f"{kind}/{n}.png" for kind in ("cat", "dog") for n in range(4)):
         for place in ("photos/train", "photos/val", "flat"):
@@ -230,7 +232,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def desk(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of these files, in the current folder."""
+    """Copy these files to the current folder."""
     monkeypatch.chdir(shutil.copytree(template, tmp_path / "here"))
 
 

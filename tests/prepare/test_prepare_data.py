@@ -140,6 +140,7 @@ def test_space_is_checked_before_anything_is_written(
     with pytest.raises(UserError, match=r"has room for 36 more files \(df -i\), but 37 are needed; try --shards"):
         prepare_from(image_folder, tmp_path / "out", resize=300)
     assert not (tmp_path / "out").exists()
+    prepare_from(image_folder, tmp_path / "shards", resize=300, shards=1)
     prepare_from(image_folder, tmp_path / "out")
 
 

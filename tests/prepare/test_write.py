@@ -96,9 +96,11 @@ def test_files_are_copied_where_they_cannot_be_linked(
 def test_two_classes_are_never_one_folder(source: FileSource, tmp_path: Path):
     """Checked before anything is written."""
     for name in ("bee", "..", "a/b", ""):
+        unusual = replace(source, class_names=(name, *source.class_names[1:]))
         with pytest.raises(UserError, match=f"class '{name}' is there twice or cannot name a folder; write --shards"):
-            write_folder(replace(source, class_names=(name, *source.class_names[1:])), tmp_path / "train", 1)
+            write_folder(unusual, tmp_path / "train", 1)
         assert not (tmp_path / "train").exists()
+    write_shards(unusual, tmp_path / "shards/train", 20_000, 1)
 
 
 def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
