@@ -1,4 +1,4 @@
-"""Optimizers: torch's if it has them, else timm's, which is imported only when needed.
+"""Optimizers: torch's if it has them, else timm's, which is imported only when needed; and Muon.
 
 The learning rate is set at each step, and gradients are clipped before it.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
+from resnet_in1k.optim.muon import Muon
 from resnet_in1k.recipes.recipe import Recipe
 
 Groups = list[dict[str, Any]]
@@ -52,18 +53,14 @@ def _timm() -> ModuleType:
 
 
 def muon(groups: Groups, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
-    """Muon (https://kellerjordan.github.io/posts/muon/): SGD's momentum of a convolution, made orthogonal as a matrix
-    of (output channels, all else). Other parameters get AdamW, or NAdamW with Nesterov's momentum.
-
-    Updates have the size of AdamW's, so lr and weight_decay have its order (https://arxiv.org/abs/2502.16982).
-    """
+    """Muon for convolutions, AdamW or NAdamW for other parameters."""
     divided = []
     for group in groups:
-        for is_convolution in (True, False):
-            parameters = [parameter for parameter in group["params"] if (parameter.ndim == 4) == is_convolution]
+        for is_matrix in (True, False):
+            parameters = [parameter for parameter in group["params"] if (parameter.ndim == 4) == is_matrix]
             if parameters:
-                divided.append({**group, "params": parameters, "use_fallback": not is_convolution})
-    return _timm().Muon(divided, **_momentum(recipe))
+                divided.append({**group, "params": parameters, "is_matrix": is_matrix})
+    return Muon(divided, **_momentum(recipe), fallback_lr_factor=recipe.fallback_lr_factor)
 
 
 # `fused or None`: None lets torch choose the fastest other implementation; False would be the slow loop over tensors.

@@ -90,6 +90,8 @@ class Recipe:
     weight_decay: float = field(default=0.0, metadata=within(at_least=0))
     """Weight decay. SGD, LARS and LAMB add it to the gradient or update; `sgdw`, `adamw` and `muon` shrink the
     weights."""
+    fallback_lr_factor: float = field(default=1.0, metadata=within(above=0))
+    """Muon's multiplier of the learning rate of parameters that are not convolutions."""
     decay_norms: bool = True
     """Apply weight decay to the weights and biases of norm layers, too."""
     decay_biases: bool = True

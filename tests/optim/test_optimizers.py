@@ -1,4 +1,5 @@
 import copy
+import functools
 from dataclasses import replace
 
 import pytest
@@ -6,22 +7,24 @@ import timm.optim
 import torch
 
 from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.optim import muon
 from resnet_in1k.optim.optimizers import OPTIMIZERS, parameter_groups
 from resnet_in1k.recipes.published import RECIPES
 from resnet_in1k.recipes.recipe import Recipe
 
 
 class Net(torch.nn.Module):
-    """A convolution, a norm whose name says nothing, and a linear layer."""
+    """Two convolutions of one shape, a norm whose name says nothing, and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 4, 3, bias=False)
+        self.twin = torch.nn.Conv2d(3, 4, 3, bias=False)
         self.between = torch.nn.BatchNorm2d(4)
         self.bn_like = torch.nn.Linear(4, 2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.bn_like(self.between(self.conv(images)).mean(dim=(2, 3)))
+        return self.bn_like(self.between(self.conv(images) * self.twin(images)).mean(dim=(2, 3)))
 
 
 def make(net: torch.nn.Module, recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
@@ -38,6 +41,7 @@ def test_weight_decay_is_off_by_the_type_of_the_module(tiny: Recipe, decay_norms
     names = {name: decay[id(parameter)] for name, parameter in net.named_parameters()}
     assert names == {
         "conv.weight": 0.1,
+        "twin.weight": 0.1,
         "between.weight": 0.1 * decay_norms,
         "between.bias": 0.1 * decay_norms,
         "bn_like.weight": 0.1,
@@ -53,8 +57,8 @@ REFERENCES = {
     "lars": lambda groups: timm.optim.Lars(groups, 0.05, momentum=0.8, nesterov=True, weight_decay=0.1),
     "muon": lambda groups: timm.optim.Muon(
         [
-            {"params": groups[0]["params"][:1]},
-            {"params": groups[0]["params"][1:], "use_fallback": True},
+            {"params": groups[0]["params"][:2]},
+            {"params": groups[0]["params"][2:], "use_fallback": True},
             groups[1],  # vectors, for which it takes AdamW by itself
         ],
         *(0.05, 0.1, 0.8, True),
@@ -63,8 +67,11 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCES))
-def test_optimizer_is_its_librarys_over_ten_steps(tiny: Recipe, name: str):
-    """With the settings written out, without decay on vectors, at a rate that falls."""
+def test_optimizer_is_its_librarys_over_ten_steps(tiny: Recipe, name: str, monkeypatch: pytest.MonkeyPatch):
+    """With the settings written out, without decay on vectors, at a rate that falls; Muon in float32."""
+    exact = functools.partial(timm.optim.muon.zeropower_via_newtonschulz, dtype=torch.float32)
+    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", exact)
+    monkeypatch.setattr(muon, "fastest_precision", lambda device: "no")
     torch.manual_seed(0)
     ours, theirs = Net(), Net()
     theirs.load_state_dict(ours.state_dict())
@@ -86,6 +93,19 @@ def test_optimizer_is_its_librarys_over_ten_steps(tiny: Recipe, name: str):
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(ours.conv.weight, start, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(64, 147), (256, 64), (96, 96), (32, 288)])
+def test_orthogonalize_is_the_plain_iteration_in_float64(shape: tuple[int, int]):
+    """For wide, tall and square matrices, with singular values down to 1e-4 of the largest, several at once."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, *shape, generator=generator) * torch.logspace(0, -4, shape[1])
+    coefficients = timm.optim.muon._COEFFICIENTS["quintic"]
+    expected = timm.optim.muon.zeropower_via_newtonschulz(matrices.double(), 5, coefficients, dtype=torch.float64)
+    found = muon.orthogonalize(matrices, torch.float32)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+    coarse = muon.orthogonalize(matrices, torch.bfloat16)
+    assert 1e-3 < (coarse - expected).norm() / expected.norm() < 0.1
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "lamb"])
