@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
@@ -12,7 +13,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Function from (logits, targets) to the mean loss over the batch, ()."""
 
 
-def binary_cross_entropy(recipe: Recipe) -> Loss:
+def balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+    """Return all images / (classes × images of the class), (C,) float32; 0 for a class without images."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.from_numpy(len(labels) / (num_classes * np.maximum(counts, 1)) * (counts > 0)).float()
+
+
+def cross_entropy(recipe: Recipe, class_weights: Tensor | None) -> Loss:
+    if class_weights is None:
+        return torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    per_image = torch.nn.CrossEntropyLoss(class_weights, label_smoothing=recipe.label_smoothing, reduction="none")
+    # Not torch's own mean, which divides by the weights in the batch: parts of a batch would not add up.
+    return lambda logits, targets: per_image(logits, targets).mean()
+
+
+def binary_cross_entropy(recipe: Recipe, class_weights: Tensor | None) -> Loss:
     """Make a loss of each class against all others, the mean over images and classes, as in timm's recipes.
 
     With a threshold both classes of mixed images are present (https://arxiv.org/abs/2110.00476, section 2.2).
@@ -21,15 +36,17 @@ def binary_cross_entropy(recipe: Recipe) -> Loss:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         num_classes = logits.shape[1]
         dense = targets if targets.ndim == 2 else one_hot(targets, num_classes).to(logits.dtype)
+        weights = None if class_weights is None else (dense @ class_weights)[:, None]
         dense = dense * (1 - recipe.label_smoothing) + recipe.label_smoothing / num_classes
         if recipe.bce_target_threshold:
             dense = (dense > recipe.bce_target_threshold).to(logits.dtype)
-        return binary_cross_entropy_with_logits(logits, dense)
+        return binary_cross_entropy_with_logits(logits, dense, weights)
 
     return loss
 
 
-LOSSES: dict[str, Callable[[Recipe], Loss]] = {
-    "cross_entropy": lambda recipe: torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
+LOSSES: dict[str, Callable[[Recipe, Tensor | None], Loss]] = {
+    "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
 }
+"""Constructors from (recipe, weights of the classes, (C,), or None)."""

@@ -19,27 +19,35 @@ NORMS = (_NormBase, torch.nn.GroupNorm, torch.nn.LayerNorm)
 
 
 def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> Groups:
-    """Divide the parameters into groups with and without weight decay, and the last layer if it needs its own.
+    """Divide the parameters into groups with and without weight decay, and by learning rate.
 
     Norms are detected by module type, and the biases of other modules by name. The last layer has its own group if its
     learning rate differs, or if it is trained alone at first: fused SGD fails on a group in which only some parameters
     have momentum. All groups keep the order of the model.
     """
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[torch.nn.Parameter]] = {}
     head = getattr(model, "fc", None) if recipe.head_lr_factor != 1 or recipe.freeze_epochs else None
-    for module in model.modules():
+    layers = list(dict.fromkeys(_layer(name) for name, _ in model.named_parameters()))
+    for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             is_norm = isinstance(module, NORMS)
             decays = recipe.decay_norms if is_norm else recipe.decay_biases or name != "bias"
-            groups.setdefault((module is head, not decays), []).append(parameter)
+            lr_factor = recipe.layer_lr_decay ** (len(layers) - 1 - layers.index(_layer(module_name)))
+            lr_factor *= recipe.head_lr_factor if module is head else 1.0
+            groups.setdefault((lr_factor, module is head, not decays), []).append(parameter)
     return [
         {
-            "params": groups[is_head, is_undecayed],
+            "params": parameters,
             **({"weight_decay": 0.0} if is_undecayed else {}),
-            **({"lr_factor": recipe.head_lr_factor} if is_head else {}),
+            **({"lr_factor": lr_factor} if lr_factor != 1 else {}),
         }
-        for is_head, is_undecayed in sorted(groups)
+        for (lr_factor, _, is_undecayed), parameters in groups.items()
     ]
+
+
+def _layer(name: str) -> str:
+    """Return the residual block of a parameter or module, such as `layer1.0`, `fc` for the last layer, else ""."""
+    return ".".join(name.split(".")[:2]) if name.startswith("layer") else "fc" * name.startswith("fc")
 
 
 def _momentum(recipe: Recipe) -> dict[str, Any]:

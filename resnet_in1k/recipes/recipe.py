@@ -98,6 +98,9 @@ class Recipe:
     """Apply weight decay to the biases of other layers, too."""
     head_lr_factor: float = field(default=1.0, metadata=within(above=0))
     """Multiplier of the learning rate of the last layer."""
+    layer_lr_decay: float = field(default=1.0, metadata=within(above=0, at_most=1))
+    """Multiplier of the learning rate from each residual block to the one before it, down to the first convolution
+    (https://arxiv.org/abs/2106.08254, section 3.2)."""
     freeze_epochs: int = field(default=0, metadata=within(at_least=0))
     """Train only the last layer for N epochs; the norms then use their running statistics."""
     max_grad_norm: float = field(default=0.0, metadata=within(at_least=0))
@@ -114,6 +117,8 @@ class Recipe:
     """Training loss: cross_entropy or binary_cross_entropy."""
     label_smoothing: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Share of the target that is spread evenly over all classes (https://arxiv.org/abs/1512.00567)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: weight the loss of an image by all images / (classes × images of its class)."""
     bce_target_threshold: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Binary cross entropy sets targets above this to 1 and others to 0; 0 leaves the targets unchanged."""
 

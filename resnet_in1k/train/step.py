@@ -36,9 +36,11 @@ class TrainStep:
         gradient_accumulation_steps: int = 1,
         compile: bool = False,
         frozen_steps: int = 0,
+        class_weights: Tensor | None = None,
     ):
         """
         Args:
+            class_weights: (C,) float32, weights of the images' losses by class.
             frozen_steps: number of first steps that train only the last layer.
         """
         device = accelerator.device
@@ -56,7 +58,9 @@ class TrainStep:
         if compile:
             # In place: no wrapper, no prefix of the keys. A graph for each image size: symbolic shapes are slower.
             self.model.compile(dynamic=False)
-        self._loss_function = lookup(LOSSES, recipe.loss, "loss")(recipe)
+        self._loss_function = lookup(LOSSES, recipe.loss, "loss")(
+            recipe, None if class_weights is None else class_weights.to(device)
+        )
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
         # Of the loss; without fp16 one that does nothing and has no state.
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)

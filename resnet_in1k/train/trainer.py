@@ -17,6 +17,7 @@ from resnet_in1k.data.sampler import BatchSpec, train_specs
 from resnet_in1k.data.tar_shards import ShardSource
 from resnet_in1k.evaluate.evaluation import EvalLoader
 from resnet_in1k.model.resnet import ResNet
+from resnet_in1k.optim.losses import balanced_weights
 from resnet_in1k.recipes.recipe import PublishedWeights, Recipe
 from resnet_in1k.recipes.step_counts import EVAL_BATCH_SIZE, StepCounts
 from resnet_in1k.run_folder import provenance, read_recipe
@@ -109,6 +110,9 @@ class Trainer:
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             compile=options.compile,
             frozen_steps=counts.frozen_steps,
+            class_weights=balanced_weights(self.train_source.labels, len(class_names))
+            if recipe.class_weights == "balanced"
+            else None,
         )
         self.augmentation = Augmentation(recipe, len(class_names), launch.rank, launch.world_size, self.train_step.draw)
         self.train_step.model.load_state_dict(weights, strict=False)  # without the last layer, if that is new

@@ -95,6 +95,21 @@ def test_optimizer_is_its_librarys_over_ten_steps(tiny: Recipe, name: str, monke
     assert not torch.allclose(ours.conv.weight, start, atol=1e-4)
 
 
+def test_layer_lr_decay_is_timms(tiny: Recipe):
+    """A factor for the stem, for each residual block, and 1 for the last layer."""
+    theirs = timm.create_model("resnet18", num_classes=3)
+    groups = timm.optim.param_groups_layer_decay(theirs, weight_decay=0.1, layer_decay=0.7)
+    expected = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    ours = ResNet("resnet18", 3)
+    made = parameter_groups(ours, replace(tiny, layer_lr_decay=0.7, weight_decay=0.1, decay_norms=False))
+    found = {id(parameter): group.get("lr_factor", 1.0) for group in made for parameter in group["params"]}
+    names = [name for name, _ in theirs.named_parameters()]
+    assert names == [name for name, _ in ours.named_parameters()]
+    for one, other, name in zip(ours.parameters(), theirs.parameters(), names, strict=True):
+        assert found[id(one)] == pytest.approx(expected[id(other)]), name
+    assert found[id(ours.conv1.weight)] == pytest.approx(0.7**9)
+
+
 @pytest.mark.parametrize("shape", [(64, 147), (256, 64), (96, 96), (32, 288)])
 def test_orthogonalize_is_the_plain_iteration_in_float64(shape: tuple[int, int]):
     """For wide, tall and square matrices, with singular values down to 1e-4 of the largest, several at once."""
