@@ -78,6 +78,8 @@ class Recipe:
     """Epochs of linear warm-up to the peak learning rate, part of `epochs`; 0 for none."""
     warmup_start_factor: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
     """Start of the warm-up, as a share of lr."""
+    early_stopping_epochs: int = field(default=0, metadata=within(at_least=0))
+    """Stop after this many epochs without a better top-1; 0 never stops early."""
     seed: int = field(default=0, metadata=within(at_least=0))
     """Random seed."""
 

@@ -73,6 +73,9 @@ def training_loop(run: Trainer) -> None:
     batches = prefetch_to_device(run.train_loader.batches(specs), run.device, run.augmentation.apply_to)
     with bar_below_lines(counts.total_steps, "train", done=run.state.step) as bar:
         for step in range(run.first_step, counts.total_steps + 1):
+            if has_stalled(run):
+                print_line(f"stopped early: {run.recipe.early_stopping_epochs} epochs without a better top-1")
+                break
             with stopwatch.section("load"):
                 bad_images, take = next(batches)
             with stopwatch.section("train"):
@@ -95,6 +98,12 @@ def training_loop(run: Trainer) -> None:
                 save(run, step)
             stop_if_requested(run, step, poll=step)
     log.print_end(run)
+
+
+def has_stalled(run: Trainer) -> bool:
+    """True if the recipe stops early, and the last epochs that were evaluated were not better. The same on a resume."""
+    patience = run.recipe.early_stopping_epochs * run.counts.steps_per_epoch
+    return 0 < patience <= run.state.step - run.state.best_step
 
 
 def stop_if_requested(run: Trainer, step: int, poll: int) -> None:

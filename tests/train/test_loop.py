@@ -52,6 +52,22 @@ def test_golden_losses(tiny: Recipe, tmp_path: Path, monkeypatch):
     assert losses(folder)[:4] == pytest.approx(GOLDEN_LOSSES, rel=1e-3)  # later ones amplify rounding
 
 
+def test_early_stopping_keeps_the_best_weights_and_stops_at_the_same_epoch_after_a_resume(
+    tiny: Recipe, image_folder: Path, tmp_path: Path, capsys
+):
+    """With a rate of nearly 0 the accuracy of the first epoch stays the best."""
+    recipe = replace(tiny, epochs=9, lr=1e-12, warmup_epochs=0, early_stopping_epochs=2)
+    folder = run(recipe, image_folder, tmp_path / "run", keep_checkpoints=9)
+    assert [record["epoch"] for record in folder.records() if record["kind"] == "epoch"] == [1, 2, 3]
+    assert "stopped early: 2 epochs without a better top-1\n" in capsys.readouterr().out
+    best = sha256_of(folder.weights)
+    assert best == sha256_of(folder.checkpoints / "step_00000004/model.safetensors")
+    for step in (8, 12):
+        again = rewind(folder, step, tmp_path / f"again{step}")
+        run(recipe, image_folder, again.path, keep_checkpoints=9, resume=True)
+        assert_same_end(again, folder)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_losses_and_updates_are_those_of_a_plain_torch_loop(image_folder, tiny: Recipe, tmp_path: Path, accumulation):
     """torchvision's ResNet, torch's SGD and cross entropy, written out; only the batches are ours."""
