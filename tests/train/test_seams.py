@@ -57,7 +57,7 @@ def test_recipe_field(tiny: Recipe, image_folder: Path, finished: RunFolder, tmp
 def test_loss_optimizer_and_schedule(tiny: Recipe, image_folder: Path, tmp_path: Path, monkeypatch):
     """Adam with moments and a step count per parameter, multi-label loss, a rate that rises: resumed exactly."""
 
-    def one_against_all(recipe: Recipe):
+    def one_against_all(recipe: Recipe, class_weights: torch.Tensor | None):
         return lambda logits, targets: torch.nn.functional.binary_cross_entropy_with_logits(
             logits, torch.nn.functional.one_hot(targets, logits.shape[1]).float()
         )
