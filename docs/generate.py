@@ -62,6 +62,8 @@ RUN_FOLDER_KEYS = {
         "versions": "of Python, torch, torchvision, accelerate and safetensors",
         "commit": "of this project; null outside a checkout",
         "init_from": "initial weights, if they were given: `checkpoint`, `origin`, `sha256`, `architecture`, `head`",
+        "teacher": "the network of `--teacher`, if it was given: `checkpoint`, `origin`, `sha256`, `architecture`, "
+        "`outputs`",
         "resumed": "one entry for each resume: `after_step`, and the facts above",
     },
     "log.jsonl, train": {

@@ -110,6 +110,9 @@ def differences(first: tuple[Recipe, dict[str, Any]], second: tuple[Recipe, dict
     initial, other = (each.get("init_from") or {"checkpoint": "random weights"} for each in (facts, other_facts))
     if initial.get("sha256") != other.get("sha256"):
         lines.append(f"started from {initial['checkpoint']} → {other['checkpoint']}")
+    teachers = [each.get("teacher") or {"checkpoint": "none"} for each in (facts, other_facts)]
+    if teachers[0].get("sha256") != teachers[1].get("sha256"):
+        lines.append(f"teacher {teachers[0]['checkpoint']} → {teachers[1]['checkpoint']}")
     for name in ("mixed_precision", "world_size", "gradient_accumulation_steps"):
         if facts.get(name) != other_facts.get(name):
             lines.append(f"{name} {facts.get(name)} → {other_facts.get(name)}")

@@ -75,12 +75,13 @@ def find_recipe(given: str) -> GivenRecipe:
 def _options_like(given: str, file: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the default values of TrainOptions for another run like that one, which may be of another machine."""
     is_local = not given.startswith(HUB)
-    data, initial = facts["data"], facts.get("init_from") or {}
+    data, initial, teacher = facts["data"], facts.get("init_from") or {}, facts.get("teacher") or {}
     folder = file.resolve().parent if is_local else Path(given)
     name = folder.name if file.name == RECIPE_NAME else file.stem
     options = {
         "val_share": float(data.get("val_share", 0.0)),
         "init_from": initial.get("origin") or (initial.get("checkpoint") if is_local else None),
+        "teacher": teacher.get("origin") or (teacher.get("checkpoint") if is_local else None),
         "weights": "ema" if initial.get("weights") == "ema" else None,
         "output_dir": Path("runs", f"{name}-reproduced"),
         "precision": PRECISION_FLAGS.get(facts.get("mixed_precision"), "auto"),

@@ -79,6 +79,7 @@ def make_card(record: RunRecord) -> str:
         torchvision_weights=get_model_weights(record.architecture) if record.is_imagenet else [],
         facts=facts,
         initial=facts.get("init_from") if facts else None,
+        teacher=facts.get("teacher") if facts else None,
         changes=named.recipe.differences(recipe) if named else [],
         fields=_applied_fields(recipe) if recipe else {},
         hardware=dict.fromkeys(f"{start['world_size']} × {start['hardware']}" for start in starts),
@@ -115,6 +116,7 @@ def _applied_fields(recipe: Recipe) -> dict[str, Any]:
         "decay_norms": recipe.weight_decay,
         "decay_biases": recipe.weight_decay,
         "ema_every_steps": recipe.ema_decay,
+        "teacher_temperature": recipe.teacher_weight,
         "bce_target_threshold": recipe.loss == "binary_cross_entropy",
         "image_size_ramp_start": recipe.initial_image_size,
         "image_size_ramp_end": recipe.initial_image_size,
@@ -139,11 +141,13 @@ def _train_command(facts: dict[str, Any]) -> str:
 
 def published_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """Return recipe.json, or its entry of one resume, without the folders of this machine."""
-    published, initial = dict(facts), facts.get("init_from", {})
-    if initial:
-        published["init_from"] = {**initial, "checkpoint": initial["origin"] or Path(initial["checkpoint"]).name}
+    published, origins = dict(facts), []
+    for name in ("init_from", "teacher"):
+        if given := facts.get(name):
+            published[name] = {**given, "checkpoint": given["origin"] or Path(given["checkpoint"]).name}
+            origins.append(given["origin"])
     if "command" in facts:
-        published["command"] = published_command(facts["command"], initial.get("origin"))
+        published["command"] = published_command(facts["command"], origins)
     if "data" in facts:
         published["data"] = {**facts["data"], "source": source_facts(facts["data"]["source"]).name}
     if "resumed" in facts:
@@ -151,14 +155,14 @@ def published_facts(facts: dict[str, Any]) -> dict[str, Any]:
     return published
 
 
-def published_command(command: Sequence[str], origin: str | None) -> list[str]:
-    """Return the words of a recorded command with path/to/NAME in place of local paths; `origin` is not a path."""
+def published_command(command: Sequence[str], origins: Sequence[str]) -> list[str]:
+    """Return the words of a recorded command with path/to/NAME in place of local paths; `origins` are not paths."""
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
     published = ["scripts/train.py"]
     for word in itertools.dropwhile(lambda word: not word.startswith("--"), words):
         if published[-1] == "--data":
             word = shlex.split(source_facts(word).data_flag)[0]
-        elif "/" in word and word != origin and not word.startswith("hub:"):
+        elif "/" in word and word not in origins and not word.startswith("hub:"):
             word = f"path/to/{Path(word).name}"
         published.append(word)
     return published

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, one_hot
 
 from resnet_in1k.recipes.recipe import Recipe
 
@@ -43,6 +43,15 @@ def binary_cross_entropy(recipe: Recipe, class_weights: Tensor | None) -> Loss:
         return binary_cross_entropy_with_logits(logits, dense, weights)
 
     return loss
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return T² · KL(teacher ‖ model) of the predictions at temperature T, the mean over the batch, ().
+
+    The square keeps the size of the gradients (https://arxiv.org/abs/1503.02531, section 2).
+    """
+    own, taught = ((each / temperature).log_softmax(dim=1) for each in (logits, teacher_logits))
+    return temperature**2 * kl_div(own, taught, reduction="batchmean", log_target=True)
 
 
 LOSSES: dict[str, Callable[[Recipe, Tensor | None], Loss]] = {

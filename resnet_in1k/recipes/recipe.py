@@ -121,6 +121,11 @@ class Recipe:
     """Share of the target that is spread evenly over all classes (https://arxiv.org/abs/1512.00567)."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: weight the loss of an image by all images / (classes × images of its class)."""
+    teacher_weight: float = field(default=0.0, metadata=within(at_least=0, at_most=1))
+    """Share of the loss that is the distance from the predictions of `--teacher`, the Kullback-Leibler divergence
+    (https://arxiv.org/abs/1503.02531)."""
+    teacher_temperature: float = field(default=1.0, metadata=within(above=0))
+    """Divisor of the logits of both networks in that distance, which is multiplied by its square."""
     bce_target_threshold: float = field(default=0.0, metadata=within(at_least=0, below=1))
     """Binary cross entropy sets targets above this to 1 and others to 0; 0 leaves the targets unchanged."""
 
@@ -231,12 +236,14 @@ class Recipe:
         defaults = {each.name: each.default for each in dataclasses.fields(self)}
         return {name: value for name, value in vars(self).items() if value != defaults[name]}
 
-    def fingerprint(self, initial_weights_sha256: str = "") -> str:
+    def fingerprint(self, initial_weights_sha256: str = "", teacher_sha256: str = "") -> str:
         """Return a sha256 of everything that decides what a step computes: the fields that differ from their defaults,
-        without `epochs` if no step depends on it, and the initial weights."""
+        without `epochs` if no step depends on it, the initial weights, and the teacher."""
         deciding = self.non_default_fields()
         if initial_weights_sha256:
             deciding["init_from"] = initial_weights_sha256
+        if teacher_sha256:
+            deciding["teacher"] = teacher_sha256
         deciding.pop("lr_batch_rule", None)
         if self.lr_schedule in ("step", "multi_step") and not self.ema_decay:
             del deciding["epochs"]

@@ -36,6 +36,9 @@ class TrainOptions:
     USER/NAME on the Hub. The last layer is kept if the class names agree."""
     weights: PublishedWeights | None = None
     """Take the weights (model) or their moving average (ema), if --init-from has both; by default the weights."""
+    teacher: str | None = None
+    """Learn the predictions of this network, too, by teacher_weight: the same kinds as --init-from, an exported
+    network, or timm:NAME, a model of timm with its weights."""
     checkpoint_every: int = field(default=0, metadata=within(at_least=0))
     """Optimizer steps between two checkpoints, in addition to the end of each epoch; 0 for epochs only."""
     keep_checkpoints: int = field(default=2, metadata=within(at_least=1))

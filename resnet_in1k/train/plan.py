@@ -47,6 +47,7 @@ def describe_plan(run: Trainer) -> str:
         ("recipe", run.recipe_name + (f", but {'; '.join(changed)}" if changed else "")),
         ("model", f"{recipe.model}, {count(len(train.class_names), 'class', 'es')}, {sizes}"),
         *([("starts from", f"{run.init_from['checkpoint']}, {run.init_from['head']}")] if run.init_from else []),
+        *([("teacher", describe_teacher(run))] if run.teacher else []),
         ("data", f"{train.name}: {len(train):,} training and {len(val):,} validation images"),
         ("batch", batch),
         ("steps", steps),
@@ -61,6 +62,12 @@ def describe_plan(run: Trainer) -> str:
     if len(train.class_names) < 5:
         rows.append(("note", f"fewer than five classes: top-5 below means top-{len(train.class_names)}"))
     return "\n".join(["plan", *(f"  {name:<14}{printable(text)}" for name, text in rows)])
+
+
+def describe_teacher(run: Trainer) -> str:
+    weight, temperature = run.recipe.teacher_weight, run.recipe.teacher_temperature
+    text = f"{run.teacher['checkpoint']}, {run.teacher['architecture']}: {weight:.0%} of the loss, at temperature"
+    return "\n                ".join(filter(None, [f"{text} {temperature:g}", *run.teacher["outputs"].split("\n")]))
 
 
 def describe_schedule(counts: StepCounts) -> str:

@@ -10,10 +10,11 @@ from torch import Tensor
 from resnet_in1k.model.layers import FrozenBody, StochasticDepth, synchronize_norms
 from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.model.weights import weights_to_save
-from resnet_in1k.optim.losses import LOSSES
+from resnet_in1k.optim.losses import LOSSES, distillation_loss
 from resnet_in1k.optim.optimizers import OPTIMIZERS, parameter_groups
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.recipes.step_counts import StepCounts
+from resnet_in1k.train.teacher import Teacher
 from resnet_in1k.utils import imagenet, rng
 from resnet_in1k.utils.device import capabilities
 from resnet_in1k.utils.rng import Stream
@@ -37,11 +38,13 @@ class TrainStep:
         compile: bool = False,
         frozen_steps: int = 0,
         class_weights: Tensor | None = None,
+        teacher: Teacher | None = None,
     ):
         """
         Args:
             class_weights: (C,) float32, weights of the images' losses by class.
             frozen_steps: number of first steps that train only the last layer.
+            teacher: network for the distillation loss, on the CPU.
         """
         device = accelerator.device
         rng.key_global_generator(recipe.seed, Stream.WEIGHTS)  # the same initial weights on every process
@@ -61,6 +64,8 @@ class TrainStep:
         self._loss_function = lookup(LOSSES, recipe.loss, "loss")(
             recipe, None if class_weights is None else class_weights.to(device)
         )
+        self._recipe = recipe
+        self._teacher = None if teacher is None else teacher.to(device, memory_format=torch.channels_last)
         self._accelerator, self._num_parts = accelerator, gradient_accumulation_steps
         # Of the loss; without fp16 one that does nothing and has no state.
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
@@ -106,7 +111,7 @@ class TrainStep:
             with contextlib.nullcontext() if is_last else self._accelerator.no_sync(network):
                 # Accelerate's wrapper runs the forward in mixed precision and returns float32 logits.
                 logits = network(part_images)  # (B / parts, C)
-                loss = self._loss_function(logits, part_targets) / self._num_parts
+                loss = self._loss(logits, part_targets, part_images) / self._num_parts
                 self._accelerator.backward(loss)
             loss_sum = loss_sum + loss.detach()
         if self._max_grad_norm:
@@ -114,6 +119,16 @@ class TrainStep:
         self._prepared_optimizer.step()
         self._prepared_optimizer.zero_grad(set_to_none=True)
         return loss_sum
+
+    def _loss(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        """Return the mean loss, (), of which the teacher's share is its predictions for the same images."""
+        loss = self._loss_function(logits, targets)
+        if self._teacher is None:
+            return loss
+        with self._accelerator.autocast():
+            teacher_logits = self._teacher(images)
+        taught = distillation_loss(logits, teacher_logits.float(), self._recipe.teacher_temperature)
+        return torch.lerp(loss, taught, self._recipe.teacher_weight)
 
     def plain_copy(self) -> ResNet:
         """Copy the model as it is now to a plain ResNet without gradients, on the same device."""

@@ -25,6 +25,7 @@ from resnet_in1k.train.checkpoint import ModelGroup, OptimizerGroup, TensorGroup
 from resnet_in1k.train.init_weights import initial_weights
 from resnet_in1k.train.options import TrainOptions
 from resnet_in1k.train.step import MovingAverage, TrainStep
+from resnet_in1k.train.teacher import check_teacher, load_teacher
 from resnet_in1k.utils import device
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import UserError
@@ -52,6 +53,7 @@ class Trainer:
         self.launch, self.signals, self.stack, self.command = launch, signals, stack, command
         self.folder = options.run_folder(recipe_name)
         self.start_seconds = time.monotonic()
+        check_teacher(recipe, options.teacher)
         self._open_data()
         self._make_parts()
         self.first_step = 1  # that this process takes: after a resume a later one
@@ -95,6 +97,9 @@ class Trainer:
         self.init_from, weights = initial_weights(
             options.init_from, options.weights, recipe, class_names, self.folder, self.started_with, launch
         )
+        self.teacher, teacher = {}, None
+        if options.teacher is not None:
+            self.teacher, teacher = load_teacher(options.teacher, recipe, self.train_source, self.started_with, launch)
         precision = options.precision
         if precision == "auto":
             precision = PRECISION_FLAGS.get(self.started_with.get("mixed_precision"), "auto")
@@ -113,6 +118,7 @@ class Trainer:
             class_weights=balanced_weights(self.train_source.labels, len(class_names))
             if recipe.class_weights == "balanced"
             else None,
+            teacher=teacher,
         )
         self.augmentation = Augmentation(recipe, len(class_names), launch.rank, launch.world_size, self.train_step.draw)
         self.train_step.model.load_state_dict(weights, strict=False)  # without the last layer, if that is new
@@ -126,7 +132,9 @@ class Trainer:
         self.groups: dict[str, TensorGroup] = {name: ModelGroup(model) for name, model in self.models.items()}
         self.groups["optimizer"] = OptimizerGroup(self.train_step.model, self.train_step.optimizer)
 
-        self.state = TrainState(recipe_sha256=recipe.fingerprint(self.init_from.get("sha256", "")))
+        self.state = TrainState(
+            recipe_sha256=recipe.fingerprint(*(each.get("sha256", "") for each in (self.init_from, self.teacher)))
+        )
         self.facts = self._run_facts()
         self.data_facts = describe_data(self.train_source, self.val_source, options.val_share)
 
@@ -144,6 +152,7 @@ class Trainer:
             "cpu_threads": self.cpu_threads,
             **({"dollars_per_hour": options.dollars_per_hour} if options.dollars_per_hour else {}),
             **({"init_from": self.init_from} if self.init_from else {}),
+            **({"teacher": self.teacher} if self.teacher else {}),
             **provenance(),
         }
 

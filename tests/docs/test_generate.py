@@ -19,11 +19,11 @@ def test_generated_pages_are_those_of_the_code():
 
 @pytest.mark.slow
 def test_documented_keys_are_those_of_a_run(image_folder: Path, tmp_path: Path):
-    """Every optional key is written: a run starts from weights, has an average and a price, and is resumed."""
-    recipe = replace(TINY, ema_decay=0.9)
+    """Every optional key is written: a run has weights to start from, a teacher, an average and a price, is resumed."""
+    recipe = replace(TINY, ema_decay=0.9, teacher_weight=0.5)
     with narrow_resnet18():
-        first = run(replace(recipe, epochs=1), image_folder, tmp_path / "first")
-        how = {"init_from": str(first.path), "dollars_per_hour": 1.0, "checkpoint_every": 3}
+        first = run(replace(recipe, epochs=1, teacher_weight=0.0), image_folder, tmp_path / "first")
+        how = {"init_from": str(first.path), "teacher": str(first.path), "dollars_per_hour": 1.0, "checkpoint_every": 3}
         folder = run(recipe, image_folder, tmp_path / "run", **how)
         run(recipe, image_folder, rewind(folder, step=3).path, resume=True, **how)
     (recorded, evaluation, *_, state) = (

@@ -161,6 +161,7 @@ PROVOKED: dict[str, Callable[[Case], object]] = {
     "is being written to": Case.lock_twice,
     "starts from trained weights": lambda case: case.command("train", "--recipe", "finetune"),
     "the recipe's model is": lambda case: case.command("train", "--data", "digits", "--init-from", case.weights()),
+    "teacher_weight is": lambda case: case.command("train", "--data", "digits", "--teacher-weight", "1"),
     "invalid recipe": lambda case: case.command("train", "--lr=-1"),
     "training images are fewer": lambda case: StepCounts(TINY, 1, 1, num_train_images=7),
     "cannot be divided evenly": lambda case: StepCounts(TINY, 3, 1, num_train_images=99),

@@ -31,6 +31,7 @@ from resnet_in1k.cli.predict import PredictOptions, predict
 from resnet_in1k.data.loader import Batch, prefetch_to_device
 from resnet_in1k.data.registry import open_source
 from resnet_in1k.model.layers import synchronize_norms
+from resnet_in1k.model.resnet import ResNet
 from resnet_in1k.optim.losses import LOSSES
 from resnet_in1k.optim.optimizers import OPTIMIZERS
 from resnet_in1k.recipes.published import RECIPES
@@ -39,6 +40,7 @@ from resnet_in1k.recipes.step_counts import StepCounts
 from resnet_in1k.run_folder import RunFolder
 from resnet_in1k.train import preflight, trainer
 from resnet_in1k.train.step import MovingAverage, TrainStep
+from resnet_in1k.train.teacher import Teacher
 from resnet_in1k.utils.device import device_type, missing_capabilities
 from resnet_in1k.utils.distributed import make_accelerator
 from resnet_in1k.utils.errors import ProcessError
@@ -98,7 +100,9 @@ def observe_steps(recipe: Recipe, source: Path, precision: str = "fp32", num_par
     reset_accelerate_state()
     accelerator, images = make_accelerator(Launch(), precision), open_source(str(source), "train")
     counts = StepCounts(replace(recipe, ema_every_steps=1), 1, num_parts, len(images))
-    step = TrainStep(recipe, 6, accelerator, gradient_accumulation_steps=num_parts, frozen_steps=counts.frozen_steps)
+    teacher = Teacher(ResNet("resnet18", 6), (0.5,) * 3, (0.5,) * 3) if recipe.teacher_weight else None
+    how = {"gradient_accumulation_steps": num_parts, "frozen_steps": counts.frozen_steps, "teacher": teacher}
+    step = TrainStep(recipe, 6, accelerator, **how)
     average = MovingAverage(step.plain_copy(), counts) if recipe.ema_decay else None
     augmentation = Augmentation(recipe, 6, draw_for_step=step.draw)
     with train_loader(images, recipe) as batches:
@@ -138,6 +142,7 @@ PARTS = {
     "clipped": {"max_grad_norm": 1.0},
     "stochastic depth": {"stochastic_depth": 0.1},
     "average": {"ema_decay": 0.9},
+    "teacher": {"teacher_weight": 0.5},
 }
 
 

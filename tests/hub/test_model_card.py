@@ -186,6 +186,23 @@ def test_weights_of_imagenet_are_compared_with_torchvisions(architecture: str, n
     assert terms not in other
 
 
+@pytest.mark.parametrize("origin", ["", "timm:convnext_tiny.fb_in1k"])
+def test_the_card_of_a_taught_model_names_its_teacher(record: RunRecord, origin: str):
+    """In the text, and in the command by a name that others can use."""
+    checkpoint = origin or "/home/me/runs/big"
+    words = ["scripts/train.py", "--teacher", checkpoint, "--teacher-weight", "0.25"]
+    teacher = {"checkpoint": checkpoint, "origin": origin, "sha256": "34cd", "architecture": "resnet50"}
+    facts = published_facts(record.facts | {"command": words, "teacher": teacher})
+    recipe = replace(record.recipe, teacher_weight=0.25, teacher_temperature=2)
+    text = make_card(replace(record, facts=facts, recipe=recipe))
+    named = f"{origin or 'big'} (resnet50, sha256 `34cd`), with 25% of the loss at temperature 2."
+    assert f"It also learned the predictions of {named}" in text
+    assert f"--teacher {origin or 'path/to/big'} --teacher-weight 0.25\n" in text
+    assert "The weights that the training learned from have their own license." in text
+    assert "/home/me" not in text
+    assert_rendered_cleanly(text)
+
+
 @pytest.mark.parametrize("origin", ["", "timm/resnet18.a1_in1k", "torchvision/resnet18"])
 def test_the_card_of_a_fine_tuned_model_names_where_it_comes_from(record: RunRecord, origin: str):
     """Only a repository of the Hub is its base model there."""

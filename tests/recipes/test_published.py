@@ -48,6 +48,7 @@ def test_published_numbers_of_each_recipe():
         "budget-32": (32, 4096, "sgd", 1.7, 1e-4, 192, 256, 292),
         "budget-88": (88, 4096, "sgd", 1.7, 1e-4, 192, 256, 292),
         "goyal": (90, 8192, "sgd", 3.2, 1e-4, 224, 224, 256),
+        "funmatch": (1200, 4096, "adamw", 0.03, 3e-4 / 0.03, 224, 224, 256),
         "mlperf-lars": (37, 3200, "lars", 11.0, 5e-5, 224, 224, 256),
     }
     for name, numbers in published.items():
