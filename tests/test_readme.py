@@ -31,9 +31,15 @@ def code_blocks(readme: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words of each line, joined with the next one if it ends with a backslash."""
-    lines = "".join(code_blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines]
+    """Return the words of each line, joined with the next one if it ends with a backslash; of a loop, of each turn."""
+    text = "".join(code_blocks(page, "bash")).replace("\\\n", " ")
+    text = re.sub(r"^for (\w+) in (.+); do (.+); done$", turns, text, flags=re.M)
+    return [shlex.split(line, comments=True) for line in text.splitlines()]
+
+
+def turns(loop: re.Match[str]) -> str:
+    variable, values, body = loop.groups()
+    return "\n".join(body.replace(f"${variable}", value) for value in values.split())
 
 
 OPTIONS = {f"scripts/{name.replace('-', '_')}.py": options_of(name) for name in cli_commands if name != "train"}

@@ -1,16 +1,17 @@
 """Compare runs and weights: recipes, accuracy, time and speed."""
 
 import itertools
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import TYPE_CHECKING, Any
 
 from resnet_in1k.cli.arguments import parse
 from resnet_in1k.cli.options import CompareOptions
-from resnet_in1k.evaluate.statistics import confidence_interval, describe_paired, paired
+from resnet_in1k.evaluate.statistics import confidence_interval, describe_paired, different_conditions, paired, welch
 from resnet_in1k.model.resolve import resolve_checkpoint
 from resnet_in1k.recipes.recipe import Recipe
 from resnet_in1k.run_folder import RunFolder, read_recipe
@@ -39,9 +40,14 @@ class Compared:
 
 
 def compare(options: CompareOptions) -> str:
-    """Return the table, the differences of the recipes, and a significance test for evaluations of the same images."""
+    """Return the table, the differences of the recipes, the means over seeds, and significance tests."""
     rows = [_read(item) for item in options.items]
-    parts = [_table(rows), _recipes([row for row in rows if row.recipe]), _pairs(rows)]
+    if len({row.name for row in rows}) < len(rows):  # such as the runs sprint/0 and finetune/0
+        rows = [replace(row, name=str(Path(item))) for row, item in zip(rows, options.items, strict=True)]
+    runs = [row for row in rows if row.recipe]
+    groups, not_counted = _seed_groups(runs)
+    single = [row for row in rows if row not in itertools.chain(*groups)]  # pairs of seeds would be too many
+    parts = [_table(rows), _recipes(runs), _seeds(groups, not_counted), _pairs(single) if len(single) > 1 else ""]
     if options.picture is not None:
         if not any(row.epochs for row in rows):
             raise UserError(f"--picture {options.picture}: no item has a log with epochs to plot")
@@ -117,6 +123,52 @@ def differences(first: tuple[Recipe, dict[str, Any]], second: tuple[Recipe, dict
         if facts.get(name) != other_facts.get(name):
             lines.append(f"{name} {facts.get(name)} → {other_facts.get(name)}")
     return lines
+
+
+def _seed_groups(runs: Sequence[Compared]) -> tuple[list[list[Compared]], list[str]]:
+    """Return groups of two or more finished runs that differ in seed only, and notes on runs that are not counted."""
+    groups, notes = [], []
+    for run in runs:
+        alike = [g for g in groups if all(text.startswith("seed ") for text in differences(g[0].recipe, run.recipe))]
+        group = next((g for g in alike if not different_conditions(g[0].evaluation, run.evaluation)), [])
+        taken = {mark: each.name for each in group for mark in (each.recipe[0].seed, each.evaluation["weights_sha256"])}
+        if run.epochs and not _is_finished(run.recipe[0], run.epochs):
+            last, epochs = run.epochs[-1]["epoch"], run.recipe[0].epochs
+            notes.append(f"  {run.name} is not counted: it is unfinished, epoch {last} of {epochs}")
+        elif same := taken.get(run.recipe[0].seed) or taken.get(run.evaluation["weights_sha256"]):
+            notes.append(f"  {run.name} is not counted: it has the seed or the weights of {same}")
+        elif group:
+            group.append(run)
+        else:
+            groups.append([run])
+            notes += [f"  {run.name} is not counted with {g[0].name}: other images or preprocessing" for g in alike[:1]]
+    return [group for group in groups if len(group) > 1], notes
+
+
+def _is_finished(recipe: Recipe, epochs: Sequence[dict[str, Any]]) -> bool:
+    """Return True if a log ends with the recipe's last epoch or by early stopping."""
+    last, best = epochs[-1]["epoch"], max(epochs, key=lambda epoch: epoch["top1_accuracy"])["epoch"]
+    return last >= recipe.epochs or 0 < recipe.early_stopping_epochs <= last - best
+
+
+def _seeds(groups: Sequence[Sequence[Compared]], notes: Sequence[str]) -> str:
+    """Return the mean and standard deviation of each group, and Welch's test for each pair of groups."""
+    lines, tested = ["seeds (mean ± standard deviation; not compared image by image):"], []
+    for group in groups:
+        first, correct = group[0], [run.evaluation["top1_correct"] for run in group]
+        # sprint-0 of seed 0 becomes sprint; resnet50 does not become resnet5
+        stem = re.sub(rf"[-_./]*(seed)?[-_=]*(?<!\d){first.recipe[0].seed}$", "", first.name) or first.name
+        name = f"{stem} (seeds {', '.join(str(run.recipe[0].seed) for run in group)})"
+        top1, deviation = (value / first.evaluation["num_images"] for value in (mean(correct), stdev(correct)))
+        lines.append(f"  {name}: top-1 {top1:.2%} ± {deviation:.2%}, n = {len(group)}")
+        if len({run.recipe[1].get("commit") for run in group}) > 1:
+            lines.append("    the commits of the code differ")
+        tested.append((name, correct, first.evaluation))
+    for (a, in_a, of_a), (b, in_b, of_b) in itertools.combinations(tested, 2):
+        differ = different_conditions(of_a, of_b)
+        gap = "not comparable: other images or preprocessing" if differ else welch(in_a, in_b, of_a["num_images"])
+        lines.append(f"  {a} minus {b}: {gap}")
+    return "\n".join([*lines, *notes]) if groups else ""
 
 
 def _pairs(rows: Sequence[Compared]) -> str:

@@ -2,7 +2,9 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -45,8 +47,24 @@ def describe_paired(counts: tuple[int, int], first: str, second: str) -> str:
     if only_first == only_second:
         return f"{pair}: both have the same accuracy"
     p_value = binomtest(only_first, only_first + only_second).pvalue
-    verdict = "is not" if p_value > 0.05 else "is"
-    return f"{pair}: the difference {verdict} statistically significant (p = {p_value:.2g})"
+    return f"{pair}: {_verdict(p_value)} (p = {p_value:.2g})"
+
+
+def _verdict(p_value: float) -> str:
+    return f"the difference {'is not' if p_value > 0.05 else 'is'} statistically significant"
+
+
+def welch(first: Sequence[int], second: Sequence[int], num_images: int) -> str:
+    """Describe the difference of two averages of `top1_correct` with Welch's test, doi.org/10.1093/biomet/34.1-2.28."""
+    from scipy.stats import ttest_ind_from_stats
+
+    # Moments of integers are exact, so equal counts have deviation 0. scipy's ttest_ind warns about equal counts.
+    (mean_1, std_1), (mean_2, std_2) = ((mean(counts), stdev(counts)) for counts in (first, second))
+    points = f"{100 * (mean_1 - mean_2) / num_images:+.2f} points"
+    if std_1 == std_2 == 0:
+        return f"{points}; no test, because top-1 does not vary over the seeds of either"
+    p_value = ttest_ind_from_stats(mean_1, std_1, len(first), mean_2, std_2, len(second), equal_var=False).pvalue
+    return f"{points}, {_verdict(p_value)} (Welch's t-test, p = {p_value:.2g})"
 
 
 def _difference_of_images(first: dict[str, Any], second: dict[str, Any]) -> str | None:
