@@ -21,6 +21,10 @@ TINY_FIELDS = {
     "global_batch_size": 8,
     "image_size": 32,
     "eval_crop_ratio": 0.875,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "lr_batch_rule": "linear",
     "lr": 0.002,  # so small a network amplifies rounding from step to step; a small step less so
     "warmup_epochs": 1,
     "hflip_probability": 0.5,
