@@ -2,12 +2,11 @@
 
 import os
 import signal
-import stat
 import threading
 import time
 from types import FrameType
 
-from resnet_in1k.utils.console import in_notebook
+from resnet_in1k.utils.console import in_notebook, replace_lost_terminal
 from resnet_in1k.utils.launch import Launch, launcher_has_ended
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -48,7 +47,7 @@ class StopSignals:
             raise KeyboardInterrupt
         self._stopped_by = self._stopped_by or signal.Signals(number).name
         if number == signal.SIGHUP:
-            _replace_lost_terminal()
+            replace_lost_terminal()
 
     def stop_requested(self, launch: Launch, count: int) -> str:
         """Return the signal that any process has received, else ""; the same on all processes, which call it with the
@@ -56,13 +55,6 @@ class StopSignals:
         if launcher_has_ended():
             self._stopped_by = self._stopped_by or "the end of its launcher"
         return "" if count % POLL_EVERY and launch.world_size > 1 else launch.stop_requested(self._stopped_by)
-
-
-def _replace_lost_terminal() -> None:
-    """Send what is printed nowhere if it went to a terminal: after SIGHUP, a line of the log would be an error."""
-    for number in (1, 2):
-        if stat.S_ISCHR(os.fstat(number).st_mode):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _exit_at_second_signal(received: int) -> None:

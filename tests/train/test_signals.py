@@ -107,6 +107,22 @@ def test_run_whose_terminal_is_lost_saves_and_ends(image_folder: Path, tmp_path:
     assert checkpoint.name < "step_00000008"
 
 
+def test_a_line_that_is_printed_before_the_signal_arrives_is_no_error():
+    """The terminal is lost, and there is no SIGHUP yet; the bar and the line are on it."""
+    code = (
+        "from resnet_in1k.utils.console import bar_below_lines, print_line; input(); bar = bar_below_lines(9, 'train');"
+        "print_line('lost'); bar.refresh(); bar.close(); print_line('lost')"
+    )
+    terminal, ours = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=ours, stderr=ours, start_new_session=True
+    )
+    os.close(ours)
+    os.close(terminal)
+    process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0
+
+
 @pytest.mark.usefixtures("narrow")
 def test_stopped_in_validation_and_resumed(
     image_folder: Path, tmp_path: Path, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
