@@ -27,6 +27,7 @@ def plan_of(recipe: Recipe, image_folder: Path) -> str:
         recipe=recipe,
         counts=StepCounts(recipe, num_processes=2, gradient_accumulation_steps=3, num_train_images=len(train)),
         init_from={},
+        teacher={},
         train_source=train,
         val_source=val,
         device=torch.device("cpu"),

@@ -22,8 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow")]
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_recipe_trains_and_resumes_and_evaluates(name: str, image_folder: Path, tmp_path: Path):
+def test_recipe_trains_and_resumes_and_evaluates(name: str, image_folder: Path, finished: RunFolder, tmp_path: Path):
     recipe, how = small_version(name)
+    how |= {"teacher": str(finished.path)} if recipe.teacher_weight else {}
     folder = run(recipe, image_folder, tmp_path / "run", **how)
     assert len(losses(folder)) == 4
     assert np.isfinite(losses(folder)).all()
