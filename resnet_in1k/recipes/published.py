@@ -171,7 +171,7 @@ RECIPES: dict[str, NamedRecipe] = {
             hue=0.0,  # a gray digit has no hue
         ),
         "this project: a ResNet-50 on handwritten digits, through the same path as ImageNet",
-        measured="98.3% of the digits or more, n = 5, in a minute on two CPU cores, see docs/benchmarks.md",
+        measured="98.87 ± 0.20% of the digits, n = 5, in a minute on two CPU cores, see docs/benchmarks.md",
         default_data="digits",
     ),
     "tv1": NamedRecipe(
